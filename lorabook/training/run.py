@@ -1,0 +1,54 @@
+"""What a training call returns."""
+import base64
+import html
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorabook.grid import ImageGrid
+from lorabook.plots import Plot, plot_losses
+
+
+@dataclass
+class TrainingRun:
+    """A finished training run; shows its loss and its pictures in a notebook.
+
+    Attributes:
+        adapter: the adapter file.
+        history: a record a step: `step`, `loss`, `learning_rate`, `seconds`; some have `validation_loss`.
+        grid: pictures of the validation prompt without and with the adapter, or None.
+        command: the command line that repeats the run.
+    """
+
+    adapter: Path
+    history: list[dict] = field(repr=False)
+    command: str = field(repr=False)
+    grid: ImageGrid | None = field(default=None, repr=False)
+
+    @property
+    def validation_losses(self) -> list[float]:
+        """The validation loss at its fixed noise, from before the first step to after the last."""
+        return [record["validation_loss"] for record in self.history if "validation_loss" in record]
+
+    @property
+    def losses(self) -> list[float]:
+        """The training loss of each step."""
+        return [record["loss"] for record in self.history if "loss" in record]
+
+    def plot(self) -> Plot:
+        """The loss curves."""
+        return plot_losses(self.history)
+
+    def __str__(self):
+        seconds = sum(record.get("seconds", 0) for record in self.history)
+        told = f"{len(self.losses)} steps in {seconds:.0f} s; loss {self.losses[0]:.3f} to {self.losses[-1]:.3f}"
+        if self.validation_losses:
+            told += f", validation loss {self.validation_losses[0]:.3f} to {self.validation_losses[-1]:.3f}"
+        return f"{told}; adapter: {self.adapter}"
+
+    def _repr_html_(self):
+        pictures = [(self.plot(), self.plot().alt)]
+        if self.grid:
+            pictures.append((self.grid, "Pictures without and with the adapter."))
+        shown = "".join(f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,'
+                        f'{base64.b64encode(picture._repr_png_()).decode()}"></p>' for picture, alt in pictures)
+        return f"<p>{html.escape(str(self))}</p>{shown}"

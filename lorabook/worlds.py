@@ -1,0 +1,69 @@
+"""The two worlds a notebook can run in, and their defaults: the bundled miniature, and models from the Hub."""
+from dataclasses import dataclass
+from pathlib import Path
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+
+
+@dataclass(frozen=True)
+class World:
+    """What a notebook or a call assumes when it is told nothing.
+
+    `model` and `data` are a bundled name or a Hub id; `judge` is the CLIP model of `metrics`; `resolution` is in
+    pixels; `prompts` suit an adapter trained on `data`.
+    """
+
+    name: str
+    model: str
+    data: str
+    judge: str
+    resolution: int
+    num_inference_steps: int
+    guidance_scale: float
+    rank: int
+    target: str
+    learning_rate: float
+    train_batch_size: int
+    max_train_steps: int
+    prompts: tuple[str, ...]
+
+
+BUNDLED = World(
+    name="bundled", model="tiny-sd", data="creatures", judge="tiny-clip", resolution=64,
+    num_inference_steps=15, guidance_scale=4.0, rank=16, target="all", learning_rate=2e-3,
+    train_batch_size=8, max_train_steps=240,
+    prompts=("a cartoon blue creature with wings", "a cartoon red creature with horns",
+             "a drawing of a green cat on a white background"))
+
+HUB = World(
+    name="hub", model="stable-diffusion-v1-5/stable-diffusion-v1-5", data="reach-vb/pokemon-blip-captions",
+    judge="openai/clip-vit-base-patch32", resolution=512, num_inference_steps=25, guidance_scale=7.5, rank=4,
+    target="attention", learning_rate=1e-4, train_batch_size=1, max_train_steps=1500,
+    prompts=("a cartoon blue creature with wings", "a red creature with horns", "yoda"))
+
+
+def world(name: str | None = None) -> World:
+    """The defaults of a world.
+
+    Args:
+        name: "bundled" or "hub"; None picks "hub" where there is a CUDA GPU and "bundled" elsewhere.
+    Raises: ValueError for another name.
+    """
+    if name is None:
+        import torch
+        return HUB if torch.cuda.is_available() else BUNDLED
+    for candidate in (BUNDLED, HUB):
+        if candidate.name == name:
+            return candidate
+    raise ValueError(f"unknown world {name!r}; the worlds are: bundled, hub")
+
+
+def bundled(name: str) -> Path | None:
+    """The folder of a bundled model, image set or subject, or None where there is no such thing.
+
+    Args:
+        name: "tiny-sd", "creatures", "subjects/patch_cat", "adapters/creatures" …, from any working directory.
+    """
+    folder = DATA / name
+    inside = name and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return folder if inside and name != "." and folder.is_dir() else None
