@@ -1,0 +1,39 @@
+# make demo · make lab · make test · make bench; each sets up .venv by itself, once.
+PYTHON ?= python3
+BIN := .venv/bin
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+.PHONY: demo lab test bench clean
+
+demo: .venv/ready
+	$(BIN)/python -m lorabook demo
+
+lab: .venv/ready
+	$(BIN)/jupyter lab notebooks
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/pytest tests
+	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
+
+bench: .venv/ready
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lorabook needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then \
+		echo "NVIDIA GPU found: installing torch for CUDA"; \
+		$(BIN)/pip install -q -c constraints.txt torch; \
+	else \
+		echo "no NVIDIA GPU: installing a CPU build of torch, if one is within reach"; \
+		$(BIN)/pip install -q --retries 1 --timeout 15 --extra-index-url $(CPU_WHEELS) "torch==$(TORCH)+cpu" \
+		|| { echo "no CPU build within reach: installing the default build of torch"; $(BIN)/pip install -q "torch==$(TORCH)"; }; \
+	fi
+	$(BIN)/pip install -q -c constraints.txt -e ".[notebooks,dev]"
+	@$(BIN)/python -c 'import torch; print("torch", torch.__version__)'
+	touch $@

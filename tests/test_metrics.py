@@ -1,0 +1,47 @@
+import random
+
+import pytest
+import torch
+
+import lorabook as lb
+from lorabook.metrics import closest_prompt, image_features
+from styles import draw_creature
+from world import scene
+
+CLIP = "tiny-clip"
+
+
+@pytest.fixture
+def red_cat():
+    return scene("cat", "red", "a green field", random.Random(1))
+
+
+def test_a_drawing_is_closest_to_its_own_caption(red_cat):
+    prompts = ["a blue cat on a green field", "a red cat on a green field", "a red boat on a green field"]
+    assert closest_prompt([red_cat], prompts, model=CLIP) == [1]
+
+
+def test_similarities_have_a_row_an_image_and_a_column_a_prompt(red_cat):
+    similarity = lb.prompt_similarity([red_cat] * 3, ["a cat", "a car"], model=CLIP)
+    assert similarity.shape == (3, 2) and similarity.abs().max() <= 1
+
+
+def test_an_image_is_most_like_itself(red_cat):
+    other = scene("boat", "blue", "a night sky", random.Random(2))
+    similarity = lb.image_similarity([red_cat], [red_cat, other], model=CLIP)
+    assert similarity[0, 0] == pytest.approx(1, abs=1e-5) and similarity[0, 1] < 0.9
+
+
+def test_it_knows_creatures_too():
+    image = draw_creature("blue", ["horns"], random.Random(3))
+    assert closest_prompt([image], ["a blue cat", "a cartoon blue creature with horns"], model=CLIP) == [1]
+
+
+def test_many_images_are_looked_at_in_parts(red_cat):
+    features = image_features([red_cat] * 70, model=CLIP)
+    assert features.shape[0] == 70 and torch.allclose(features[0], features[69], atol=1e-5)
+
+
+def test_a_clip_model_can_be_a_folder(red_cat):
+    folder = lb.bundled(CLIP)
+    assert torch.equal(image_features([red_cat], model=folder), image_features([red_cat], model=CLIP))

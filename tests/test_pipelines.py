@@ -1,0 +1,73 @@
+import pytest
+import torch
+from diffusers import AutoPipelineForText2Image, EulerDiscreteScheduler, StableDiffusionPipeline
+
+import lorabook as lb
+from lorabook.pipelines import find_model
+
+
+def test_without_a_gpu_the_bundled_model_is_the_default(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_model(None).endswith("tiny-sd")
+
+
+def test_with_a_gpu_stable_diffusion_is_the_default(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert find_model(None) == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def test_bundled_model_is_found_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(lb.load_pipeline("tiny-sd", device="cpu"), StableDiffusionPipeline)
+
+
+def test_loading_is_silent(silent, capfd):
+    lb.load_pipeline("tiny-sd", device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_plain_diffusers_loads_the_bundled_model_in_float32():
+    pipe = AutoPipelineForText2Image.from_pretrained(lb.bundled("tiny-sd"))
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["euler", "EulerDiscreteScheduler"])
+def test_a_scheduler_by_its_name(name):
+    pipe = lb.load_pipeline("tiny-sd", device="cpu", scheduler=name)
+    assert isinstance(pipe.scheduler, EulerDiscreteScheduler)
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_an_unknown_scheduler_lists_the_names():
+    with pytest.raises(ValueError, match="'oiler'.*ddim.*euler"):
+        lb.load_pipeline("tiny-sd", scheduler="oiler")
+
+
+def test_a_retired_id_is_replaced_with_a_warning():
+    with pytest.warns(UserWarning, match="gone from the Hub"):
+        assert find_model("runwayml/stable-diffusion-v1-5") == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def test_an_unknown_model_says_what_was_looked_for_and_where(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"'nothing' not found: no folder {tmp_path}/nothing"):
+        lb.load_pipeline("nothing")
+
+
+def test_a_model_the_hub_does_not_give_says_so(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(FileNotFoundError, match="owner/nothing.*the Hub"):
+        lb.load_pipeline("owner/nothing", device="cpu")
+
+
+def test_a_folder_that_is_no_pipeline_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="model_index.json"):
+        lb.load_pipeline(tmp_path)
+
+
+def test_low_memory_draws_the_same_picture(pipe):
+    call = dict(prompt="a red cat", num_inference_steps=2, output_type="pt")
+    usual = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+    sparing = lb.load_pipeline("tiny-sd", device="cpu", low_memory=True)
+    sparing.set_progress_bar_config(disable=True)
+    assert torch.equal(usual, sparing(**call, generator=torch.Generator().manual_seed(0)).images)

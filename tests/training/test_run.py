@@ -1,0 +1,16 @@
+from pathlib import Path
+
+from lorabook.training.run import TrainingRun
+
+HISTORY = [{"step": 0, "validation_loss": 0.9}, {"step": 1, "loss": 0.8, "seconds": 2.0},
+           {"step": 2, "loss": 0.4, "seconds": 3.0, "validation_loss": 0.3}]
+
+
+def test_a_run_tells_its_steps_time_and_losses():
+    run = TrainingRun(Path("x.safetensors"), HISTORY, "accelerate launch …")
+    assert str(run) == "2 steps in 5 s; loss 0.800 to 0.400, validation loss 0.900 to 0.300; adapter: x.safetensors"
+
+
+def test_a_run_shows_its_loss_curve():
+    html = TrainingRun(Path("x.safetensors"), HISTORY, "")._repr_html_()
+    assert 'alt="Training loss from 0.80 to 0.40' in html and "data:image/png;base64," in html

@@ -1,0 +1,114 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import quick_config
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import lorabook as lb
+from lorabook.training.text_to_image import split
+
+
+def test_a_run_returns_its_adapter_and_history(quick_run):
+    assert quick_run.adapter.name == "pytorch_lora_weights.safetensors" and quick_run.adapter.is_file()
+    assert [record["step"] for record in quick_run.history] == [1, 2, 3]
+    assert all(record["loss"] > 0 and record["seconds"] > 0 and record["learning_rate"] == 1e-3
+               for record in quick_run.history)
+
+
+def test_the_weights_have_changed_and_are_finite(quick_run):
+    weights = load_file(quick_run.adapter)
+    assert all(value.isfinite().all() for value in weights.values())
+    assert any(value.abs().max() > 0 for key, value in weights.items() if "lora_B" in key)
+
+
+def test_the_file_tells_rank_alpha_base_model_and_settings(tmp_path):
+    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), alpha=6.0, max_train_steps=1))
+    with safe_open(run.adapter, "pt") as file:
+        metadata = file.metadata()
+    settings = json.loads(metadata["lora_adapter_metadata"])
+    assert (settings["unet.r"], settings["unet.lora_alpha"]) == (2, 6.0)
+    assert metadata["base_model"] == "tiny-sd" and json.loads(metadata["training"])["alpha"] == 6.0
+
+
+def test_alpha_survives_reloading(tmp_path, pipe):
+    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "a"), alpha=6.0, max_train_steps=1))
+    assert lb.load_adapter(pipe, run).alpha == (6.0,)
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    first, second = (load_file(lb.train_text_to_image(quick_config(output_dir=str(tmp_path / name))).adapter)
+                     for name in ("a", "b"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_every_target_trains_and_loads(tmp_path, pipe):
+    layers = [lb.load_adapter(pipe, lb.train_text_to_image(
+        quick_config(output_dir=str(tmp_path / name), target=target, max_train_steps=1)), name).layers["unet"]
+        for name, target in (("few", "attention"), ("more", "attention+ff"), ("most", "all"))]
+    assert layers == [128, 160, 279]
+
+
+def test_pictures_and_validation_loss_come_with_the_run(tmp_path):
+    run = lb.train_text_to_image(quick_config(
+        output_dir=str(tmp_path / "pets"), validation_split=0.34, validation_prompt="a red cat", num_validation_images=1))
+    assert len(run.validation_losses) >= 2
+    assert list(run.grid.columns) == ["pets 0", "pets 1"] and not np.array_equal(*run.grid.images[0])
+    assert run._repr_html_().count("<img alt=") == 2
+
+
+def test_own_images_of_any_shape_can_be_learned_with_random_crops(tmp_path, picture):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for number, size in enumerate([(90, 64), (70, 120), (300, 200)]):
+        picture("blue", size).save(folder / f"{number}.jpg")
+        (folder / f"{number}.txt").write_text("a blue wall")
+    run = lb.train_text_to_image(quick_config(dataset_name=None, train_data_dir=str(folder), random_flip=True,
+                                              output_dir=str(tmp_path / "out"), caption_dropout=0.5, snr_gamma=5.0))
+    assert len(run.losses) == 3
+
+
+def test_accumulation_makes_a_step_of_several_batches(tmp_path):
+    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), gradient_accumulation_steps=3, max_train_steps=2))
+    assert [record["step"] for record in run.history] == [1, 2]
+
+
+def test_the_command_line_trains(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "-m",
+         "lorabook.training.text_to_image", "--pretrained_model_name_or_path=tiny-sd", "--dataset_name=creatures",
+         "--max_train_samples=4", "--max_train_steps=2", "--train_batch_size=2", "--rank=2", f"--output_dir={tmp_path}/cli"],
+        capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 steps in" in done.stdout and (tmp_path / "cli/pytorch_lora_weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("changes", "error", "told"), [
+    (dict(pretrained_model_name_or_path="nothing"), FileNotFoundError, "model 'nothing' not found"),
+    (dict(dataset_name="nowhere"), FileNotFoundError, "image folder 'nowhere' not found"),
+    (dict(resolution=63), ValueError, "resolution 63 is not a multiple of 4"),
+    (dict(validation_split=0.01), ValueError, "leaves 0 to validate on"),
+    (dict(caption_column="prompt"), ValueError, "no column 'prompt'; its columns are: text"),
+])
+def test_bad_input_ends_before_training_with_nothing_written(tmp_path, changes, error, told):
+    with pytest.raises(error, match=told) as raised:
+        lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "out"), **changes))
+    assert len(str(raised.value)) <= 400 and "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_nothing_written(tmp_path):
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "out"), learning_rate=1e30, max_grad_norm=1e30,
+                                            max_train_steps=8))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_last_images_are_kept_out():
+    images = lb.load_captioned_images("creatures")
+    learned, held_out = split(images, 0.1)
+    assert (len(learned), len(held_out)) == (270, 30) and held_out[-1]["text"] == images[-1]["text"]
