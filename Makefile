@@ -31,7 +31,7 @@ clean:
 		$(BIN)/pip install -q -c constraints.txt torch; \
 	else \
 		echo "no NVIDIA GPU: installing a CPU build of torch, if one is within reach"; \
-		$(BIN)/pip install -q --retries 1 --timeout 15 --extra-index-url $(CPU_WHEELS) "torch==$(TORCH)+cpu" \
+		$(BIN)/pip install -q --no-deps --retries 1 --timeout 15 --extra-index-url $(CPU_WHEELS) "torch==$(TORCH)+cpu" \
 		|| { echo "no CPU build within reach: installing the default build of torch"; $(BIN)/pip install -q "torch==$(TORCH)"; }; \
 	fi
 	$(BIN)/pip install -q -c constraints.txt -e ".[notebooks,dev]"

@@ -48,7 +48,7 @@ def load_captioned_images(source=None, *, caption_column: str | None = None, ima
     name = os.fspath(source) if source is not None else world().data
     for folder in (Path(name).expanduser(), bundled(name)):
         if folder is not None and folder.exists():
-            return _from_folder(folder, caption_column, max_samples)
+            return _from_folder(folder, image_column, caption_column, max_samples)
     name = RETIRED.get(name, name)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(f"image folder {name!r} not found: no folder {Path(name).absolute()}, none in the "
@@ -78,12 +78,16 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
 
 
-def _from_folder(folder: Path, caption_column: str | None, max_samples: int | None) -> datasets.Dataset:
+def _from_folder(folder: Path, image_column: str | None, caption_column: str | None,
+                 max_samples: int | None) -> datasets.Dataset:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is a file; give the folder that holds the images")
     if not _metadata_file(folder) and (folder / "train").is_dir():
         folder = folder / "train"
     metadata = _metadata_file(folder)
+    if not metadata and any(folder.rglob("*.parquet")):  # a data set as the Hub keeps it
+        found = datasets.load_dataset(str(folder), split="train")
+        return _from_dataset(found, str(folder), image_column, caption_column, max_samples)
     pairs = _listed(folder, metadata, caption_column) if metadata else _beside(folder)
     if not pairs:
         raise FileNotFoundError(f"folder {folder} has no images; it needs .png, .jpg, .webp or the like")

@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 from lorabook.adapters.load import adapter_names
 from lorabook.adapters.scales import kept_scales, set_scales
 from lorabook.grid import ImageGrid
-from lorabook.worlds import HUB, BUNDLED
+from lorabook.worlds import BUNDLED, HUB
 
 SETTINGS = ("prompt", "negative_prompt", "seed", "guidance_scale", "num_inference_steps")
 

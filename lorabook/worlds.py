@@ -9,8 +9,8 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 class World:
     """What a notebook or a call assumes when it is told nothing.
 
-    `model` and `data` are a bundled name or a Hub id; `judge` is the CLIP model of `metrics`; `resolution` is in
-    pixels; `prompts` suit an adapter trained on `data`.
+    `model`, `data` and `adapter` are a bundled name or a Hub id; `judge` is the CLIP model of `metrics`; `resolution`
+    is in pixels; `prompts` suit an adapter trained on `data`, and `adapter_prompt` the ready adapter.
     """
 
     name: str
@@ -26,6 +26,8 @@ class World:
     train_batch_size: int
     max_train_steps: int
     prompts: tuple[str, ...]
+    adapter: str
+    adapter_prompt: str
 
 
 BUNDLED = World(
@@ -33,13 +35,15 @@ BUNDLED = World(
     num_inference_steps=15, guidance_scale=4.0, rank=16, target="all", learning_rate=2e-3,
     train_batch_size=8, max_train_steps=240,
     prompts=("a cartoon blue creature with wings", "a cartoon red creature with horns",
-             "a drawing of a green cat on a white background"))
+             "a drawing of a green cat on a white background"),
+    adapter="creatures", adapter_prompt="a cartoon purple creature with horns and wings")
 
 HUB = World(
     name="hub", model="stable-diffusion-v1-5/stable-diffusion-v1-5", data="reach-vb/pokemon-blip-captions",
     judge="openai/clip-vit-base-patch32", resolution=512, num_inference_steps=25, guidance_scale=7.5, rank=4,
     target="attention", learning_rate=1e-4, train_batch_size=1, max_train_steps=1500,
-    prompts=("a cartoon blue creature with wings", "a red creature with horns", "yoda"))
+    prompts=("a cartoon blue creature with wings", "a red creature with horns", "yoda"),
+    adapter="Norod78/SD15-Rubber-Duck-LoRA", adapter_prompt="a rubber duck wearing a crown")
 
 
 def world(name: str | None = None) -> World:

@@ -2,13 +2,10 @@ import random
 import warnings
 
 import pytest
-import torch
 from PIL import Image
 
 import lorabook as lb
 from styles import creature
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture

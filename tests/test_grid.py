@@ -21,7 +21,7 @@ def test_large_images_keep_their_size(picture):
 
 def test_labels_take_room_and_leave_the_images_whole(picture):
     plain, labelled = (grid_of(picture, **labels).picture() for labels in
-                       ({}, dict(columns=["scale 0", "scale 1"], rows=["a very long prompt that must be broken"], title="t")))
+                       ({}, dict(columns=["scale 0", "scale 1"], rows=["a long prompt that must be broken"], title="t")))
     assert labelled.width > plain.width and labelled.height > plain.height
     colors = dict((color, count) for count, color in labelled.getcolors(1 << 20))
     assert colors[(255, 0, 0)] == colors[(0, 0, 255)] == 128 * 128

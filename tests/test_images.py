@@ -126,6 +126,15 @@ def test_a_dataset_passes_through_with_its_caption_column_found(picture):
     assert images[0]["image"].getpixel((0, 0)) == (0, 0, 255)
 
 
+def test_a_folder_shaped_like_a_hub_data_set_is_read(folder, picture):
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    source = datasets.Dataset.from_dict({"image": [picture("blue"), picture("red")], "text": ["blue", "red"]}, features)
+    (folder / "data").mkdir()
+    source.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    images = lb.load_captioned_images(folder)
+    assert list(images["text"]) == ["blue", "red"] and images[1]["image"].getpixel((0, 0)) == (255, 0, 0)
+
+
 @pytest.mark.filterwarnings("ignore:.*no caption")
 @pytest.mark.parametrize("name", ["no/such/folder", "nowhere"])
 def test_a_missing_folder_is_named(name):

@@ -1,5 +1,4 @@
 """What a LoRA is trained on: creatures, ink drawings, mosaics, and two subjects. The base UNet sees none of them."""
-import math
 import random
 
 import numpy as np

@@ -14,14 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import (AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline,
-                       UNet2DConditionModel)
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from judge import generated, judge, wanted
 
 SCHEDULE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
-                rescale_betas_zero_snr=True, timestep_spacing="trailing")
+                rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=1)
 
 
 def make_unet() -> UNet2DConditionModel:

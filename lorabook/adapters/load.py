@@ -126,7 +126,7 @@ def _check_all_matched(pipe, name: str, weights: dict, path: Path) -> None:
     arrived = sum(len(layers) for layers in layers_of(pipe, name).values())
     expected = len({key.split(".lora")[0] for key in weights if ".lora" in key})
     if not arrived or arrived < expected:
-        raise ValueError(f"only {arrived} of its {expected} layers match the pipeline's; load the base model it was made for")
+        raise ValueError(f"only {arrived} of its {expected} layers match the pipeline's; it needs its own base model")
 
 
 def _take_off(pipe, name: str, before: list[str]) -> None:

@@ -1,9 +1,11 @@
 """What a training run is told: dataclasses whose fields are the command line's flags."""
 import math
+import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_args
 
 from transformers import HfArgumentParser
 
@@ -70,6 +72,12 @@ class TextToImageConfig:
     lora_dropout: float = _flag(0.0, "dropout on the adapter's input")
 
     def __post_init__(self):
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, os.PathLike):  # so that it can stand in the adapter's metadata
+                object.__setattr__(self, option.name, os.fspath(value))
+            else:
+                _check(self, option.name, _fits(value, option), f"of type {_type_name(option.type)}")
         for name in ("rank", "train_batch_size", "num_train_epochs", "gradient_accumulation_steps"):
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_train_steps", "max_train_samples", "resolution"):
@@ -87,8 +95,7 @@ class TextToImageConfig:
                 _check(self, option.name, value in choices, f"one of {', '.join(choices)}")
         if self.dataset_name and self.train_data_dir:
             raise ValueError("dataset_name and train_data_dir are both given; give one of them")
-        if Path(self.output_dir).is_file():
-            raise ValueError(f"output_dir {self.output_dir!r} is a file; give a folder")
+        _check_output(Path(self.output_dir))
 
     @property
     def command(self) -> str:
@@ -105,6 +112,29 @@ class TextToImageConfig:
     def told(self) -> dict:
         """The fields that were given, as plain data."""
         return {key: value for key, value in asdict(self).items() if value != type(self).__dataclass_fields__[key].default}
+
+
+def _fits(value, option) -> bool:
+    """Whether a value is of a field's type; a whole number will do for a float, None where it is the default."""
+    if value is None:  # HfArgumentParser takes the None out of the fields' types
+        return option.default is None
+    allowed = get_args(option.type) or (option.type,)
+    if isinstance(value, bool):
+        return bool in allowed
+    return isinstance(value, (*allowed, int) if float in allowed else allowed)
+
+
+def _type_name(kind) -> str:
+    return str(kind) if get_args(kind) else kind.__name__
+
+
+def _check_output(folder: Path) -> None:
+    """Fail now rather than after training where the output folder cannot be made."""
+    if folder.is_file():
+        raise ValueError(f"output_dir {str(folder)!r} is a file; give a folder")
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"output_dir {str(folder)!r} cannot be made: {there} is a file or may not be written to")
 
 
 def _check(config, name: str, holds: bool, expected: str) -> None:

@@ -66,7 +66,7 @@ def train_text_to_image(config: TextToImageConfig) -> TrainingRun:
     adapter, grid = Path(config.output_dir) / WEIGHT_NAME, None
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_lora(adapter, accelerator.unwrap_model(pipe.unet), name, config)
+        write_lora(adapter, accelerator.unwrap_model(pipe.unet, keep_fp32_wrapper=False), name, config)
         if config.validation_prompt and config.num_validation_images:
             grid = validation_grid(pipe, name, config.validation_prompt, config.num_validation_images, seed)
     return TrainingRun(adapter, history, config.command, grid)

@@ -9,6 +9,10 @@ from lorabook.training.config import parse
 
 @pytest.mark.parametrize(("field", "value", "expected"), [
     ("rank", 0, "rank must be at least 1, not 0"),
+    ("rank", 4.5, "rank must be of type int, not 4.5"),
+    ("rank", "8", "rank must be of type int, not '8'"),
+    ("random_flip", 1, "random_flip must be of type bool"),
+    ("output_dir", None, "output_dir must be of type str"),
     ("rank", -4, "rank must be at least 1"),
     ("alpha", 0.0, "alpha must be a number above 0"),
     ("train_batch_size", 0, "train_batch_size must be at least 1"),
@@ -30,6 +34,16 @@ def test_an_output_folder_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; give a folder"):
         lb.TextToImageConfig(output_dir=str(tmp_path / "file"))
+
+
+def test_an_output_folder_below_a_file_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be made"):
+        lb.TextToImageConfig(output_dir=tmp_path / "file" / "sub")
+
+
+def test_paths_become_text(tmp_path):
+    assert lb.TextToImageConfig(train_data_dir=tmp_path).train_data_dir == str(tmp_path)
 
 
 def test_two_sources_of_images_are_an_error():

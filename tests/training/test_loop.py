@@ -1,12 +1,13 @@
 import torch
-
 from conftest import quick_config
+
 from lorabook.training.loop import make_optimizer
 
 
 def test_clipping_clips(tmp_path, monkeypatch):
-    import lorabook as lb
     from accelerate import Accelerator
+
+    import lorabook as lb
     norms, clip = [], Accelerator.clip_grad_norm_
 
     def spy(self, parameters, max_norm, *args):

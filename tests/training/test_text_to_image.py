@@ -72,6 +72,13 @@ def test_own_images_of_any_shape_can_be_learned_with_random_crops(tmp_path, pict
     assert len(run.losses) == 3
 
 
+def test_half_precision_trains_float32_weights_and_leaves_the_pipeline_usable(tmp_path):
+    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), mixed_precision="bf16",
+                                              validation_prompt="a red cat", num_validation_images=1))
+    assert {value.dtype for value in load_file(run.adapter).values()} == {torch.float32}
+    assert not np.array_equal(*run.grid.images[0])
+
+
 def test_accumulation_makes_a_step_of_several_batches(tmp_path):
     run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), gradient_accumulation_steps=3, max_train_steps=2))
     assert [record["step"] for record in run.history] == [1, 2]
