@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 _TEXT, _PAPER, _GAP = (40, 40, 44), (255, 255, 255), 6
+SMALLEST, LARGEST = 128, 320  # pixels of a cell's longer side, when shown
 
 
 @dataclass
@@ -36,10 +37,9 @@ class ImageGrid:
                 raise ValueError(f"an ImageGrid with {count} {name} was given {len(labels)} labels for them")
 
     def picture(self) -> Image.Image:
-        """The whole grid as one image; small images are enlarged, pixel for pixel, to be seen."""
-        width, height = self.images[0][0].size
-        zoom = max(1, round(128 / max(width, height)))
-        cell_w, cell_h = width * zoom, height * zoom
+        """The whole grid as one image: small images are enlarged, pixel for pixel, and large ones reduced."""
+        cell_w, cell_h = (max(edges) for edges in zip(*(_shown(image).size for row in self.images for image in row),
+                                                      strict=True))
         font = ImageFont.load_default(max(13, cell_w // 10))
         left = _widest(self.rows, font, max(cell_w, 150)) + 2 * _GAP if self.rows else _GAP
         heads = [_wrapped(c, font, cell_w) for c in self.columns]
@@ -61,8 +61,9 @@ class ImageGrid:
                 draw.multiline_text((left - _GAP, first + y * (cell_h + _GAP) + cell_h / 2), label, _TEXT, font,
                                     anchor="rm", align="right")
             for x, image in enumerate(row):
-                sheet.paste(image.convert("RGB").resize((cell_w, cell_h), Image.NEAREST if zoom > 1 else Image.LANCZOS),
-                            (left + x * (cell_w + _GAP), first + y * (cell_h + _GAP)))
+                shown = _shown(image)
+                sheet.paste(shown, (left + x * (cell_w + _GAP) + (cell_w - shown.width) // 2,
+                                    first + y * (cell_h + _GAP) + (cell_h - shown.height) // 2))
         return sheet
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -76,6 +77,15 @@ class ImageGrid:
         encoded = io.BytesIO()
         self.picture().quantize(256, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
         return encoded.getvalue()
+
+
+def _shown(image: Image.Image) -> Image.Image:
+    """The image at the size it is shown in."""
+    longer = max(image.size)
+    if longer > LARGEST:
+        return ImageOps.contain(image.convert("RGB"), (LARGEST, LARGEST), Image.LANCZOS)
+    zoom = max(1, round(SMALLEST / longer))
+    return image.convert("RGB").resize((image.width * zoom, image.height * zoom), Image.NEAREST)
 
 
 def _wrapped(label: str, font, width: int) -> str:

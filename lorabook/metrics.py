@@ -1,7 +1,9 @@
 """Image and prompt similarity in numbers, by a CLIP model: the bundled tiny one, or any folder or Hub id."""
 import os
+import re
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from lorabook.quiet import quiet
-from lorabook.worlds import bundled, world
+from lorabook.worlds import DATA, bundled, world
 
 try:  # https://github.com/huggingface/transformers: the default image processor needs torchvision from version 5 on
     from transformers import CLIPImageProcessorPil as ImageProcessor
@@ -21,9 +23,15 @@ except ImportError:
 @lru_cache(maxsize=2)
 def _judge(model: str) -> tuple[CLIPModel, AutoTokenizer, ImageProcessor]:
     found = bundled(model) or model
-    with quiet():
-        return (CLIPModel.from_pretrained(found).eval().requires_grad_(False),
-                AutoTokenizer.from_pretrained(found), ImageProcessor.from_pretrained(found))
+    looked = f"CLIP model {model!r} not found: no folder {Path(model).absolute()}, none in the bundled {DATA}, and"
+    if not Path(found).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+        raise FileNotFoundError(f"{looked} it is not a Hub id of the form owner/name")
+    try:
+        with quiet():
+            return (CLIPModel.from_pretrained(found).eval().requires_grad_(False),
+                    AutoTokenizer.from_pretrained(found), ImageProcessor.from_pretrained(found))
+    except OSError as error:
+        raise FileNotFoundError(f"{looked} the Hub did not give it: {' '.join(str(error).split())[:120]}") from error
 
 
 def _named(model: str | os.PathLike | None) -> str:
@@ -33,6 +41,8 @@ def _named(model: str | os.PathLike | None) -> str:
 @torch.no_grad()
 def image_features(images: Sequence[Image.Image], *, model: str | os.PathLike | None = None) -> Tensor:
     """CLIP's view of images as unit vectors, (images, width)."""
+    if not images:
+        raise ValueError("there are no images to look at")
     clip, _, processor = _judge(_named(model))
     batches = [images[i:i + 64] for i in range(0, len(images), 64)]
     outputs = [clip.get_image_features(**processor([i.convert("RGB") for i in batch], return_tensors="pt"))

@@ -8,7 +8,7 @@ import diffusers
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from lorabook.quiet import quiet
 from lorabook.worlds import DATA, bundled, world
@@ -23,7 +23,7 @@ RETIRED = {
 }
 
 SCHEDULERS = {
-    "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "pndm": "PNDMScheduler", "lms": "LMSDiscreteScheduler",
+    "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "pndm": "PNDMScheduler",
     "euler": "EulerDiscreteScheduler", "euler a": "EulerAncestralDiscreteScheduler", "heun": "HeunDiscreteScheduler",
     "dpm++ 2m": "DPMSolverMultistepScheduler", "dpm++ 2s": "DPMSolverSinglestepScheduler",
     "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler",
@@ -47,10 +47,10 @@ def find_model(model: str | os.PathLike | None = None) -> str:
     """
     name = os.fspath(model) if model is not None else world().model
     for folder in (Path(name).expanduser(), bundled(name)):
-        if folder is not None and folder.is_dir():
-            if not (folder / "model_index.json").is_file():
-                raise FileNotFoundError(f"folder {folder} is not a diffusers pipeline: it has no model_index.json")
+        if folder is not None and (folder / "model_index.json").is_file():
             return str(folder)
+    if Path(name).expanduser().is_dir():
+        raise FileNotFoundError(f"folder {name} is not a diffusers pipeline: it has no model_index.json")
     if name in RETIRED:
         warnings.warn(f"{name} is gone from the Hub; using {RETIRED[name]}", stacklevel=2)
         return RETIRED[name]
@@ -97,8 +97,11 @@ def _from_pretrained(found: str, dtype: torch.dtype, **kwargs) -> DiffusionPipel
     if not Path(found).is_dir():
         _check_hub(found, **{key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs})
         return AutoPipelineForText2Image.from_pretrained(found, **{_DTYPE: dtype}, **kwargs)
-    with quiet():
-        return AutoPipelineForText2Image.from_pretrained(found, **{_DTYPE: dtype}, **kwargs)
+    try:
+        with quiet():
+            return AutoPipelineForText2Image.from_pretrained(found, **{_DTYPE: dtype}, **kwargs)
+    except OSError as error:
+        raise FileNotFoundError(f"model folder {found} is not whole: {' '.join(str(error).split())[:200]}") from error
 
 
 def _check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
@@ -114,6 +117,8 @@ def _check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
             "a token") from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"{looked} the Hub has no such model, or it is private and needs a token") from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{looked} the Hub's has no revision {revision!r}") from error
     except Exception as error:  # no network: the class is that of whichever HTTP library huggingface_hub uses
         raise FileNotFoundError(f"{looked} the Hub cannot be reached ({type(error).__name__})") from error
 

@@ -35,6 +35,8 @@ def sweep(pipe, prompt: str | None = None, *, columns: Mapping[str, Sequence], r
     Raises: ValueError for an unknown axis, an empty one, or no prompt.
     """
     axes = [_axis(pipe, columns, "columns"), _axis(pipe, rows, "rows") if rows else None]
+    if rows and axes[0][0] == axes[1][0]:
+        raise ValueError(f"columns and rows both vary {axes[0][0]!r}; let one of them vary something else")
     given = {axis[0] for axis in axes if axis}
     if prompt is None and "prompt" not in given:
         raise ValueError("sweep needs a prompt, or an axis {\"prompt\": [...]}")

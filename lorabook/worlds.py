@@ -25,6 +25,8 @@ class World:
     learning_rate: float
     train_batch_size: int
     max_train_steps: int
+    validation_split: float
+    mixed_precision: str
     prompts: tuple[str, ...]
     adapter: str
     adapter_prompt: str
@@ -33,7 +35,7 @@ class World:
 BUNDLED = World(
     name="bundled", model="tiny-sd", data="creatures", judge="tiny-clip", resolution=64,
     num_inference_steps=15, guidance_scale=4.0, rank=16, target="all", learning_rate=2e-3,
-    train_batch_size=8, max_train_steps=240,
+    train_batch_size=8, max_train_steps=240, validation_split=0.1, mixed_precision="no",
     prompts=("a cartoon blue creature with wings", "a cartoon red creature with horns",
              "a drawing of a green cat on a white background"),
     adapter="creatures", adapter_prompt="a cartoon purple creature with horns and wings")
@@ -42,6 +44,7 @@ HUB = World(
     name="hub", model="stable-diffusion-v1-5/stable-diffusion-v1-5", data="reach-vb/pokemon-blip-captions",
     judge="openai/clip-vit-base-patch32", resolution=512, num_inference_steps=25, guidance_scale=7.5, rank=4,
     target="attention", learning_rate=1e-4, train_batch_size=1, max_train_steps=1500,
+    validation_split=0.02, mixed_precision="fp16",
     prompts=("a cartoon blue creature with wings", "a red creature with horns", "yoda"),
     adapter="Norod78/SD15-Rubber-Duck-LoRA", adapter_prompt="a rubber duck wearing a crown")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lorabook"
-FLOORS = [{"worlds", "blocks", "quiet"}, {"pipelines", "images", "grid", "plots", "metrics"}, {"adapters"},
+FLOORS = [{"worlds", "blocks", "captions", "quiet"}, {"pipelines", "images", "grid", "plots", "metrics"}, {"adapters"},
           {"sweeps"}, {"training"}, {"__main__", "__init__"}]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -14,9 +14,11 @@ def test_small_images_are_enlarged_to_be_seen(picture):
     assert min(grid_of(picture).picture().size) > 128
 
 
-def test_large_images_keep_their_size(picture):
-    large = lb.ImageGrid([[picture("red", (512, 512))]]).picture()
-    assert 512 < large.width < 540
+def test_large_images_are_reduced_and_kept_whole_in_images(picture):
+    grid = lb.ImageGrid([[picture("red", (1024, 512)), picture("blue", (512, 1024))]])
+    assert max(grid.picture().size) < 700 and grid.images[0][0].size == (1024, 512)
+    colors = dict((color, count) for count, color in grid.picture().getcolors(1 << 20))
+    assert colors[(255, 0, 0)] == colors[(0, 0, 255)] == 320 * 160
 
 
 def test_labels_take_room_and_leave_the_images_whole(picture):

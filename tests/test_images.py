@@ -167,6 +167,45 @@ def test_no_caption_column_lists_the_columns(folder, picture):
         lb.load_captioned_images(folder)
 
 
+def test_a_column_that_is_no_caption_is_not_taken_for_one(folder, picture):
+    picture().save(folder / "a.png")
+    (folder / "metadata.csv").write_text("file_name,width\na.png,64\n")
+    with pytest.raises(ValueError, match="no caption column; its columns are: width"):
+        lb.load_captioned_images(folder)
+
+
+def test_a_csv_caption_with_an_unquoted_comma_is_an_error(folder, picture):
+    picture().save(folder / "a.png")
+    (folder / "metadata.csv").write_text("file_name,text\na.png,a red, big cat\n")
+    with pytest.raises(ValueError, match="line 2 has more cells.*quote"):
+        lb.load_captioned_images(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*no caption")
+def test_files_of_one_name_in_two_folders_keep_their_captions(folder, picture):
+    for part in "ab":
+        (folder / part).mkdir()
+        picture().save(folder / part / "1.png")
+    (folder / "a" / "1.txt").write_text("told")
+    assert list(lb.load_captioned_images(folder)["text"]) == ["told", ""]
+
+
+def test_a_dataset_with_damaged_and_missing_images_names_their_rows(picture):
+    good = io.BytesIO()
+    picture().save(good, "PNG")
+    rows = [{"bytes": b"junk", "path": None}, {"bytes": good.getvalue(), "path": None}, None]
+    source = datasets.Dataset.from_dict({"image": rows, "text": ["a", "b", "c"]}, features=datasets.Features(
+        {"image": datasets.Image(), "text": datasets.Value("string")}))
+    with pytest.warns(UserWarning, match="row 0.*row 2"):
+        assert list(lb.load_captioned_images(source)["text"]) == ["b"]
+
+
+def test_an_image_column_that_is_not_there_lists_the_columns(picture):
+    source = datasets.Dataset.from_dict({"image": [picture()], "text": ["x"]})
+    with pytest.raises(ValueError, match="no column of images 'imgae'; its columns are: image, text"):
+        lb.load_captioned_images(source, image_column="imgae")
+
+
 def test_a_caption_column_that_is_not_there_lists_the_columns(folder, picture):
     picture().save(folder / "a.png")
     write_metadata(folder, {"file_name": "a.png", "text": "x"})

@@ -16,7 +16,14 @@ def test_the_demo_trains_and_draws(tmp_path, monkeypatch, capsys):
     assert "validation loss" in capsys.readouterr().out
 
 
+def test_an_output_that_cannot_be_written_ends_before_training(tmp_path):
+    for output in (tmp_path, tmp_path / "nowhere" / "x.png"):
+        done = subprocess.run([sys.executable, "-m", "lorabook", "demo", f"--output={output}"], capture_output=True,
+                              text=True)
+        assert done.returncode == 2 and done.stderr.startswith("error: output") and done.stderr.count("\n") == 1
+
+
 def test_unknown_and_abbreviated_arguments_are_errors():
     for arguments in (["dance"], ["demo", "--outp=x"]):
         done = subprocess.run([sys.executable, "-m", "lorabook", *arguments], capture_output=True, text=True)
-        assert done.returncode == 2 and "error:" in done.stderr
+        assert done.returncode == 2 and done.stderr.startswith("error:") and done.stderr.count("\n") == 1

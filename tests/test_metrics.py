@@ -45,3 +45,8 @@ def test_many_images_are_looked_at_in_parts(red_cat):
 def test_a_clip_model_can_be_a_folder(red_cat):
     folder = lb.bundled(CLIP)
     assert torch.equal(image_features([red_cat], model=folder), image_features([red_cat], model=CLIP))
+
+
+def test_an_unknown_clip_model_says_where_it_was_looked_for(red_cat):
+    with pytest.raises(FileNotFoundError, match="CLIP model 'nothing' not found"):
+        image_features([red_cat], model="nothing")

@@ -46,6 +46,11 @@ def test_an_axis_is_a_dictionary_with_one_entry(pipe, columns):
         lb.sweep(pipe, "a red cat", columns=columns)
 
 
+def test_the_same_axis_twice_is_an_error(pipe):
+    with pytest.raises(ValueError, match="both vary 'seed'"):
+        lb.sweep(pipe, "a red cat", columns={"seed": [1]}, rows={"seed": [2]})
+
+
 def test_an_axis_without_values_is_an_error(pipe):
     with pytest.raises(ValueError, match="no values"):
         lb.sweep(pipe, "a red cat", columns={"seed": []})

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from judge import generated, judge, wanted
-from world import COLORS, KINDS, PLACES, caption
 
 import lorabook as lb
+from judge import generated, judge, wanted
+from world import COLORS, KINDS, PLACES, caption
 
 TINY_SD = Path(__file__).resolve().parent.parent / "tiny-sd"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download, list_repo_files
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,13 +29,15 @@ def find_adapter(source, *, weight_name: str | None = None, subfolder: str | Non
     Raises: FileNotFoundError, saying what was looked for and where; ValueError for a pickle file or several files.
     """
     name = os.fspath(getattr(source, "adapter", source))
-    for path in (Path(name).expanduser(), bundled(f"adapters/{name}")):
+    ready = bundled(f"adapters/{name}")
+    for path in (Path(name).expanduser(), ready):
         if path is not None and path.is_file():
             return _no_pickle(path)
         if path is not None and path.is_dir():
             folder = path / (subfolder or "")
             names = [p.name for p in folder.iterdir() if p.is_file()] if folder.is_dir() else []
-            return folder / _choose(names, weight_name, folder)
+            if path == ready or ready is None or any(n.endswith(".safetensors") for n in names):
+                return folder / _choose(names, weight_name, folder)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(f"adapter {name!r} not found: no file or folder {Path(name).absolute()}, no bundled "
                                 "adapter of that name, and it is not a Hub id of the form owner/name")
@@ -45,14 +47,40 @@ def find_adapter(source, *, weight_name: str | None = None, subfolder: str | Non
 def _from_hub(repo_id: str, weight_name: str | None, subfolder: str | None, hub: dict) -> Path:
     try:
         if weight_name is None:
-            asked = {key: hub[key] for key in ("revision", "token") if key in hub}
-            inside = f"{subfolder}/" if subfolder else ""
-            names = [n.removeprefix(inside) for n in list_repo_files(repo_id, **asked) if n.startswith(inside)]
-            weight_name = _choose([n for n in names if "/" not in n], None, repo_id)
-        return _no_pickle(Path(hf_hub_download(repo_id, weight_name, subfolder=subfolder, **hub)))
-    except OSError as error:
-        raise FileNotFoundError(f"adapter {repo_id!r} not found: no file or folder {Path(repo_id).absolute()}, and the "
-                                f"Hub did not give it: {str(error).strip().splitlines()[0][:160]}") from error
+            weight_name = _choose(_names_on_hub(repo_id, subfolder, hub), None, repo_id)
+        return Path(hf_hub_download(repo_id, str(_no_pickle(Path(weight_name))), subfolder=subfolder, **hub))
+    except (ValueError, FileNotFoundError) as error:
+        if str(error).startswith(repo_id) or "pickle" in str(error):
+            raise
+        raise _not_given(repo_id, error) from error
+    except Exception as error:  # no network: the class is that of whichever HTTP library huggingface_hub uses
+        raise _not_given(repo_id, error) from error
+
+
+def _names_on_hub(repo_id: str, subfolder: str | None, hub: dict) -> list[str]:
+    """The files beside each other in a repository, or in its cached copy where that is all there is."""
+    inside = f"{subfolder}/" if subfolder else ""
+    try:
+        if hub.get("local_files_only"):
+            raise ConnectionError("local files only")
+        info = HfApi(token=hub.get("token")).model_info(repo_id, revision=hub.get("revision"), timeout=10)
+        names = [file.rfilename for file in info.siblings]
+    except Exception:
+        try:
+            folder = Path(snapshot_download(repo_id, revision=hub.get("revision"), cache_dir=hub.get("cache_dir"),
+                                            local_files_only=True))
+        except OSError:
+            folder = None
+        if folder is None:
+            raise
+        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*")]
+    return [n.removeprefix(inside) for n in names if n.startswith(inside) and "/" not in n.removeprefix(inside)]
+
+
+def _not_given(repo_id: str, error: Exception) -> FileNotFoundError:
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return FileNotFoundError(f"adapter {repo_id!r} not found: no file or folder {Path(repo_id).absolute()}, and the Hub "
+                             f"did not give it: {reason}")
 
 
 def _choose(names: list[str], asked: str | None, where) -> str:
@@ -61,13 +89,13 @@ def _choose(names: list[str], asked: str | None, where) -> str:
     if asked or WEIGHT_NAME in weights:
         chosen = asked or WEIGHT_NAME
         if chosen not in names:
-            raise FileNotFoundError(f"{where} has no file {chosen}; it has: {', '.join(sorted(names)) or 'none'}")
+            raise FileNotFoundError(f"{where} has no file {chosen}; it has: {', '.join(sorted(names)[:8]) or 'none'}")
         _no_pickle(Path(chosen))
         return chosen
     if len(weights) == 1:
         return weights[0]
     if weights:
-        raise ValueError(f"{where} has several adapter files, say which with weight_name: {', '.join(weights)}")
+        raise ValueError(f"{where} has several adapter files, say which with weight_name: {', '.join(weights[:8])}")
     for name in names:
         _no_pickle(Path(name))
     raise FileNotFoundError(f"{where} has no .safetensors file")
@@ -112,8 +140,11 @@ def write_adapter(path: str | os.PathLike, weights: Mapping[str, Tensor], *, con
     metadata = {"format": "pt", METADATA_KEY: json.dumps(flat, sort_keys=True)}
     metadata |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     unfinished = path.with_name(path.name + ".part")
-    save_file({key: value.detach().to("cpu").contiguous() for key, value in weights.items()}, unfinished, metadata)
-    os.replace(unfinished, path)
+    try:
+        save_file({key: value.detach().to("cpu").contiguous() for key, value in weights.items()}, unfinished, metadata)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path
 
 

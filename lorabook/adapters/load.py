@@ -1,10 +1,12 @@
 """Load an adapter onto an ordinary diffusers pipeline, and say what was loaded."""
 import html
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lorabook.adapters.files import METADATA_KEY, WEIGHT_NAME, find_adapter, read_adapter
@@ -59,7 +61,7 @@ def load_adapter(pipe, source, name: str | None = None, *, weight_name: str | No
     Args:
         pipe: a diffusers pipeline that can carry LoRA.
         source: a file, a folder, a bundled name ("creatures"), a Hub id, or a TrainingRun.
-        name: the adapter's name; None takes the file's or folder's, with dots replaced.
+        name: the adapter's name; None takes the file's or folder's, with dots replaced (see `module_name`).
         weight_name, subfolder, revision, token, cache_dir, local_files_only: as in `from_pretrained`.
     Returns: a LoadReport, which shows itself.
     Raises: FileNotFoundError if there is no such adapter; ValueError for a pickle file, a damaged one, weights that
@@ -67,7 +69,7 @@ def load_adapter(pipe, source, name: str | None = None, *, weight_name: str | No
     """
     path = find_adapter(source, weight_name=weight_name, subfolder=subfolder, revision=revision, token=token,
                         cache_dir=cache_dir, local_files_only=local_files_only)
-    name = (name or _name_of(path)).replace(".", "_")
+    name = module_name(name) if name else module_name(_name_of(source, path))
     if name in adapter_names(pipe):
         raise ValueError(f"the pipeline has an adapter {name!r} already; give this one another name")
     weights, metadata = read_adapter(path)
@@ -117,8 +119,20 @@ def activate(pipe, names: list[str]) -> None:
             layer.set_adapter(names, inference_mode=True)
 
 
-def _name_of(path: Path) -> str:
-    return path.parent.name if path.name == WEIGHT_NAME else path.stem
+def module_name(text: str) -> str:
+    """A name that torch takes for a module: no dots or blanks, and none of ModuleDict's own attributes.
+
+    «train», «half» and the like get «_lora» behind them.
+    """
+    name = re.sub(r"\W", "_", text) or "adapter"
+    return f"{name}_lora" if hasattr(torch.nn.ModuleDict(), name) else name
+
+
+def _name_of(source, path: Path) -> str:
+    """The file's name; where that says nothing, the folder's or the Hub repository's."""
+    if path.name != WEIGHT_NAME:
+        return path.stem
+    return path.parent.name if path.parent.parent.name != "snapshots" else str(source).split("/")[-1]
 
 
 def _check_all_matched(pipe, name: str, weights: dict, path: Path) -> None:

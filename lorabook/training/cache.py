@@ -63,11 +63,12 @@ class Examples:
 
     def _all_moments(self, progress: bool) -> tuple[Tensor, Tensor]:
         """(mirrored, images, channels, height, width) of means, and of deviations."""
+        size = max(1, min(32, 2**20 // self.resolution**2))  # four images of 512 x 512: what a small GPU holds
         rounds = []
         for flip in range(1 + self.random_flip):
-            batches = range(0, len(self), 16)
+            batches = range(0, len(self), size)
             encoded = [self.family.encode_images(torch.stack([self.pixels(i, bool(flip)) for i in
-                                                              range(start, min(start + 16, len(self)))]))
+                                                              range(start, min(start + size, len(self)))]))
                        for start in tqdm(batches, desc="encoding images", disable=not progress, leave=False)]
             rounds.append([torch.cat(part) for part in zip(*encoded, strict=True)])
         mean, deviation = (torch.stack(part) for part in zip(*rounds, strict=True))

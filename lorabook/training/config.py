@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import get_args
 
+from accelerate import PartialState
+from datasets.exceptions import DatasetsError
 from transformers import HfArgumentParser
 
 from lorabook.blocks import TARGETS
@@ -88,6 +90,11 @@ class TextToImageConfig:
             _check(self, name, math.isfinite(getattr(self, name)) and getattr(self, name) > 0, "a number above 0")
         for name in ("caption_dropout", "lora_dropout", "validation_split", "adam_beta1", "adam_beta2"):
             _check(self, name, 0 <= getattr(self, name) < 1, "0 or more and below 1")
+        for name in ("noise_offset", "adam_weight_decay"):
+            _check(self, name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "0 or more")
+        _check(self, "snr_gamma", self.snr_gamma is None or (math.isfinite(self.snr_gamma) and self.snr_gamma > 0),
+               "a number above 0")
+        _check(self, "seed", self.seed is None or 0 <= self.seed < 2**32, "0 or more and below 2 ** 32")
         _check(self, "alpha", self.alpha is None or (math.isfinite(self.alpha) and self.alpha > 0), "a number above 0")
         for option in fields(self):
             choices, value = option.metadata.get("choices"), getattr(self, option.name)
@@ -100,7 +107,7 @@ class TextToImageConfig:
     @property
     def command(self) -> str:
         """The command line that repeats this run."""
-        parts = ["accelerate launch -m lorabook.training.text_to_image"]
+        parts = ["accelerate launch --quiet -m lorabook.training.text_to_image"]
         for option in fields(self):
             value = getattr(self, option.name)
             if value == option.default:
@@ -142,12 +149,18 @@ def _check(config, name: str, holds: bool, expected: str) -> None:
         raise ValueError(f"{name} must be {expected}, not {getattr(config, name)!r}")
 
 
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"error: {message}\n")
+
+
 def parse(config_class: type, arguments: list[str] | None = None):
     """A config from a command line; unknown and abbreviated flags and bad values end the program with one sentence."""
-    parser = HfArgumentParser(config_class, allow_abbrev=False, description=config_class.__doc__.splitlines()[0])
+    parser = _Parser(config_class, allow_abbrev=False, description=config_class.__doc__.splitlines()[0])
     config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
-        near = [f"--{f.name}" for f in fields(config_class) if f"--{f.name}".startswith(unknown[0].split("=")[0])]
+        flag = unknown[0].split("=")[0]
+        near = [f"--{f.name}" for f in fields(config_class) if len(flag) > 3 and f"--{f.name}".startswith(flag)][:3]
         parser.error(f"unknown flag {unknown[0]}{'; did you mean ' + ' or '.join(near) + '?' if near else ''}")
     return config
 
@@ -156,11 +169,8 @@ def run_command_line(config_class: type, train) -> None:
     """Train as the command line says; bad input ends in one sentence and exit status 2."""
     try:
         run = train(parse(config_class))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(_complain(error))
-    print(run)
-
-
-def _complain(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    except (ValueError, OSError, FloatingPointError, DatasetsError) as error:
+        print(f"error: {' '.join(str(error).split())[:400]}", file=sys.stderr)
+        sys.exit(2)
+    if PartialState().is_main_process:
+        print(run)

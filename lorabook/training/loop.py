@@ -35,7 +35,8 @@ def train(accelerator: Accelerator, family: StableDiffusion, examples: Examples,
                         generator=torch.Generator().manual_seed(seed))
     parameters = [p for p in family.pipe.unet.parameters() if p.requires_grad]
     unet, optimizer, loader = accelerator.prepare(
-        family.pipe.unet, make_optimizer(parameters, config, accelerator.num_processes), loader)
+        family.pipe.unet, make_optimizer(parameters, config, accelerator.num_processes), loader,
+        device_placement=[True, True, False])  # the loader's numbers stay on the CPU, where they choose
     steps = config.max_train_steps or config.num_train_epochs * math.ceil(
         len(loader) / config.gradient_accumulation_steps)
     schedule = accelerator.prepare(get_scheduler(
@@ -45,13 +46,13 @@ def train(accelerator: Accelerator, family: StableDiffusion, examples: Examples,
     checks = {round(steps * i / 5) for i in range(1, 6)} if validate else set()
     history = [{"step": 0, "validation_loss": validate()}] if validate else []
     losses: list[Tensor] = []
-    started = time.perf_counter()
+    step, started = 0, time.perf_counter()
     unet.train()
     progress = tqdm(total=steps, desc="training", disable=not accelerator.is_local_main_process)
-    while progress.n < steps:
+    while step < steps:
         for chosen in loader:
             with accelerator.accumulate(unet):
-                loss = training_loss(family, unet, examples, chosen.cpu(), config, generator)
+                loss = training_loss(family, unet, examples, chosen, config, generator)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
@@ -61,18 +62,19 @@ def train(accelerator: Accelerator, family: StableDiffusion, examples: Examples,
             losses.append(loss.detach())
             if not accelerator.sync_gradients:
                 continue
+            step += 1
             progress.update()
-            history.append({"step": progress.n, "loss": torch.stack(losses).mean(),
+            history.append({"step": step, "loss": torch.stack(losses).mean(),
                             "learning_rate": schedule.get_last_lr()[0]})
             losses.clear()
-            if progress.n % SHOW_EVERY == 0 or progress.n == steps:
+            if step % SHOW_EVERY == 0 or step == steps:
                 _read_losses(history, progress)
-            if progress.n in checks:
+            if step in checks:
                 history[-1]["validation_loss"] = validate()
                 unet.train()
             history[-1]["seconds"] = time.perf_counter() - started
             started = time.perf_counter()
-            if progress.n == steps:
+            if step == steps:
                 break
     progress.close()
     unet.eval()

@@ -1,15 +1,15 @@
 """Train a text-to-image LoRA on captioned images, in a notebook or on the command line.
 
-accelerate launch -m lorabook.training.text_to_image --train_data_dir=… takes the flags of diffusers'
+accelerate launch --quiet -m lorabook.training.text_to_image --train_data_dir=… takes the flags of diffusers'
 train_text_to_image_lora.py.
 """
 import random
-import re
 from pathlib import Path
 
 import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
@@ -17,6 +17,7 @@ from peft.utils import get_peft_model_state_dict
 
 import lorabook
 from lorabook.adapters.files import WEIGHT_NAME, write_adapter
+from lorabook.adapters.load import module_name
 from lorabook.blocks import target_modules
 from lorabook.images import load_captioned_images
 from lorabook.pipelines import find_model, load_pipeline
@@ -47,9 +48,10 @@ def train_text_to_image(config: TextToImageConfig) -> TrainingRun:
                                    config_name=config.dataset_config_name, max_samples=config.max_train_samples,
                                    **({"cache_dir": config.cache_dir} if config.cache_dir else {}))
     learned, held_out = split(images, config.validation_split)
+    AcceleratorState._reset_state()  # else a second run in one process keeps the precision of the first, or fails
     accelerator = Accelerator(gradient_accumulation_steps=config.gradient_accumulation_steps,
                               mixed_precision=config.mixed_precision)
-    pipe = load_pipeline(model, device=accelerator.device, dtype=DTYPES[accelerator.mixed_precision],
+    pipe = load_pipeline(model, device=accelerator.device, dtype=DTYPES.get(accelerator.mixed_precision, torch.float32),
                          revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
     family = family_of(pipe, config.prediction_type)
     resolution = checked_resolution(family, config.resolution)
@@ -59,7 +61,7 @@ def train_text_to_image(config: TextToImageConfig) -> TrainingRun:
                  progress=accelerator.is_local_main_process)
     examples = Examples(family, learned, center_crop=config.center_crop, random_flip=config.random_flip, **looks)
     kept = Examples(family, held_out, center_crop=True, random_flip=False, **looks) if held_out else None
-    name = re.sub(r"\W", "_", Path(config.output_dir).absolute().name)
+    name = module_name(Path(config.output_dir).absolute().name)
     add_lora(family, name, config)
     history = train(accelerator, family, examples, config, seed=seed,
                     validate=(lambda: validation_loss(family, pipe.unet, kept)) if kept else None)

@@ -50,6 +50,10 @@ def test_nothing_on_the_pipeline_becomes_trainable(pipe, quick_run):
     assert not any(p.requires_grad for p in pipe.unet.parameters())
 
 
+def test_a_name_that_torch_has_for_itself_gets_an_ending(pipe, quick_run):
+    assert lb.load_adapter(pipe, quick_run, "train").name == "train_lora"
+
+
 def test_dots_in_a_name_are_replaced(pipe, quick_run):
     assert lb.load_adapter(pipe, quick_run, "v1.0").name == "v1_0"
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -92,6 +93,17 @@ def test_the_command_line_trains(tmp_path):
         capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "2 steps in" in done.stdout and (tmp_path / "cli/pytorch_lora_weights.safetensors").is_file()
+
+
+def test_two_processes_train_together_and_end(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+         "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "lorabook.training.text_to_image",
+         "--pretrained_model_name_or_path=tiny-sd", "--dataset_name=creatures", "--max_train_samples=8",
+         "--max_train_steps=2", "--train_batch_size=2", "--rank=2", f"--output_dir={tmp_path}/two"],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 steps in") == 1 and (tmp_path / "two/pytorch_lora_weights.safetensors").is_file()
 
 
 @pytest.mark.parametrize(("changes", "error", "told"), [
