@@ -74,8 +74,10 @@ class ImageGrid:
         return path
 
     def _repr_png_(self) -> bytes:
-        encoded = io.BytesIO()
-        self.picture().quantize(256, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
+        encoded, picture = io.BytesIO(), self.picture()
+        if max(self.images[0][0].size) < SMALLEST:  # a drawing enlarged: 256 colours hold it in a third of the bytes
+            picture = picture.quantize(256, dither=Image.Dither.NONE)
+        picture.save(encoded, "PNG", optimize=True)
         return encoded.getvalue()
 
 
