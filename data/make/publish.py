@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import lorabook as lb
-from judge import generated, judge, wanted
+from judge import generated
 from world import COLORS, KINDS, PLACES, caption
 
 TINY_SD = Path(__file__).resolve().parent.parent / "tiny-sd"
@@ -42,5 +42,3 @@ if __name__ == "__main__":
     pipe = lb.load_pipeline("tiny-sd", device="cpu", dtype=torch.float32)
     contact_sheet(pipe).save(TINY_SD / "contact_sheet.png")
     looks(pipe).save(TINY_SD / "looks.png")
-    triples = wanted(300, seed=9)
-    print(judge(generated(pipe, triples), triples, "tiny-clip"))
