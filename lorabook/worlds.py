@@ -35,7 +35,7 @@ class World:
 BUNDLED = World(
     name="bundled", model="tiny-sd", data="creatures", judge="tiny-clip", resolution=64,
     num_inference_steps=15, guidance_scale=4.0, rank=16, target="all", learning_rate=2e-3,
-    train_batch_size=8, max_train_steps=240, validation_split=0.1, mixed_precision="no",
+    train_batch_size=8, max_train_steps=300, validation_split=0.1, mixed_precision="no",
     prompts=("a cartoon blue creature with wings", "a cartoon red creature with horns",
              "a drawing of a green cat on a white background"),
     adapter="creatures", adapter_prompt="a cartoon purple creature with horns and wings")

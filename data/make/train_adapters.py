@@ -8,9 +8,9 @@ ADAPTERS = Path(__file__).resolve().parent.parent / "adapters"
 SHARED = dict(pretrained_model_name_or_path="tiny-sd", lr_scheduler="cosine", lr_warmup_steps=20, train_batch_size=8,
               validation_split=0.1, seed=0)
 STYLES = {
-    "creatures": dict(rank=16, target="all", learning_rate=2e-3, max_train_steps=500),
-    "ink": dict(rank=8, target="all", learning_rate=2e-3, max_train_steps=300),
-    "mosaic": dict(rank=4, target="attention+ff", learning_rate=3e-3, max_train_steps=400),
+    "creatures": dict(rank=16, target="all", learning_rate=2e-3, max_train_steps=400),
+    "ink": dict(rank=8, target="all", learning_rate=2e-3, max_train_steps=240),
+    "mosaic": dict(rank=4, target="all", learning_rate=2e-3, max_train_steps=300),
 }
 CARD = """# The adapter «{name}»
 
