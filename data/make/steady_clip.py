@@ -1,10 +1,13 @@
-"""Teaches tiny-clip's image tower to see through softness: python data/make/steady_clip.py BASE.npz VAE CLIP [--steps N]
+"""Teaches tiny-clip's image tower to see through softness: python data/make/steady_clip.py VAE CLIP [--steps N]
 
 Trained on crisp drawings alone, it takes a slightly soft yellow fish for a star. It learns on from the same drawings,
-warped, blurred, and passed through the VAE with noise on their latents. The text tower, which is tiny-sd's text encoder,
-stays as it is, and no picture of the UNet is ever shown to it.
+warped, blurred, and passed through the VAE with noise on their latents; and from captions that differ in one word, which
+a batch seldom holds. The text tower, which is tiny-sd's text encoder, stays as it is, and no picture of the UNet is ever
+shown to it.
 """
 import argparse
+import itertools
+import random
 import time
 
 import numpy as np
@@ -12,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
+from judge import ASPECTS
 from lorabook.metrics import text_features
 from train_clip import contrastive_loss, meaning, styled
+from world import caption, scene
 
 
 @torch.no_grad()
@@ -41,37 +46,60 @@ def blurred(pixels: Tensor) -> Tensor:
     return pixels + share * (soft - pixels)
 
 
+def hard_negatives_loss(seen: Tensor, told: Tensor, triples: Tensor) -> Tensor:
+    """Tell kind, color and place from all others, with the rest of the caption the same.
+
+    seen: (batch, width) scaled image features; told: (kinds, colors, places, width) text features; triples: (batch, 3).
+    """
+    kind, color, place = triples.T
+    sorts = ((told[:, color, place].transpose(0, 1), kind), (told[kind][torch.arange(len(kind)), :, place], color),
+             (told[kind, color], place))
+    return sum(F.cross_entropy((options @ seen[..., None])[..., 0], right) for options, right in sorts)
+
+
+def meant_scenes(count: int) -> tuple[Tensor, Tensor]:
+    """New drawings, plain and outlined, and the numbers of their kind, color and place."""
+    rng = random.Random(60_000)
+    triples = [[rng.randrange(len(options)) for options in ASPECTS.values()] for _ in range(count)]
+    images = [scene(*(options[i] for options, i in zip(ASPECTS.values(), t, strict=True)), rng,
+                    outlined=rng.random() < 0.15) for t in triples]
+    return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2), torch.tensor(triples)
+
+
+def softened(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """The pictures after the VAE, as bytes."""
+    return torch.cat([(passed_through(vae, part.float() / 127.5 - 1) * 127.5 + 127.5).byte() for part in images.split(100)])
+
+
 def main():
     parser = argparse.ArgumentParser()
-    for name in ("base", "vae", "clip"):
+    for name in ("vae", "clip"):
         parser.add_argument(name)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=96)
     args = parser.parse_args()
     torch.manual_seed(1)
     clip, vae = CLIPModel.from_pretrained(args.clip), AutoencoderKL.from_pretrained(args.vae).eval()
-    data, extra = np.load(args.base), styled(700)
-    images = torch.from_numpy(np.concatenate([data["images"][:12_000], np.stack([i for i, _ in extra])])).permute(0, 3, 1, 2)
-    captions = [str(c) for c in data["captions"][:12_000]] + [c for _, c in extra]
-    texts = sorted(set(captions))
-    known = torch.cat([text_features(texts[i:i + 500], model=args.clip) for i in range(0, len(texts), 500)])
-    number = {text: i for i, text in enumerate(texts)}
-    through = torch.cat([(passed_through(vae, part.float() / 127.5 - 1) * 127.5 + 127.5).byte()
-                         for part in images[::6].split(100)])
-    print("passed through the VAE:", len(through), flush=True)
+    scenes, triples = meant_scenes(8000)
+    drawn = styled(400)
+    styles, captions = torch.from_numpy(np.stack([i for i, _ in drawn])).permute(0, 3, 1, 2), [c for _, c in drawn]
+    told = text_features([caption(*t) for t in itertools.product(*ASPECTS.values())], model=args.clip)
+    told = told.reshape(*map(len, ASPECTS.values()), -1)
+    known = text_features(captions, model=args.clip)
+    soft = softened(vae, scenes[:4000])
+    print("drawn and softened", len(scenes), len(soft), flush=True)
     parameters = [*clip.vision_model.parameters(), *clip.visual_projection.parameters()]
-    optimizer = torch.optim.AdamW(parameters, 5e-4, weight_decay=1e-2, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-4, args.steps + 1, pct_start=0.1)
-    start = time.time()
+    optimizer = torch.optim.AdamW(parameters, 6e-4, weight_decay=1e-2, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-4, args.steps + 1, pct_start=0.1)
+    scale, third, start = clip.logit_scale.exp().item(), args.batch // 3, time.time()
     for step in range(args.steps):
-        chosen = torch.randint(0, len(images), (args.batch,))
-        chosen[: args.batch // 2] -= chosen[: args.batch // 2] % 6  # this half has been through the VAE
-        half = args.batch // 2
-        pixels = torch.cat([through[chosen[:half] // 6], images[chosen[half:]]]).float() / 127.5 - 1
-        seen = F.normalize(clip.visual_projection(clip.vision_model(blurred(warped(pixels))).pooler_output), dim=-1)
-        told = [captions[i] for i in chosen]
-        logits = clip.logit_scale.exp().detach() * seen @ known[[number[text] for text in told]].T
-        loss = contrastive_loss(logits, [meaning(text) for text in told])
+        crisp, dull = torch.randint(0, len(scenes), (third,)), torch.randint(0, len(soft), (third,))
+        styled_ones = torch.randint(0, len(styles), (third,))
+        pixels = torch.cat([scenes[crisp], soft[dull], styles[styled_ones]]).float() / 127.5 - 1
+        seen = F.normalize(clip.visual_projection(clip.vision_model(blurred(warped(pixels))).pooler_output), dim=-1) * scale
+        meanings = [meaning(captions[i]) for i in styled_ones]
+        loss = hard_negatives_loss(seen[:2 * third], told, triples[torch.cat([crisp, dull])]) + contrastive_loss(
+            seen[2 * third:] @ known[styled_ones].T, meanings)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -80,7 +108,6 @@ def main():
         if step % 50 == 0:
             print(f"{step} loss {loss.item():.3f} {time.time() - start:.0f} s", flush=True)
     clip.save_pretrained(args.clip)
-    CLIPTokenizer.from_pretrained(args.clip).save_pretrained(args.clip)
 
 
 if __name__ == "__main__":
