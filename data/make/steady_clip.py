@@ -1,9 +1,9 @@
 """Teaches tiny-clip's image tower to see through softness: python data/make/steady_clip.py VAE CLIP [--steps N]
 
-Trained on crisp drawings alone, it takes a slightly soft yellow fish for a star. It learns on from the same drawings,
-warped, blurred, and passed through the VAE with noise on their latents; and from captions that differ in one word, which
-a batch seldom holds. The text tower, which is tiny-sd's text encoder, stays as it is, and no picture of the UNet is ever
-shown to it.
+Trained on crisp drawings alone, it takes a slightly soft yellow fish for a star. It learns on from drawings that are
+warped, blurred, stained, and passed through the VAE with noise on their latents; and from captions that differ in one
+word, which a batch seldom holds. The text tower, which is tiny-sd's text encoder, stays as it is, and no picture of the
+UNet is ever shown to it.
 """
 import argparse
 import itertools
@@ -44,6 +44,13 @@ def blurred(pixels: Tensor) -> Tensor:
     soft = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), "replicate"), 3, 1)
     share = torch.rand(len(pixels), 1, 1, 1) * (torch.rand(len(pixels), 1, 1, 1) < 0.5)
     return pixels + share * (soft - pixels)
+
+
+def mottled(pixels: Tensor) -> Tensor:
+    """Pictures with smooth stains of light and colour."""
+    stains = sum(F.interpolate(torch.randn(len(pixels), 3, size, size), pixels.shape[-2:], mode="bicubic",
+                               align_corners=True) for size in (6, 14))
+    return pixels + 0.08 * torch.rand(len(pixels), 1, 1, 1) * stains
 
 
 def hard_negatives_loss(seen: Tensor, told: Tensor, triples: Tensor) -> Tensor:
@@ -96,7 +103,8 @@ def main():
         crisp, dull = torch.randint(0, len(scenes), (third,)), torch.randint(0, len(soft), (third,))
         styled_ones = torch.randint(0, len(styles), (third,))
         pixels = torch.cat([scenes[crisp], soft[dull], styles[styled_ones]]).float() / 127.5 - 1
-        seen = F.normalize(clip.visual_projection(clip.vision_model(blurred(warped(pixels))).pooler_output), dim=-1) * scale
+        looks = clip.vision_model(mottled(blurred(warped(pixels)))).pooler_output
+        seen = scale * F.normalize(clip.visual_projection(looks), dim=-1)
         meanings = [meaning(captions[i]) for i in styled_ones]
         loss = hard_negatives_loss(seen[:2 * third], told, triples[torch.cat([crisp, dull])]) + contrastive_loss(
             seen[2 * third:] @ known[styled_ones].T, meanings)

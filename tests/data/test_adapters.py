@@ -30,14 +30,20 @@ def test_there_is_one_a_style_and_their_ranks_differ(pipe):
     assert len(set(ranks.values())) == 3
 
 
-@pytest.mark.parametrize(("name", "prompt", "plain"), [
-    ("creatures", "a cartoon red creature with horns", "a red cat in front of a white background"),
-    ("ink", "an ink drawing of a house", "a white house in front of a white background"),
-    ("mosaic", "a mosaic of a red car on a green field", "a red car on a green field"),
-])
-def test_an_adapter_brings_its_style_and_scale_zero_takes_it_away(pipe, name, prompt, plain):
+@pytest.mark.parametrize("name", ["creatures", "ink", "mosaic"])
+def test_an_adapter_brings_its_pictures_nearer_to_its_set(pipe, name):
     lb.load_adapter(pipe, name)
-    grid = lb.sweep(pipe, prompt, columns={name: [0, 1]}, rows={"seed": [1, 2, 3]})
+    images = lb.load_captioned_images(name)
+    grid = lb.sweep(pipe, columns={name: [0, 1]}, rows={"prompt": images[:4]["text"]})
+    without, with_style = (lb.image_similarity(list(column), images[:40]["image"], model="tiny-clip").mean()
+                           for column in zip(*grid.images, strict=True))
+    assert with_style > without
+
+
+def test_creatures_come_with_the_scale(pipe):
+    lb.load_adapter(pipe, "creatures")
+    grid = lb.sweep(pipe, "a cartoon red creature with horns", columns={"creatures": [0, 1]}, rows={"seed": [1, 2, 3]})
+    texts = ["a cartoon red creature with horns", *(f"a red {kind}" for kind in ("mushroom", "dog", "cat", "ball"))]
     without, with_style = zip(*grid.images, strict=True)
-    assert closest_prompt(list(with_style), [plain, prompt], model="tiny-clip").count(1) >= 2
-    assert closest_prompt(list(without), [plain, prompt], model="tiny-clip").count(1) <= 1
+    assert closest_prompt(list(with_style), texts, model="tiny-clip").count(0) == 3
+    assert closest_prompt(list(without), texts, model="tiny-clip").count(0) <= 1
