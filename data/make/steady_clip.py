@@ -84,6 +84,7 @@ def main():
         parser.add_argument(name)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--mean", action="store_true", help="end with the mean of the weights before and after")
     args = parser.parse_args()
     torch.manual_seed(1)
     clip, vae = CLIPModel.from_pretrained(args.clip), AutoencoderKL.from_pretrained(args.vae).eval()
@@ -95,6 +96,7 @@ def main():
     known = text_features(captions, model=args.clip)
     soft = softened(vae, scenes[:4000])
     print("drawn and softened", len(scenes), len(soft), flush=True)
+    before = {key: value.clone() for key, value in clip.state_dict().items()}
     parameters = [*clip.vision_model.parameters(), *clip.visual_projection.parameters()]
     optimizer = torch.optim.AdamW(parameters, 6e-4, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-4, args.steps + 1, pct_start=0.1)
@@ -115,6 +117,9 @@ def main():
         schedule.step()
         if step % 50 == 0:
             print(f"{step} loss {loss.item():.3f} {time.time() - start:.0f} s", flush=True)
+    if args.mean:
+        clip.load_state_dict({key: (value + before[key]) / 2 if value.is_floating_point() else value
+                              for key, value in clip.state_dict().items()})
     clip.save_pretrained(args.clip)
 
 

@@ -44,6 +44,7 @@ def test_creatures_come_with_the_scale(pipe):
     lb.load_adapter(pipe, "creatures")
     grid = lb.sweep(pipe, "a cartoon red creature with horns", columns={"creatures": [0, 1]}, rows={"seed": [1, 2, 3]})
     texts = ["a cartoon red creature with horns", *(f"a red {kind}" for kind in ("mushroom", "dog", "cat", "ball"))]
-    without, with_style = zip(*grid.images, strict=True)
-    assert closest_prompt(list(with_style), texts, model="tiny-clip").count(0) == 3
-    assert closest_prompt(list(without), texts, model="tiny-clip").count(0) <= 1
+    without, with_style = (list(column) for column in zip(*grid.images, strict=True))
+    assert closest_prompt(with_style, texts, model="tiny-clip") == [0, 0, 0]
+    fit = [lb.prompt_similarity(images, texts[:1], model="tiny-clip").mean() for images in (without, with_style)]
+    assert fit[1] > fit[0] + 0.05
