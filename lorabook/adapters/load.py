@@ -15,7 +15,7 @@ from lorabook.quiet import quiet
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadReport:
     """What `load_adapter` loaded.
 
@@ -48,6 +48,8 @@ class LoadReport:
         alphas = ", ".join(f"{alpha:g}" for alpha in self.alpha)
         return (f"adapter {self.name!r}: rank {ranks}, alpha {alphas}; {layers}; {self.keys} weights, all matched; "
                 f"made for {self.base_model or 'a base model its file does not name'}")
+
+    __repr__ = __str__
 
     def _repr_html_(self):
         return f"<p>{html.escape(str(self))}</p>"
