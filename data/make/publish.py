@@ -2,6 +2,7 @@
 
 python data/make/publish.py TRAINED/pipeline
 """
+import re
 import sys
 from pathlib import Path
 
@@ -39,6 +40,8 @@ if __name__ == "__main__":
     trained = StableDiffusionPipeline.from_pretrained(sys.argv[1])
     trained.unet.half()
     trained.save_pretrained(TINY_SD)
+    for config in (TINY_SD / "model_index.json", *TINY_SD.glob("*/config.json")):
+        config.write_text(re.sub(r'\n *"_name_or_path": "[^"]*",', "", config.read_text()))
     pipe = lb.load_pipeline("tiny-sd", device="cpu", dtype=torch.float32)
     contact_sheet(pipe).save(TINY_SD / "contact_sheet.png")
     looks(pipe).save(TINY_SD / "looks.png")
