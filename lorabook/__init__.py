@@ -12,15 +12,16 @@ _HOME = {
     "bundled": "worlds", "world": "worlds",
     "block_map": "blocks",
     "load_pipeline": "pipelines",
-    "load_captioned_images": "images",
+    "load_captioned_images": "images", "load_instance_images": "images",
     "ImageGrid": "grid",
     "plot_losses": "plots",
     "prompt_similarity": "metrics", "image_similarity": "metrics",
     "load_adapter": "adapters.load", "LoadReport": "adapters.load",
     "set_scales": "adapters.scales",
     "sweep": "sweeps",
-    "TextToImageConfig": "training.config", "TrainingRun": "training.run",
-    "train_text_to_image": "training.text_to_image",
+    "push_adapter": "hub",
+    "TextToImageConfig": "training.config", "DreamBoothConfig": "training.config", "TrainingRun": "training.run",
+    "train_text_to_image": "training.text_to_image", "train_dreambooth": "training.dreambooth",
 }
 
 __all__ = sorted(_HOME)

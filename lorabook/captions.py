@@ -67,15 +67,17 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from error
 
 
-def beside(folder: Path, endings: Container[str]) -> list[tuple[Path, str]]:
+def beside(folder: Path, endings: Container[str], captions: bool = True) -> list[tuple[Path, str]]:
     """All files below a folder with such endings, each with the text of the .txt of its name, or with no text."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() in endings
                    and not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    if not captions:
+        return [(p, "") for p in paths]
     without = {p for p in paths if not p.with_suffix(".txt").is_file()}
     if without:
         names = some(str(p.relative_to(folder)) for p in sorted(without))
         warnings.warn(f"{len(without)} of {len(paths)} images in {folder} have no caption and get an empty one: {names}; "
-                      "write metadata.jsonl, or a .txt beside each", stacklevel=4)
+                      "write metadata.jsonl, or a .txt beside each", stacklevel=5)
     return [(p, "" if p in without else _read(p.with_suffix(".txt")).strip()) for p in paths]
 
 

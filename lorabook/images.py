@@ -38,14 +38,43 @@ def load_captioned_images(source=None, *, caption_column: str | None = None, ima
     Raises: FileNotFoundError for a missing or empty folder or a file that metadata names but is not there;
         ValueError for captions that cannot be found or are not text, or if no image can be read.
     """
+    return _load(source, image_column, caption_column, config_name, max_samples, None, kwargs)
+
+
+def load_instance_images(source, prompt: str = "", *, caption_column: str | None = None, image_column: str | None = None,
+                         config_name: str | None = None, **kwargs) -> datasets.Dataset:
+    """Pictures of one subject, or of one class, for DreamBooth: `image` (PIL, RGB) and `text` (str).
+
+    Args:
+        source: a folder, a bundled name ("subjects/patch_cat"), a Hub id or a Dataset; hidden files and folders are
+            passed over.
+        prompt: the text of every image.
+        caption_column: gives each image a text of its own instead, as in `load_captioned_images`.
+        image_column, config_name, **kwargs: as in `load_captioned_images`.
+    Returns: the Dataset, by file name.
+    Raises: FileNotFoundError for a missing folder, or one without images; ValueError if no image can be read.
+    """
+    if source is None:
+        raise ValueError("no folder of images was given")
+    return _load(source, image_column, caption_column, config_name, None, None if caption_column else prompt, kwargs)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files below a folder, by name; nothing hidden."""
+    return [path for path, _ in beside(folder, _IMAGE_ENDINGS, captions=False)]
+
+
+def _load(source, image_column: str | None, caption_column: str | None, config_name: str | None, max_samples: int | None,
+          prompt: str | None, kwargs: dict) -> datasets.Dataset:
+    """Images with their captions, or all with one prompt where that is given."""
     if isinstance(source, datasets.DatasetDict):
         raise ValueError(f"a DatasetDict was given; pass one of its splits: {', '.join(source)}")
     if isinstance(source, datasets.Dataset):
-        return _from_dataset(source, "the data set", image_column, caption_column, max_samples)
+        return _from_dataset(source, "the data set", image_column, caption_column, max_samples, prompt)
     name = os.fspath(source) if source is not None else world().data
     for folder in (Path(name).expanduser(), bundled(name)):
         if folder is not None and folder.exists():
-            return _from_folder(folder, image_column, caption_column, max_samples)
+            return _from_folder(folder, image_column, caption_column, max_samples, prompt)
     name = RETIRED.get(name, name)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(f"image folder {name!r} not found: no folder {Path(name).absolute()}, none in the "
@@ -55,7 +84,7 @@ def load_captioned_images(source=None, *, caption_column: str | None = None, ima
     except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
         raise FileNotFoundError(f"data set {name!r} not found: no folder {Path(name).absolute()}, and the Hub did not "
                                 f"give it: {first_line(error)}") from error
-    return _from_dataset(found, name, image_column, caption_column, max_samples)
+    return _from_dataset(found, name, image_column, caption_column, max_samples, prompt)
 
 
 def plain_rgb(image: Image.Image) -> Image.Image:
@@ -76,8 +105,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
 
 
-def _from_folder(folder: Path, image_column: str | None, caption_column: str | None,
-                 max_samples: int | None) -> datasets.Dataset:
+def _from_folder(folder: Path, image_column: str | None, caption_column: str | None, max_samples: int | None,
+                 prompt: str | None) -> datasets.Dataset:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is a file; give the folder that holds the images")
     if not metadata_file(folder) and (folder / "train").is_dir():
@@ -85,12 +114,20 @@ def _from_folder(folder: Path, image_column: str | None, caption_column: str | N
     metadata = metadata_file(folder)
     if not metadata and any(folder.rglob("*.parquet")):  # a data set as the Hub keeps it
         found = datasets.load_dataset(str(folder), split="train")
-        return _from_dataset(found, str(folder), image_column, caption_column, max_samples)
-    pairs = listed(folder, metadata, caption_column) if metadata else beside(folder, _IMAGE_ENDINGS)
+        return _from_dataset(found, str(folder), image_column, caption_column, max_samples, prompt)
+    if prompt is not None:
+        pairs = [(path, prompt) for path in image_files(folder)]
+    else:
+        pairs = listed(folder, metadata, caption_column) if metadata else beside(folder, _IMAGE_ENDINGS)
+    return _readable(pairs[:max_samples], folder)
+
+
+def _readable(pairs: list[tuple[Path, str]], folder: Path) -> datasets.Dataset:
+    """The images that can be read, with their texts."""
     if not pairs:
         raise FileNotFoundError(f"folder {folder} has no images; it needs .png, .jpg, .webp or the like")
     rows, unread = [], []
-    for path, text in pairs[:max_samples]:
+    for path, text in pairs:
         try:
             rows.append({"image": _stored(path), "text": text})
         except Exception as error:  # a damaged file can make Pillow raise nearly anything
@@ -100,7 +137,7 @@ def _from_folder(folder: Path, image_column: str | None, caption_column: str | N
 
 
 def _from_dataset(dataset: datasets.Dataset, name: str, image_column: str | None, caption_column: str | None,
-                  max_samples: int | None) -> datasets.Dataset:
+                  max_samples: int | None, prompt: str | None) -> datasets.Dataset:
     dataset, columns = dataset.with_format(None), dataset.column_names
     pictures = [c for c, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
     if not pictures or (image_column and image_column not in pictures):
@@ -111,10 +148,10 @@ def _from_dataset(dataset: datasets.Dataset, name: str, image_column: str | None
         dataset = dataset.select(range(min(max_samples, len(dataset))))
     if not len(dataset):
         raise ValueError(f"{name} is empty")
-    texts = find_caption_column([c for c in columns if c != images], caption_column, name)
+    texts = find_caption_column([c for c in columns if c != images], caption_column, name) if prompt is None else None
     raw, rows, unread = dataset.cast_column(images, datasets.Image(decode=False)), [], []
     for number, row in enumerate(raw):
-        text = as_caption(row[texts], f"{name}, row {number}")
+        text = as_caption(row[texts], f"{name}, row {number}") if prompt is None else prompt
         value = row[images] or {}
         try:
             rows.append({"image": _stored(value.get("path"), value.get("bytes")), "text": text})
@@ -145,4 +182,4 @@ def _report_unread(unread: list[str], read: int, where) -> None:
         raise ValueError(f"none of the {len(unread)} images in {where} can be read: {some(unread)}")
     if unread:
         warnings.warn(f"{len(unread)} image(s) in {where} cannot be read and are left out: {some(unread, 20)}",
-                      stacklevel=4)
+                      stacklevel=5)

@@ -40,7 +40,7 @@ def sweep(pipe, prompt: str | None = None, *, columns: Mapping[str, Sequence], r
     given = {axis[0] for axis in axes if axis}
     if prompt is None and "prompt" not in given:
         raise ValueError("sweep needs a prompt, or an axis {\"prompt\": [...]}")
-    world = _world_of(pipe)
+    world = world_of(pipe)
     base = dict(call, prompt=prompt, seed=seed,
                 num_inference_steps=num_inference_steps or world.num_inference_steps,
                 guidance_scale=world.guidance_scale if guidance_scale is None else guidance_scale)
@@ -57,15 +57,19 @@ def sweep(pipe, prompt: str | None = None, *, columns: Mapping[str, Sequence], r
 
 def _draw(pipe, base: dict, varied: dict):
     """One image, with adapter scales and call settings as `varied` says."""
-    settings = base | {key: value for key, value in varied.items() if key in SETTINGS}
     scales = {key: value for key, value in varied.items() if key not in SETTINGS}
     if scales:
         set_scales(pipe, scales)
-    generator = torch.Generator("cpu").manual_seed(settings.pop("seed"))
+    return draw(pipe, **base | {key: value for key, value in varied.items() if key in SETTINGS})
+
+
+def draw(pipe, *, seed: int, **call):
+    """One image by an ordinary call of the pipeline, from the noise of this seed, without a progress bar."""
+    generator = torch.Generator("cpu").manual_seed(seed)
     bar = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
     try:
-        return pipe(**settings, generator=generator).images[0]
+        return pipe(**call, generator=generator).images[0]
     finally:
         pipe.set_progress_bar_config(**bar)
 
@@ -84,7 +88,7 @@ def _axis(pipe, axis: Mapping[str, Sequence], name: str) -> tuple[str, list]:
     return what, values
 
 
-def _world_of(pipe):
+def world_of(pipe):
     """The defaults that suit a pipeline, by the size of image it was made for."""
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor if hasattr(pipe, "unet") else HUB.resolution
     return BUNDLED if size == BUNDLED.resolution else HUB

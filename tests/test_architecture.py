@@ -5,7 +5,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lorabook"
 FLOORS = [{"worlds", "blocks", "captions", "quiet"}, {"pipelines", "images", "grid", "plots", "metrics"}, {"adapters"},
-          {"sweeps"}, {"training"}, {"__main__", "__init__"}]
+          {"sweeps", "hub"}, {"training"}, {"__main__", "__init__"}]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

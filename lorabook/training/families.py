@@ -1,9 +1,10 @@
 """What differs between model families in training, each in one small object."""
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
@@ -13,15 +14,21 @@ class StableDiffusion:
     """Stable Diffusion 1.x and 2.x: one text encoder; predicts epsilon or v.
 
     Attributes:
-        pipe: the pipeline whose UNet is trained.
+        pipe: the pipeline whose parts are trained.
         noise: the schedule that training adds noise by.
+        defaults: by training method, what its reference script does where a config leaves it open.
     """
 
-    pipe: StableDiffusionPipeline
+    pipe: DiffusionPipeline
     noise: DDPMScheduler
 
+    pipeline_class: ClassVar[type] = StableDiffusionPipeline
+    text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    defaults: ClassVar[dict[str, dict]] = {
+        "text_to_image": {}, "dreambooth": {"learning_rate": 5e-4, "adam_weight_decay": 1e-2}}
+
     @classmethod
-    def of(cls, pipe: StableDiffusionPipeline, prediction_type: str | None = None) -> "StableDiffusion":
+    def of(cls, pipe: DiffusionPipeline, prediction_type: str | None = None) -> "StableDiffusion":
         """The family object of a pipeline; `prediction_type` overrides the model's own."""
         noise = DDPMScheduler.from_config(pipe.scheduler.config)
         if prediction_type:
@@ -33,17 +40,19 @@ class StableDiffusion:
         """The side of the images that the model was made for, in pixels."""
         return self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Prompt embeddings, (prompts, tokens, width)."""
-        return self.pipe.encode_prompt(prompts, self.pipe.device, 1, do_classifier_free_guidance=False)[0]
+    def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
+        """Prompt embeddings: one tensor, (prompts, tokens, width)."""
+        return self.pipe.encode_prompt(prompts, self.pipe.device, 1, do_classifier_free_guidance=False)[:1]
 
     @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the images' latents, scaled; pixels: (batch, 3, height, width), −1 to 1."""
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Mean and deviation of the images' latents, scaled; pixels: (batch, 3, height, width), −1 to 1.
+
+        Returns: (batch, 2, channels, latent height, latent width).
+        """
         vae = self.pipe.vae
         posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-        return posterior.mean * vae.config.scaling_factor, posterior.std * vae.config.scaling_factor
+        return torch.stack([posterior.mean, posterior.std], 1) * vae.config.scaling_factor
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Noisy latents, and what the UNet should predict from them."""
@@ -52,18 +61,66 @@ class StableDiffusion:
             return noisy, self.noise.get_velocity(latents, noise, timesteps)
         return noisy, noise
 
-    def predict(self, unet, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        """The UNet's prediction."""
-        return unet(noisy, timesteps, embeddings, return_dict=False)[0]
+    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: tuple[Tensor, ...], geometry: Tensor) -> Tensor:
+        """The UNet's prediction.
 
-    def loss(self, prediction: Tensor, target: Tensor, timesteps: Tensor, snr_gamma: float | None = None) -> Tensor:
-        """Mean squared error, weighed by min-SNR where `snr_gamma` is given (Hang et al. 2023, arXiv:2303.09556)."""
-        if snr_gamma is None:
-            return F.mse_loss(prediction.float(), target.float())
+        Args:
+            noisy: (batch, channels, height, width).
+            timesteps: (batch,).
+            prompts: what `encode_prompts` returned, a row an image.
+            geometry: (batch, 4): original height and width, top and left of the crop, in pixels.
+        """
+        return self.pipe.unet(noisy, timesteps, prompts[0], return_dict=False)[0]
+
+    def losses(self, prediction: Tensor, target: Tensor, timesteps: Tensor, snr_gamma: float | None = None,
+               denoised: bool = False) -> Tensor:
+        """The squared error of each image, (batch,).
+
+        Args:
+            snr_gamma: weigh by min-SNR, clamped at this (Hang et al. 2023, arXiv:2303.09556).
+            denoised: the error of the denoised latents over the noise's variance, as in EDM's loss (Karras et al.
+                2022, arXiv:2206.00364); for epsilon that is the plain error, for v its share of signal.
+        """
+        errors = F.mse_loss(prediction.float(), target.float(), reduction="none").mean((1, 2, 3))
+        velocity = self.noise.config.prediction_type == "v_prediction"
+        if denoised and velocity:
+            return errors * self.noise.alphas_cumprod.to(errors.device)[timesteps]
+        if snr_gamma is None or denoised:
+            return errors
         snr = compute_snr(self.noise, timesteps)
-        weight = snr.clamp(max=snr_gamma) / (snr + (self.noise.config.prediction_type == "v_prediction"))
-        weight = weight.nan_to_num(1.0)  # epsilon at a signal of zero: 0 / 0
-        return (weight * F.mse_loss(prediction.float(), target.float(), reduction="none").mean((1, 2, 3))).mean()
+        weight = snr.clamp(max=snr_gamma) / (snr + velocity)
+        return errors * weight.nan_to_num(1.0)  # epsilon at a signal of zero: 0 / 0
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Stable Diffusion XL: two text encoders, a pooled embedding, and the image's size and crop as numbers."""
+
+    pipeline_class = StableDiffusionXLPipeline
+    text_encoders = ("text_encoder", "text_encoder_2")
+    defaults = {"text_to_image": {}, "dreambooth": {
+        "learning_rate": 1e-4, "adam_weight_decay": 1e-4, "text_encoder_lr": 5e-6, "adam_weight_decay_text_encoder": 1e-3}}
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """As above; a VAE that overflows in half precision works in float32."""
+        if self.pipe.vae.config.force_upcast:
+            self.pipe.vae.to(torch.float32)
+        return super().encode_images(pixels)
+
+    def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
+        """Prompt embeddings, (prompts, tokens, width), and the second encoder's pooled ones, (prompts, width)."""
+        embeddings, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.pipe.device,
+                                                           do_classifier_free_guidance=False)
+        return embeddings, pooled
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: tuple[Tensor, ...], geometry: Tensor) -> Tensor:
+        """The UNet's prediction; arguments as above."""
+        size = torch.tensor(noisy.shape[-2:], device=noisy.device) * self.pipe.vae_scale_factor
+        time_ids = torch.cat([geometry.to(noisy), size.to(noisy).expand(len(noisy), 2)], 1)
+        added = {"text_embeds": prompts[1], "time_ids": time_ids}
+        return self.pipe.unet(noisy, timesteps, prompts[0], added_cond_kwargs=added, return_dict=False)[0]
+
+
+FAMILIES = (StableDiffusion, StableDiffusionXL)
 
 
 def family_of(pipe: DiffusionPipeline, prediction_type: str | None = None) -> StableDiffusion:
@@ -71,6 +128,8 @@ def family_of(pipe: DiffusionPipeline, prediction_type: str | None = None) -> St
 
     Raises: ValueError if its kind of model cannot be trained.
     """
-    if isinstance(pipe, StableDiffusionPipeline):
-        return StableDiffusion.of(pipe, prediction_type)
-    raise ValueError(f"{type(pipe).__name__} cannot be trained; the families are: StableDiffusionPipeline")
+    for family in FAMILIES:
+        if isinstance(pipe, family.pipeline_class):
+            return family.of(pipe, prediction_type)
+    known = ", ".join(family.pipeline_class.__name__ for family in FAMILIES)
+    raise ValueError(f"{type(pipe).__name__} cannot be trained; the families are: {known}")

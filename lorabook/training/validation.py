@@ -1,34 +1,88 @@
-"""How well a run does: a loss at fixed noise, and pictures."""
-import torch
+"""How well a run does: a loss at fixed noise, pictures at fixed seeds, and how like the prompt and the images they are."""
+import re
+import warnings
+from pathlib import Path
 
+import datasets
+import torch
+from PIL import Image
+
+from lorabook.captions import first_line
 from lorabook.grid import ImageGrid
-from lorabook.sweeps import sweep
-from lorabook.training.cache import Examples
+from lorabook.metrics import image_similarity, prompt_similarity
+from lorabook.sweeps import draw, world_of
+from lorabook.training.examples import Examples
 from lorabook.training.families import StableDiffusion
 
 DRAWS = 4  # noises and timesteps for each image
+MOST_IMAGES, MOST_COLUMNS = 64, 8
 
 
 @torch.no_grad()
-def validation_loss(family: StableDiffusion, unet, examples: Examples, batch_size: int = 16) -> float:
+def validation_loss(family: StableDiffusion, examples: Examples, batch_size: int = 16) -> float:
     """The loss on images kept out of training, always with the same noise and evenly spread timesteps."""
     generator = torch.Generator().manual_seed(0)
-    count, total = len(examples), family.noise.config.num_train_timesteps
+    count, total = min(len(examples), MOST_IMAGES), family.noise.config.num_train_timesteps
     chosen = torch.arange(count).repeat(DRAWS)
     spread = ((torch.arange(len(chosen)) + 0.5) / len(chosen) * total).long()
     timesteps = spread[torch.randperm(len(chosen), generator=generator)]
-    unet.eval()
-    losses = []
+    errors = []
     for part, steps in zip(chosen.split(batch_size), timesteps.split(batch_size), strict=True):
-        latents = examples.latents(part, generator)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        steps = steps.to(latents.device)
+        mean, deviation = examples.plain_moments(part).float().unbind(1)
+        latents = mean + deviation * torch.randn(mean.shape, generator=generator).to(mean)
+        noise, steps = torch.randn(mean.shape, generator=generator).to(mean), steps.to(mean.device)
         noisy, target = family.add_noise(latents, noise, steps)
-        prediction = family.predict(unet, noisy, steps, examples.prompts(part, 0, generator))
-        losses.append(family.loss(prediction, target, steps) * len(part))
-    return (torch.stack(losses).sum() / len(chosen)).item()
+        geometry = torch.tensor([examples.pictures.geometry(examples.sizes[row], (0.5, 0.5)) for row in part.tolist()])
+        prediction = family.predict(noisy, steps, examples.prompts(examples.caption_of[part]), geometry.to(mean.device))
+        errors.append(family.losses(prediction, target, steps))
+    return torch.cat(errors).mean().item()
 
 
-def validation_grid(pipe, adapter: str, prompt: str, count: int, seed: int) -> ImageGrid:
-    """Pictures of a prompt without the adapter and with it, for `count` seeds from `seed` on."""
-    return sweep(pipe, prompt, columns={adapter: [0, 1]}, rows={"seed": list(range(seed, seed + count))}, title=prompt)
+class FilmStrip:
+    """Pictures of the validation prompt at fixed seeds, drawn again and again while the adapter learns.
+
+    They are kept as `validation/step-000100_seed-0.png`, so that a run that was cut short goes on with them.
+    """
+
+    def __init__(self, prompt: str, seeds: list[int], folder: Path, likes: datasets.Dataset, until: int):
+        """Take up the pictures that are in the folder from steps up to `until`; `likes` are images to be like."""
+        self.prompt, self.seeds, self.folder, self.likes = prompt, seeds, folder / "validation", likes
+        self.pictures: dict[int, list[Image.Image]] = {}
+        for step in sorted({int(found[1]) for path in self.folder.glob("*.png")
+                            if (found := re.match(r"step-(\d+)_seed", path.name))}):
+            paths = [self._path(step, seed) for seed in seeds]
+            if step <= until and all(path.is_file() for path in paths):
+                self.pictures[step] = [Image.open(path).convert("RGB") for path in paths]
+
+    def draw(self, pipe, step: int) -> None:
+        """Draw the pictures of a step and keep them."""
+        world = world_of(pipe)
+        drawn = [draw(pipe, seed=seed, prompt=self.prompt, num_inference_steps=world.num_inference_steps,
+                      guidance_scale=world.guidance_scale) for seed in self.seeds]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for seed, picture in zip(self.seeds, drawn, strict=True):
+            picture.save(self._path(step, seed))
+        self.pictures[step] = drawn
+
+    def likeness(self, step: int) -> dict[str, float]:
+        """How like the prompt and the training images the pictures of a step are; empty where no judge is at hand."""
+        try:
+            likes = [self.likes[row]["image"] for row in range(min(16, len(self.likes)))]
+            return {"prompt_similarity": prompt_similarity(self.pictures[step], [self.prompt]).mean().item(),
+                    "image_similarity": image_similarity(self.pictures[step], likes).mean().item()}
+        except OSError as error:
+            warnings.warn(f"similarities are not measured: {first_line(error)}", stacklevel=2)
+            self.likes = None
+            return {}
+
+    def grid(self) -> ImageGrid | None:
+        """A row a seed, a column a step; of many steps some, evenly."""
+        steps = sorted(self.pictures)
+        if not steps:
+            return None
+        shown = sorted({steps[round(i * (len(steps) - 1) / max(1, MOST_COLUMNS - 1))] for i in range(MOST_COLUMNS)})
+        rows = [[self.pictures[step][row] for step in shown] for row in range(len(self.seeds))]
+        return ImageGrid(rows, [f"step {step}" for step in shown], [f"seed {seed}" for seed in self.seeds], self.prompt)
+
+    def _path(self, step: int, seed: int) -> Path:
+        return self.folder / f"step-{step:06}_seed-{seed}.png"

@@ -1,0 +1,68 @@
+"""Pictures of a class, drawn by the base model itself where a folder has too few: what prior preservation learns from."""
+import math
+import os
+from pathlib import Path
+
+import datasets
+import torch
+from tqdm.auto import tqdm
+
+from lorabook.images import image_files, load_instance_images
+from lorabook.pipelines import load_pipeline
+from lorabook.sweeps import world_of
+from lorabook.training.config import DreamBoothConfig
+from lorabook.training.setup import Setup
+
+PRECISIONS = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def class_images(setup: Setup) -> datasets.Dataset:
+    """As many class images as the config asks for, drawn where they are too few; kept in their folder and used again.
+
+    Returns: the Dataset, each image with the class prompt.
+    """
+    config, accelerator = setup.config, setup.accelerator
+    folder = Path(config.class_data_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    there = len(image_files(folder))
+    accelerator.wait_for_everyone()
+    if there < config.num_class_images:
+        _draw(setup, config, folder, there)
+    accelerator.wait_for_everyone()
+    found = load_instance_images(folder, config.class_prompt)
+    return found.select(range(min(len(found), config.num_class_images)))
+
+
+def _draw(setup: Setup, config: DreamBoothConfig, folder: Path, there: int) -> None:
+    """Draw the images from number `there` on, in batches of fixed borders shared out among the processes.
+
+    Each image has a seed of its own and each batch is drawn whole, so that drawing that was cut short ends in the same
+    images.
+    """
+    pipe, size, accelerator = _pipeline(setup, config), config.sample_batch_size, setup.accelerator
+    batches = range(there // size, math.ceil(config.num_class_images / size))[accelerator.process_index::
+                                                                              accelerator.num_processes]
+    world, bar = world_of(pipe), getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(disable=True)
+    for batch in tqdm(batches, desc="drawing class images", disable=not accelerator.is_local_main_process):
+        numbers = range(batch * size, (batch + 1) * size)
+        seeds = [torch.Generator("cpu").manual_seed((setup.given_seed or 0) + number) for number in numbers]
+        images = pipe([config.class_prompt] * size, generator=seeds, num_inference_steps=world.num_inference_steps,
+                      guidance_scale=world.guidance_scale).images
+        for number, image in zip(numbers, images, strict=True):
+            if there <= number < config.num_class_images:
+                unfinished = folder / f".class-{number:04}.part"
+                image.save(unfinished, "PNG")
+                os.replace(unfinished, folder / f"class-{number:04}.png")
+    pipe.set_progress_bar_config(**bar)
+
+
+def _pipeline(setup: Setup, config: DreamBoothConfig):
+    """The base pipeline in the precision to draw in: as asked, else half on a GPU and full elsewhere."""
+    asked = config.prior_generation_precision
+    half = torch.float16 if setup.accelerator.device.type == "cuda" else torch.float32
+    dtype = PRECISIONS[asked] if asked else half
+    if dtype == setup.dtype:
+        return setup.family.pipe
+    return load_pipeline(config.pretrained_model_name_or_path, device=setup.accelerator.device, dtype=dtype,
+                         revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)

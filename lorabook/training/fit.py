@@ -1,0 +1,209 @@
+"""From a setup and its images to a finished run: the way that both kinds of training share."""
+import hashlib
+import json
+import tempfile
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+from accelerate.utils import set_seed
+
+from lorabook.adapters.files import WEIGHT_NAME
+from lorabook.adapters.load import module_name
+from lorabook.hub import push_adapter
+from lorabook.training.checkpoints import Progress, find_checkpoint, pack, save_checkpoint, unpack
+from lorabook.training.config import TrainingConfig
+from lorabook.training.display import Display
+from lorabook.training.estimate import Estimate, memory_on_a_gpu
+from lorabook.training.examples import Examples, Look
+from lorabook.training.lora import add_lora, lora_weights, trained, write_lora
+from lorabook.training.loop import train
+from lorabook.training.optimizers import make_optimizer, make_schedule, steps_in
+from lorabook.training.order import Order
+from lorabook.training.run import TrainingRun
+from lorabook.training.setup import Setup, close
+from lorabook.training.store import images_hash, store_folder
+from lorabook.training.trackers import open_trackers
+from lorabook.training.validation import FilmStrip, validation_loss
+from lorabook.training.watch import Watch, written_elsewhere
+
+# what may change when a run is gone on with; anything else makes it another run
+FREE = {"output_dir", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "max_train_steps",
+        "num_train_epochs", "validation_prompt", "num_validation_images", "validation_epochs", "report_to", "logging_dir",
+        "push_to_hub", "hub_model_id", "hub_token", "cache_dir", "cache_latents", "dataloader_num_workers", "local_rank",
+        "pretrained_model_name_or_path", "train_data_dir", "instance_data_dir", "class_data_dir", "dataset_name", "seed",
+        "output_kohya_format", "debug_loss", "train_batch_size", "pre_compute_text_embeddings", "sample_batch_size",
+        "allow_tf32", "enable_xformers_memory_efficient_attention", "gradient_checkpointing"}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned: images with their texts, in groups (instance, class) with their weights in the loss."""
+
+    images: datasets.Dataset
+    groups: tuple[int, ...]
+    weights: tuple[float, ...] = (1.0,)
+    held_out: datasets.Dataset | None = None
+    repeats: int = 1
+
+
+def split(images: datasets.Dataset, share: float) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The images to learn from, and the last `share` of them, kept out; None where the share is 0."""
+    count = round(len(images) * share)
+    if share and not 0 < count < len(images):
+        raise ValueError(f"validation_split {share} of {len(images)} images leaves {count} to validate on and "
+                         f"{len(images) - count} to learn from; both need at least one")
+    if not count:
+        return images, None
+    return images.select(range(len(images) - count)), images.select(range(len(images) - count, len(images)))
+
+
+def check_batch(config, images: int) -> None:
+    """Raise ValueError if a batch is larger than the data set."""
+    if config.train_batch_size > images:
+        raise ValueError(f"train_batch_size {config.train_batch_size} is larger than the data set of {images} image(s); "
+                         f"give one up to {images}")
+
+
+def fit(setup: Setup, lesson: Lesson) -> TrainingRun:
+    """Encode, train, save, and return the run; the same for every method and family."""
+    try:
+        return _fit(setup, lesson)
+    finally:
+        close(setup)
+
+
+def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
+    config, accelerator, family, folder = setup.config, setup.accelerator, setup.family, Path(setup.config.output_dir)
+    identity = _identity(setup, lesson)
+    progress = find_checkpoint(folder, config.resume_from_checkpoint, identity)
+    told = replace(setup.told, seed=progress.numbers.get("seed", setup.told.seed))
+    name = module_name(folder.absolute().name)
+    set_seed(told.seed)
+    carriers = add_lora(family, name, config)
+    order = Order(told.seed, lesson.groups, config.train_batch_size, accelerator.process_index,
+                  accelerator.num_processes, lesson.repeats)
+    steps, epoch = steps_in(config, order.batches)
+    learning = {part: [p for key, p in trained({part: model})] for part, model in carriers.items()}
+    if accelerator.is_local_main_process and progress.step < steps:
+        print(_estimate(setup, lesson, order, steps, [p for group in learning.values() for p in group]))
+    with accelerator.local_main_process_first():
+        examples, kept = _examples(setup, lesson.images), _kept(setup, lesson)
+    optimizer = accelerator.prepare(make_optimizer(learning, config, accelerator.num_processes))
+    schedule = make_schedule(optimizer, config, steps)
+    state = {"optimizer": optimizer, "schedule": schedule, "scaler": accelerator.scaler}
+    if progress.step:
+        unpack(progress, dict(trained(carriers)), **state)
+    strip = FilmStrip(config.validation_prompt, list(range(config.num_validation_images)), folder, lesson.images,
+                      progress.step) if config.validation_prompt and config.num_validation_images else None
+
+    def write(target: Path, weights=None) -> Path:
+        return write_lora(target, carriers, name, told, weights)
+
+    def save() -> None:
+        progress.tensors, progress.numbers = pack(dict(trained(carriers)), **state)
+        progress.numbers["seed"] = told.seed
+        save_checkpoint(folder, progress, identity, write, config.checkpoints_total_limit)
+
+    watch = Watch(setup, progress, steps, epoch, lambda: lora_weights(carriers, name), save,
+                  (lambda: _validated(setup, kept)) if kept else None, strip,
+                  Display(steps, progress.step, accelerator.is_local_main_process))
+    open_trackers(accelerator, config)
+    finished = _train_watched(watch, examples, order, optimizer, schedule, lesson, write, carriers)
+    accelerator.wait_for_everyone()
+    adapter, pushed = folder / WEIGHT_NAME, None
+    if accelerator.is_main_process:
+        adapter = written_elsewhere(write, [folder, Path(tempfile.gettempdir()) / folder.absolute().name])
+        pushed = _pushed(setup.repository, adapter, told, strip) if setup.repository and finished else None
+    return TrainingRun(adapter, progress.history, told.command, strip.grid() if strip else None, finished, pushed)
+
+
+def _train_watched(watch: Watch, examples, order, optimizer, schedule, lesson, write, carriers) -> bool:
+    """Train to the last step, or to a stop button's interrupt; returns whether it was the last step.
+
+    A loss that is not finite writes the last good adapter before it raises.
+    """
+    setup, progress = watch.setup, watch.progress
+    try:
+        if progress.step < watch.steps:
+            for model in carriers.values():
+                model.train()
+            watch.begin()
+            train(setup.accelerator, setup.family, examples, order, setup.config, optimizer, schedule, progress,
+                  watch.steps, watch, group_weights=lesson.weights)
+        return True
+    except FloatingPointError as error:
+        if not watch.good:
+            raise FloatingPointError(f"{error}; nothing was written") from error
+        if setup.accelerator.is_main_process:
+            write(Path(setup.config.output_dir), watch.good)
+        raise FloatingPointError(f"{error}; the adapter of step {watch.good_step} is kept in "
+                                 f"{setup.config.output_dir}") from error
+    except KeyboardInterrupt:
+        if not progress.step:
+            raise
+        watch.look(last=True)
+        watch.keep()
+        return False
+    finally:
+        watch.display.close()
+        for model in carriers.values():
+            model.eval()
+
+
+def _examples(setup: Setup, images: datasets.Dataset) -> Examples:
+    config = setup.config
+    look = Look(setup.resolution, config.center_crop, getattr(config, "random_flip", False), config.image_interpolation_mode)
+    return _encoded(setup, images, look)
+
+
+def _encoded(setup: Setup, images: datasets.Dataset, look: Look) -> Examples:
+    config = setup.config
+    return Examples(setup.family, images, look, folder=store_folder(config.cache_dir) if config.cache_latents else None,
+                    frozen_text=not config.train_text_encoder, progress=setup.accelerator.is_local_main_process)
+
+
+def _kept(setup: Setup, lesson: Lesson) -> Examples | None:
+    """The images kept out of training, cropped in the middle."""
+    if lesson.held_out is None:
+        return None
+    look = Look(setup.resolution, interpolation=setup.config.image_interpolation_mode)
+    return _encoded(setup, lesson.held_out, look)
+
+
+def _validated(setup: Setup, kept: Examples) -> float:
+    with setup.accelerator.autocast():
+        return validation_loss(setup.family, kept)
+
+
+def _estimate(setup: Setup, lesson: Lesson, order: Order, steps: int, learning: list) -> Estimate:
+    config, parameters = setup.config, sum(p.numel() for p in learning)
+    batch = config.train_batch_size * len(lesson.groups)
+    at_once = batch * order.processes * config.gradient_accumulation_steps
+    return Estimate(len(lesson.images), steps, at_once, steps * config.train_batch_size * order.processes *
+                    config.gradient_accumulation_steps / order.epoch, parameters, 4 * parameters,
+                    memory_on_a_gpu(setup.family, learning, setup.resolution, batch))
+
+
+def _identity(setup: Setup, lesson: Lesson) -> dict:
+    """What makes a run the one it is: its settings, its images and their texts, its base model."""
+    config = setup.config
+    settings = {key: value for key, value in vars(config).items() if key not in FREE}
+    texts = hashlib.sha256("\n".join(lesson.images["text"]).encode()).hexdigest()
+    found = settings | {"images": images_hash(lesson.images)[:16], "texts": texts[:16], "weights of the loss": lesson.weights,
+                        "resolution": setup.resolution, "base model": setup.family.pipe.unet.config.get("_name_or_path", ""),
+                        "images a step": config.train_batch_size * setup.accelerator.num_processes}
+    if setup.given_seed is not None:
+        found["seed"] = setup.given_seed
+    return json.loads(json.dumps(found))
+
+
+def _pushed(repository: str, adapter: Path, told: TrainingConfig, strip: FilmStrip | None) -> str | None:
+    """The adapter's address on the Hub; where the Hub fails, a sentence, and the adapter stays where it is."""
+    try:
+        run = TrainingRun(adapter, [], told.command, strip.grid() if strip else None)
+        return push_adapter(run, repository, token=told.hub_token)
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{error}; push_adapter({str(adapter.parent)!r}, {repository!r}) tries again", stacklevel=2)
+        return None

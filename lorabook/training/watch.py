@@ -1,0 +1,168 @@
+"""What happens between the steps of a run: looking at the loss, saving, measuring, drawing."""
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from lorabook.training.checkpoints import Progress
+from lorabook.training.display import Display
+from lorabook.training.setup import Setup
+from lorabook.training.trackers import report, report_pictures
+from lorabook.training.validation import FilmStrip
+
+LOOK_EVERY = 10  # steps between two looks at the loss; each look waits for the device
+CHECKS = 5  # validation losses on the way
+
+
+@dataclass
+class Watch:
+    """Called after each step.
+
+    Attributes:
+        setup, progress: the run.
+        steps, epoch: optimiser steps in all, and in an epoch.
+        weights: gives the adapter's weights as they are now.
+        save: writes a checkpoint.
+        validate: measures the validation loss, or None.
+        strip: the validation pictures, or None.
+        good: the adapter's weights at the last look that found them finite.
+    """
+
+    setup: Setup
+    progress: Progress
+    steps: int
+    epoch: int
+    weights: Callable[[], dict[str, Tensor]]
+    save: Callable[[], object]
+    validate: Callable[[], float] | None
+    strip: FilmStrip | None
+    display: Display
+    good: dict[str, Tensor] = field(default_factory=dict)
+    good_step: int = 0
+    told: bool = False
+
+    def begin(self) -> None:
+        """Measure and draw the base model, unless a checkpoint has it."""
+        if self.progress.step == 0 and (self.validate or self.strip):
+            self.progress.history.append({"step": 0})
+            self._measure(loss=True, pictures=True)
+            if len(self.progress.history[-1]) == 1:
+                self.progress.history.pop()
+
+    def __call__(self) -> None:
+        """A step is done."""
+        step, config = self.progress.step, self.setup.config
+        self.display.step()
+        last = step == self.steps
+        saves = last or step % config.checkpointing_steps == 0
+        measures = last or step in {round(self.steps * part / CHECKS) for part in range(1, CHECKS)}
+        draws = last or step % (config.validation_epochs * self.epoch) == 0
+        if last or saves or measures or draws or step % LOOK_EVERY == 0:
+            self.look(last)
+        if measures or draws:
+            self._measure(measures, draws)
+        if saves:
+            self.keep()
+
+    def look(self, last: bool = False) -> None:
+        """Bring the losses from the device, stop where one is not finite, and keep the weights where they are.
+
+        Raises: FloatingPointError.
+        """
+        self._read_losses()
+        weights = {key: value.to("cpu", copy=True) for key, value in self.weights().items()}
+        if not all(value.isfinite().all() for value in weights.values()):
+            raise FloatingPointError(_reason(self.progress.step, "weights are not finite"))
+        self.good, self.good_step = weights, self.progress.step
+        if self.setup.accelerator.is_main_process:
+            self.display.losses(self.progress.history, last)
+            self._tell_minutes()
+
+    def _tell_minutes(self) -> None:
+        """Say once, after the first steps, how long the rest will take."""
+        steps = [record["seconds"] for record in self.progress.history if "seconds" in record][-LOOK_EVERY:]
+        left = self.steps - self.progress.step
+        if not self.told and len(steps) >= LOOK_EVERY and left:
+            self.display.tell(f"{median(steps):.2f} s a step; about {median(steps) * left / 60:.1f} minutes to go")
+            self.told = True
+
+    def _read_losses(self) -> None:
+        pending = [record for record in self.progress.history if isinstance(record.get("loss"), Tensor)]
+        if not pending:
+            return
+        values = self.setup.accelerator.reduce(torch.stack([record["loss"] for record in pending]), "mean").tolist()
+        for record, value in zip(pending, values, strict=True):
+            record["loss"] = value
+            report(self.setup.accelerator, record)
+            if not math.isfinite(value):
+                raise FloatingPointError(_reason(record["step"], f"loss is {value}"))
+
+    def _measure(self, loss: bool, pictures: bool) -> None:
+        """Add the validation loss, and pictures with their likeness, to the last record; on the main process."""
+        accelerator, record = self.setup.accelerator, self.progress.history[-1]
+        if not accelerator.is_main_process:
+            return
+        measured = {}
+        with evaluating(self.setup):
+            if loss and self.validate:
+                measured["validation_loss"] = self.validate()
+            if pictures and self.strip:
+                self.strip.draw(self.setup.family.pipe, record["step"])
+                measured |= self.strip.likeness(record["step"])
+                self.display.strip(self.strip.grid())
+                report_pictures(accelerator, self.strip.pictures[record["step"]], record["step"])
+        record |= measured
+        report(accelerator, {"step": record["step"]} | measured)
+
+    def keep(self) -> None:
+        """Write a checkpoint; a disk that is full is told, and training goes on."""
+        if not self.setup.accelerator.is_main_process:
+            return
+        try:
+            self.save()
+        except OSError as error:
+            warnings.warn(f"checkpoint {self.progress.step} could not be written ({error.strerror or error}); training "
+                          "goes on, the checkpoints before it are as they were", stacklevel=3)
+
+
+class evaluating:
+    """The pipeline as for drawing inside the block, and as for training after it."""
+
+    def __init__(self, setup: Setup):
+        pipe = setup.family.pipe
+        self.vae, self.dtype = pipe.vae, setup.dtype
+        self.models = [m for m in (pipe.unet, *(getattr(pipe, part) for part in setup.family.text_encoders)) if m.training]
+
+    def __enter__(self):
+        self.vae.to(self.dtype)
+        for model in self.models:
+            model.eval()
+
+    def __exit__(self, *error):
+        for model in self.models:
+            model.train()
+
+
+def written_elsewhere(write: Callable[[Path], Path], folders: list[Path]) -> Path:
+    """What `write` returns for the first folder that takes it; a sentence for each that does not.
+
+    Raises: OSError if none does.
+    """
+    for number, folder in enumerate(folders):
+        try:
+            return write(folder)
+        except OSError as error:
+            if number == len(folders) - 1:
+                raise
+            warnings.warn(f"{folder} cannot take the adapter ({error.strerror or error}); it is written to "
+                          f"{folders[number + 1]}", stacklevel=2)
+    raise ValueError("no folder was given")
+
+
+def _reason(step: int, what: str) -> str:
+    return f"at step {step} the {what}: the learning rate is usually too high, or fp16 overflows"
