@@ -97,7 +97,7 @@ def push_adapter(source, repo_id: str, *, token: str | None = None, private: boo
             api.create_commit(repo_id, additions, commit_message=commit_message or "Upload LoRA adapter",
                               num_threads=1)  # equal files would be read by two threads from one open file
     except (ValueError, ConnectionError) as error:
-        raise type(error)(f"{str(error)[:260]}; the adapter is still in {path}"[:400]) from None
+        raise type(error)(f"{str(error)[:280]}; the adapter is still in {path}"[:400]) from None
     return f"{api.endpoint}/{repo_id}"
 
 

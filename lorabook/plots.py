@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
          "font.size": 11, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white"}
+SIMILARITIES = {"prompt_similarity": "pictures like their prompt", "image_similarity": "pictures like the training images"}
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's colours, told apart by colour-blind readers
 
 
@@ -33,31 +34,44 @@ class Plot:
 
 
 def plot_losses(history: Sequence[dict], *, title: str = "") -> Plot:
-    """The training loss, smoothed, and the validation loss where there is one.
+    """The training loss, smoothed, and the validation loss and the similarities where they were measured.
 
     Args:
-        history: records as in `TrainingRun.history`: `step`, `loss`, and `validation_loss` in some.
-    Raises: ValueError if the history is empty.
+        history: records as in `TrainingRun.history`: `step`, `loss`, and in some `validation_loss`,
+            `prompt_similarity`, `image_similarity`.
+    Raises: ValueError if the history has no losses.
     """
     import matplotlib
-    steps = [record["step"] for record in history if "loss" in record]
-    if not steps:
+    losses, checked = _points(history, "loss"), _points(history, "validation_loss")
+    if not losses:
         raise ValueError("the history has no losses to draw")
-    losses = [record["loss"] for record in history if "loss" in record]
-    checked = [(r["step"], r["validation_loss"]) for r in history if "validation_loss" in r]
+    likeness = {words: points for key, words in SIMILARITIES.items() if (points := _points(history, key))}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 3.2))
-        axes = figure.subplots()
-        axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=1)
-        axes.plot(steps, _smoothed(losses), color=BLUE, linewidth=2, label="training loss, smoothed")
+        figure = Figure(figsize=(10.5 if likeness else 7, 3.2))
+        axes = figure.subplots(1, 2 if likeness else 1, squeeze=False)[0]
+        steps, values = zip(*losses, strict=True)
+        axes[0].plot(steps, values, color=BLUE, alpha=0.25, linewidth=1)
+        axes[0].plot(steps, _smoothed(values), color=BLUE, linewidth=2, label="training loss, smoothed")
         if checked:
-            axes.plot(*zip(*checked, strict=True), color=ORANGE, marker="o", label="validation loss, fixed noise")
-        axes.set(xlabel="step", ylabel="mean squared error", title=title, ylim=(0, None))
-        axes.legend(frameon=False)
-    alt = f"Training loss from {losses[0]:.2f} to {losses[-1]:.2f} over {steps[-1]} steps."
-    if checked:
-        alt += f" Validation loss from {checked[0][1]:.2f} to {checked[-1][1]:.2f}."
+            axes[0].plot(*zip(*checked, strict=True), color=ORANGE, marker="o", label="validation loss, fixed noise")
+        axes[0].set(xlabel="step", ylabel="mean squared error", title=title, ylim=(0, None))
+        axes[0].legend(frameon=False)
+        for (words, points), color, marker in zip(likeness.items(), (GREEN, ORANGE), "os", strict=False):
+            axes[1].plot(*zip(*points, strict=True), color=color, marker=marker, label=words)
+        if likeness:
+            axes[1].set(xlabel="step", ylabel="cosine similarity")
+            axes[1].legend(frameon=False)
+            figure.tight_layout()
+    alt = f"Training loss from {values[0]:.2f} to {values[-1]:.2f} over {steps[-1]} steps."
+    measured = ({"validation loss": checked} if checked else {}) | likeness
+    for words, points in measured.items():
+        alt += f" {words.capitalize()} from {points[0][1]:.2f} to {points[-1][1]:.2f}."
     return Plot(figure, alt)
+
+
+def _points(history: Sequence[dict], key: str) -> list[tuple[int, float]]:
+    """Step and value of the records that have a key."""
+    return [(record["step"], record[key]) for record in history if key in record]
 
 
 def _smoothed(values: Sequence[float], keep: float = 0.9) -> list[float]:

@@ -141,7 +141,7 @@ def mosaic(rng: random.Random) -> tuple[Image.Image, str]:
 
 # --- subjects ---------------------------------------------------------------------------------------------------
 
-SUBJECT_PLACES = ("a white background", "a green field", "a blue sky", "a pink wall", "a sandy beach")
+SUBJECT_PLACES = ("a white background", "a green field", "a blue sky", "a pink wall", "a night sky")
 
 
 def patch_cat(place: str, rng: random.Random) -> Image.Image:

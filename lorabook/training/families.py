@@ -102,7 +102,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """As above; a VAE that overflows in half precision works in float32."""
-        if self.pipe.vae.config.force_upcast:
+        if self.pipe.vae.config.force_upcast and self.pipe.vae.dtype != torch.float32:
             self.pipe.vae.to(torch.float32)
         return super().encode_images(pixels)
 

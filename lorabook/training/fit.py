@@ -10,15 +10,15 @@ import datasets
 from accelerate.utils import set_seed
 
 from lorabook.adapters.files import WEIGHT_NAME
-from lorabook.adapters.load import module_name
 from lorabook.hub import push_adapter
-from lorabook.training.checkpoints import Progress, find_checkpoint, pack, save_checkpoint, unpack
+from lorabook.pipelines import find_model
+from lorabook.training.checkpoints import find_checkpoint, pack, save_checkpoint, unpack
 from lorabook.training.config import TrainingConfig
 from lorabook.training.display import Display
 from lorabook.training.estimate import Estimate, memory_on_a_gpu
 from lorabook.training.examples import Examples, Look
-from lorabook.training.lora import add_lora, lora_weights, trained, write_lora
 from lorabook.training.loop import train
+from lorabook.training.lora import add_lora, lora_weights, trained, write_lora
 from lorabook.training.optimizers import make_optimizer, make_schedule, steps_in
 from lorabook.training.order import Order
 from lorabook.training.run import TrainingRun
@@ -79,9 +79,8 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     identity = _identity(setup, lesson)
     progress = find_checkpoint(folder, config.resume_from_checkpoint, identity)
     told = replace(setup.told, seed=progress.numbers.get("seed", setup.told.seed))
-    name = module_name(folder.absolute().name)
     set_seed(told.seed)
-    carriers = add_lora(family, name, config)
+    carriers = add_lora(family, config)
     order = Order(told.seed, lesson.groups, config.train_batch_size, accelerator.process_index,
                   accelerator.num_processes, lesson.repeats)
     steps, epoch = steps_in(config, order.batches)
@@ -99,14 +98,14 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
                       progress.step) if config.validation_prompt and config.num_validation_images else None
 
     def write(target: Path, weights=None) -> Path:
-        return write_lora(target, carriers, name, told, weights)
+        return write_lora(target, carriers, told, weights)
 
     def save() -> None:
         progress.tensors, progress.numbers = pack(dict(trained(carriers)), **state)
         progress.numbers["seed"] = told.seed
         save_checkpoint(folder, progress, identity, write, config.checkpoints_total_limit)
 
-    watch = Watch(setup, progress, steps, epoch, lambda: lora_weights(carriers, name), save,
+    watch = Watch(setup, progress, steps, epoch, lambda: lora_weights(carriers), save,
                   (lambda: _validated(setup, kept)) if kept else None, strip,
                   Display(steps, progress.step, accelerator.is_local_main_process))
     open_trackers(accelerator, config)
@@ -191,9 +190,10 @@ def _identity(setup: Setup, lesson: Lesson) -> dict:
     config = setup.config
     settings = {key: value for key, value in vars(config).items() if key not in FREE}
     texts = hashlib.sha256("\n".join(lesson.images["text"]).encode()).hexdigest()
-    found = settings | {"images": images_hash(lesson.images)[:16], "texts": texts[:16], "weights of the loss": lesson.weights,
-                        "resolution": setup.resolution, "base model": setup.family.pipe.unet.config.get("_name_or_path", ""),
-                        "images a step": config.train_batch_size * setup.accelerator.num_processes}
+    found = settings | {
+        "images": images_hash(lesson.images)[:16], "texts": texts[:16], "weights of the loss": lesson.weights,
+        "resolution": setup.resolution, "base model": Path(find_model(config.pretrained_model_name_or_path)).name,
+        "images a step": config.train_batch_size * setup.accelerator.num_processes}
     if setup.given_seed is not None:
         found["seed"] = setup.given_seed
     return json.loads(json.dumps(found))

@@ -18,6 +18,7 @@ from lorabook.training.families import StableDiffusion
 from lorabook.worlds import world
 
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+NAME = "lora"  # on the models while they learn; no file holds it
 KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
 
 
@@ -34,14 +35,15 @@ def chosen_layers(unet: nn.Module, config: TrainingConfig) -> list[str]:
         if block not in blocks:
             known = sorted({block_of(name) for name, _ in unet.named_modules()} - {"outside"})
             reason = "has no layer for" if block in known else "is no block of this UNet; for"
-            raise ValueError(f"target_blocks: {block!r} {reason} target {config.target!r} the blocks are: {', '.join(blocks)}")
+            raise ValueError(f"target_blocks: {block!r} {reason} target {config.target!r} the blocks are: "
+                             f"{', '.join(blocks)}")
     if config.target_blocks:
         names = [name for name in names if block_of(name) in config.target_blocks]
     _check_rank(unet, names, config.rank)
     return names
 
 
-def add_lora(family: StableDiffusion, name: str, config: TrainingConfig) -> dict[str, nn.Module]:
+def add_lora(family: StableDiffusion, config: TrainingConfig) -> dict[str, nn.Module]:
     """Freeze the pipeline and put a fresh LoRA on it, trainable and in float32.
 
     Returns: the models that carry it, by component.
@@ -58,7 +60,7 @@ def add_lora(family: StableDiffusion, name: str, config: TrainingConfig) -> dict
             _check_rank(model, [n for n, _ in model.named_modules() if n.endswith(TEXT_TARGETS)], config.rank)
         model.add_adapter(LoraConfig(
             r=config.rank, lora_alpha=config.alpha or config.rank, init_lora_weights="gaussian", use_dora=config.use_dora,
-            lora_dropout=config.lora_dropout, target_modules=targets[part]), adapter_name=name)
+            lora_dropout=config.lora_dropout, target_modules=targets[part]), adapter_name=NAME)
         cast_training_params(model, torch.float32)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing() if part == "unet" else model.gradient_checkpointing_enable()
@@ -73,26 +75,26 @@ def trained(carriers: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]
                 yield f"{part}.{name}", parameter
 
 
-def lora_weights(carriers: dict[str, nn.Module], name: str) -> dict[str, Tensor]:
+def lora_weights(carriers: dict[str, nn.Module]) -> dict[str, Tensor]:
     """The LoRA's weights by the keys of an adapter file."""
     # lora_A / lora_B throughout: diffusers' own renaming knows attention only and cannot read the mixture it leaves
     return {f"{part}.{_full(part, key)}": value.detach() for part, model in carriers.items()
-            for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
+            for key, value in get_peft_model_state_dict(model, adapter_name=NAME).items()}
 
 
-def write_lora(folder: Path, carriers: dict[str, nn.Module], name: str, config: TrainingConfig,
+def write_lora(folder: Path, carriers: dict[str, nn.Module], config: TrainingConfig,
                weights: dict[str, Tensor] | None = None) -> Path:
     """Write the LoRA into a folder, with its alpha, base model, trigger words and settings in the metadata.
 
     Args:
         weights: by the keys of an adapter file; None takes those on the models.
     """
-    weights = weights or lora_weights(carriers, name)
+    weights = weights or lora_weights(carriers)
     base = config.pretrained_model_name_or_path or world().model
     about = {"base_model": str(base), "lorabook_version": lorabook.__version__, "training": config.told}
     if prompt := getattr(config, "instance_prompt", None):
         about |= {"instance_prompt": prompt, "trigger_words": [prompt]}
-    settings = {part: model.peft_config[name].to_dict() for part, model in carriers.items()}
+    settings = {part: model.peft_config[NAME].to_dict() for part, model in carriers.items()}
     if config.output_kohya_format:
         write_adapter(folder / KOHYA_NAME, to_kohya(weights, config.alpha or config.rank), config={}, about=about)
     return write_adapter(folder / WEIGHT_NAME, weights, config=settings, about=about)

@@ -1,6 +1,7 @@
 """What both kinds of training begin with: devices, the base model, and every check that needs no images."""
 import os
 import random
+import re
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,15 +92,16 @@ def _common_seed(given: int | None) -> int:
 def _accelerator(config: TrainingConfig) -> Accelerator:
     AcceleratorState._reset_state()  # else a second run in one process keeps the precision of the first, or fails
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if precision == "fp16" and not torch.cuda.is_available() and not default_device() == "mps":
+    if precision == "fp16" and not torch.cuda.is_available() and default_device() != "mps":
         if config.mixed_precision:
             raise ValueError("mixed_precision fp16 needs a GPU, and none is here: use bf16 or no")
         warnings.warn("the launcher asks for mixed precision fp16, which the CPU does not have: training in float32",
                       stacklevel=4)
         precision = "no"
-    project = ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(Path(config.output_dir, config.logging_dir)))
+    logs = str(Path(config.output_dir, config.logging_dir))
+    project = ProjectConfiguration(project_dir=config.output_dir, logging_dir=logs)
     accelerator = Accelerator(gradient_accumulation_steps=config.gradient_accumulation_steps, mixed_precision=precision,
-                              log_with=trackers_of(config), project_config=project)
+                              log_with=trackers_of(config) or None, project_config=project)
     asked = _processes_asked_for()
     if asked > accelerator.num_processes == 1:
         warnings.warn(f"{asked} processes were asked for and one runs: accelerate launch starts a single one on CPUs; "
@@ -139,11 +141,13 @@ def _pipeline(config: TrainingConfig, accelerator: Accelerator, dtype: torch.dty
 
 
 def _part(loader, name: str, what: str, **kwargs):
+    looked = f"{what} {name!r} not found: no folder {Path(name).absolute()}, and"
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FileNotFoundError(f"{looked} it is not a Hub id of the form owner/name")
     try:
         return loader.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{what} {name!r} not found: no folder {Path(name).absolute()}, and the Hub did not give "
-                                f"it: {' '.join(str(error).split())[:120]}") from error
+        raise FileNotFoundError(f"{looked} the Hub did not give it: {' '.join(str(error).split())[:120]}") from error
 
 
 def _use_xformers(pipe) -> None:

@@ -78,7 +78,8 @@ class Store:
         try:
             about = self._about()
             size = int(np.prod(about["shape"])) * np.dtype(about["dtype"]).itemsize
-            sums = dict(map(int, line.split()) for line in (self.folder / "done.txt").read_text().splitlines() if line.count(" "))
+            lines = (self.folder / "done.txt").read_text().splitlines()
+            sums = dict(map(int, line.split()) for line in lines if line.count(" ") == 1)
             with open(self.folder / "rows.bin", "rb") as file:
                 return {number for number, checksum in sorted(sums.items())
                         if zlib.crc32(self._bytes_of(file, number, size)) == checksum}

@@ -54,9 +54,14 @@ def report(accelerator: Accelerator, record: dict) -> None:
 def report_pictures(accelerator: Accelerator, pictures: list[Image.Image], step: int) -> None:
     """Report the validation pictures of a step."""
     arrays = np.stack([np.asarray(picture) for picture in pictures])
-    _guarded(lambda tracker: tracker.log_images({"validation": arrays if tracker.name != "wandb" else pictures},
-                                                step=step, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {})),
-             accelerator)
+
+    def log(tracker):
+        if tracker.name == "tensorboard":
+            tracker.log_images({"validation": arrays}, step=step, dataformats="NHWC")
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({"validation": pictures}, step=step)
+
+    _guarded(log, accelerator)
 
 
 def _guarded(log, accelerator: Accelerator) -> None:

@@ -139,7 +139,8 @@ class evaluating:
         self.models = [m for m in (pipe.unet, *(getattr(pipe, part) for part in setup.family.text_encoders)) if m.training]
 
     def __enter__(self):
-        self.vae.to(self.dtype)
+        if self.vae.dtype != self.dtype:
+            self.vae.to(self.dtype)
         for model in self.models:
             model.eval()
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 import lorabook as lb
-from lorabook.training.config import parse
+from lorabook.training.flags import parse
 
 
 @pytest.mark.parametrize(("field", "value", "expected"), [

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from conftest import tiny_sdxl
 from diffusers import DDPMScheduler
 
+import lorabook as lb
 from lorabook.training.families import StableDiffusion, family_of
 
 
@@ -30,14 +32,14 @@ def test_min_snr_weighs_by_the_clamped_signal_to_noise_ratio(pipe, prediction_ty
     ratio = (schedule.alphas_cumprod[50] / (1 - schedule.alphas_cumprod[50])).item()
     prediction, target = torch.randn(2, 1, 4, 8, 8).unbind()
     weight = min(ratio, 5) / (ratio + (prediction_type == "v_prediction"))
-    plain = family.loss(prediction, target, step)
-    assert family.loss(prediction, target, step, 5.0).item() == pytest.approx(weight * plain.item(), rel=1e-4)
+    plain = family.losses(prediction, target, step)
+    assert family.losses(prediction, target, step, 5.0).item() == pytest.approx(weight * plain.item(), rel=1e-4)
 
 
 def test_min_snr_is_finite_where_there_is_no_signal(pipe):
     prediction, target = torch.randn(2, 1, 4, 16, 16).unbind()
     for kind in ("epsilon", "v_prediction"):
-        assert family_of(pipe, kind).loss(prediction, target, torch.tensor([999]), 5.0).isfinite()
+        assert family_of(pipe, kind).losses(prediction, target, torch.tensor([999]), 5.0).isfinite()
 
 
 def test_a_pipeline_of_another_family_is_named():
@@ -45,3 +47,33 @@ def test_a_pipeline_of_another_family_is_named():
         pass
     with pytest.raises(ValueError, match="OtherPipeline cannot be trained"):
         family_of(OtherPipeline())
+
+
+def test_sdxl_gives_embeddings_a_pooled_one_and_takes_size_and_crop(tmp_path):
+    family = family_of(lb.load_pipeline(tiny_sdxl(tmp_path), device="cpu"))
+    embeddings, pooled = family.encode_prompts(["a red cat", "a boat"])
+    assert embeddings.shape == (2, 77, 64) and pooled.shape == (2, 32)
+    noisy, steps = torch.randn(2, 4, 16, 16), torch.tensor([10, 900])
+    here, there = (family.predict(noisy, steps, (embeddings, pooled), torch.tensor([[64, 64, top, 0]] * 2))
+                   for top in (0, 500))
+    assert here.shape == noisy.shape and not torch.allclose(here, there)
+
+
+def test_edm_weighs_v_by_its_signal_and_leaves_epsilon_as_it_is(pipe):
+    prediction, target = torch.randn(2, 1, 4, 16, 16).unbind()
+    step = torch.tensor([300])
+    for kind, weight in (("epsilon", 1.0), ("v_prediction", None)):
+        family = family_of(pipe, kind)
+        weight = weight or family.noise.alphas_cumprod[300].item()
+        plain, ours = (family.losses(prediction, target, step, denoised=flag).item() for flag in (False, True))
+        assert ours == pytest.approx(weight * plain, rel=1e-5)
+
+
+def test_edm_is_the_error_of_the_denoised_latents_over_the_variance_of_their_noise(pipe):
+    family, step = family_of(pipe), torch.tensor([300])
+    latents, noise, prediction = torch.randn(3, 1, 4, 16, 16).unbind()
+    noisy, target = family.add_noise(latents, noise, step)
+    signal = family.noise.alphas_cumprod[300]
+    denoised = signal.sqrt() * noisy - (1 - signal).sqrt() * prediction
+    expected = (denoised - latents).square().mean() * signal / (1 - signal)
+    assert family.losses(prediction, target, step, denoised=True).item() == pytest.approx(expected.item(), rel=1e-3)

@@ -1,0 +1,157 @@
+import shutil
+
+import pytest
+import torch
+from conftest import quick_config
+from safetensors.torch import load_file
+
+import lorabook as lb
+from lorabook.training.checkpoints import SUMS, Progress, find_checkpoint, pack, save_checkpoint, unpack
+
+
+def saved(folder, step, identity=None, limit=None):
+    progress = Progress(step, [{"step": step, "loss": 0.5}], {"weights/a": torch.full((2,), float(step))}, {"seed": 3})
+    return save_checkpoint(folder, progress, identity or {"rank": 4}, lambda target: _adapter(target), limit)
+
+
+def _adapter(target):
+    (target / "pytorch_lora_weights.safetensors").write_text("weights")
+
+
+def found(folder, asked="latest", **identity):
+    return find_checkpoint(folder, asked, identity or {"rank": 4})
+
+
+def test_latest_is_the_newest_by_number(tmp_path):
+    for step in (9, 10, 2):
+        saved(tmp_path, step)
+    progress = found(tmp_path)
+    assert progress.step == 10 and progress.history == [{"step": 10, "loss": 0.5}] and progress.numbers == {"seed": 3}
+    assert progress.tensors["weights/a"].tolist() == [10, 10]
+
+
+def test_latest_starts_afresh_where_there_is_none(tmp_path):
+    assert found(tmp_path).step == 0 and found(tmp_path / "nowhere").step == 0
+
+
+def test_one_is_found_by_its_name_or_its_path(tmp_path):
+    path = saved(tmp_path, 4)
+    saved(tmp_path, 5)
+    assert found(tmp_path, "checkpoint-4").step == found(tmp_path, str(path)).step == 4
+
+
+def test_one_that_is_not_there_is_an_error_that_lists_what_is(tmp_path):
+    saved(tmp_path, 4)
+    with pytest.raises(FileNotFoundError, match="no folder 'checkpoint-7'.*has checkpoint-4"):
+        found(tmp_path, "checkpoint-7")
+
+
+@pytest.mark.parametrize("name", ["training_state.safetensors", "history.json", "pytorch_lora_weights.safetensors", SUMS])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, name, damage):
+    saved(tmp_path, 4)
+    path = saved(tmp_path, 8) / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[:len(content) // 2] if damage == "cut" else content[:-3] + b"xyz")
+    with pytest.warns(UserWarning, match="checkpoint-8 is damaged.*one before"):
+        assert found(tmp_path).step == 4
+
+
+def test_a_damaged_one_asked_for_by_name_is_an_error(tmp_path):
+    (saved(tmp_path, 8) / "history.json").write_text("")
+    with pytest.raises(ValueError, match="checkpoint-8 is damaged"):
+        found(tmp_path, "checkpoint-8")
+
+
+def test_another_runs_is_an_error_that_says_what_differs(tmp_path):
+    saved(tmp_path, 4)
+    with pytest.raises(ValueError, match="belongs to another run: rank is 4 there and 8 here"):
+        found(tmp_path, rank=8)
+
+
+def test_latest_passes_over_another_runs_where_there_is_one_of_this(tmp_path):
+    saved(tmp_path, 4)
+    saved(tmp_path, 8, {"rank": 2})
+    assert found(tmp_path).step == 4
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in range(1, 6):
+        saved(tmp_path, step, limit=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-5"]
+
+
+def test_one_that_could_not_be_written_leaves_no_trace(tmp_path):
+    saved(tmp_path, 1)
+
+    def full(target):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path, Progress(2), {"rank": 4}, full, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "Prodigy"])
+def test_an_optimiser_goes_on_to_the_same_bits(kind, tmp_path):
+    prodigy = pytest.importorskip("prodigyopt").Prodigy
+
+    def make():
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(4, 3))
+        optimizer = {"AdamW": lambda: torch.optim.AdamW([weight], 0.1, fused=True), "Prodigy": lambda: prodigy([weight]),
+                     "SGD": lambda: torch.optim.SGD([weight], 0.1, momentum=0.9)}[kind]()
+        return weight, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+
+    def steps(weight, optimizer, schedule, numbers):
+        for number in numbers:
+            weight.grad = torch.full_like(weight, 0.1 * number + 0.05)
+            optimizer.step()
+            schedule.step()
+
+    weight, optimizer, schedule = make()
+    steps(weight, optimizer, schedule, range(3))
+    progress = Progress(3, [], *pack({"w": weight}, optimizer=optimizer, schedule=schedule))
+    save_checkpoint(tmp_path, progress, {}, _adapter, None)
+    steps(weight, optimizer, schedule, range(3, 6))
+    other, optimizer, schedule = make()
+    unpack(find_checkpoint(tmp_path, "latest", {}), {"w": other}, optimizer=optimizer, schedule=schedule)
+    steps(other, optimizer, schedule, range(3, 6))
+    assert torch.equal(weight, other)
+
+
+def test_a_run_that_goes_on_ends_in_the_same_weights_and_losses(tmp_path):
+    told = dict(max_train_steps=6, checkpointing_steps=2, lr_scheduler="cosine", lr_warmup_steps=1, lora_dropout=0.1,
+                random_flip=True, gradient_accumulation_steps=2, validation_split=0.34)
+    whole = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "a"), **told))
+    shutil.copytree(tmp_path / "a/checkpoint-2", tmp_path / "b/checkpoint-2")
+    rest = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "b"), resume_from_checkpoint="latest", **told))
+    first, second = load_file(whole.adapter), load_file(rest.adapter)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert rest.losses == whole.losses and rest.validation_losses == whole.validation_losses
+
+
+def test_a_checkpoints_adapter_can_be_used_at_once(tmp_path, pipe):
+    lb.train_text_to_image(quick_config(output_dir=str(tmp_path), checkpointing_steps=1, checkpoints_total_limit=2))
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert lb.load_adapter(pipe, tmp_path / "checkpoint-2").rank == 2
+
+
+def test_after_the_last_step_latest_is_at_its_end(tmp_path):
+    first = lb.train_text_to_image(quick_config(output_dir=str(tmp_path)))
+    again = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), resume_from_checkpoint="latest"))
+    assert again.losses == first.losses and again.finished
+
+
+def test_a_run_can_be_made_longer(tmp_path):
+    lb.train_text_to_image(quick_config(output_dir=str(tmp_path)))
+    longer = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), resume_from_checkpoint="latest", max_train_steps=5))
+    assert len(longer.losses) == 5
+
+
+def test_other_settings_do_not_go_on_with_a_run(tmp_path):
+    lb.train_text_to_image(quick_config(output_dir=str(tmp_path)))
+    with pytest.raises(ValueError, match="another run: rank is 2 there and 4 here; give the same settings"):
+        lb.train_text_to_image(quick_config(output_dir=str(tmp_path), rank=4, resume_from_checkpoint="latest"))
