@@ -130,14 +130,14 @@ def write_adapter(path: str | os.PathLike, weights: Mapping[str, Tensor], *, con
     Args:
         path: the file.
         weights: tensors by diffusers key ("unet.….lora_A.weight").
-        config: PEFT's LoraConfig by component, as {"unet": {"r": 4, "lora_alpha": 4, …}}.
+        config: PEFT's LoraConfig by component, as {"unet": {"r": 4, "lora_alpha": 4, …}}; empty where the keys say it.
         about: what else the file should tell (base model, trigger words, training settings); kept as JSON.
     Returns: the path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = {f"{part}.{key}": _plain(value) for part, settings in config.items() for key, value in settings.items()}
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(flat, sort_keys=True)}
+    metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(flat, sort_keys=True)} if flat else {})
     metadata |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     unfinished = path.with_name(path.name + ".part")
     try:

@@ -115,7 +115,7 @@ def test_settings_that_cannot_go_together_are_named(changes, told):
     (dict(train_batch_size=6), ValueError, "train_batch_size 6 is larger than the data set of 5 image"),
     (dict(rank=500), ValueError, "rank 500 is larger than layer"),
     (dict(mixed_precision="fp16"), ValueError, "fp16 needs a GPU"),
-    (dict(target_blocks=["down.3"]), ValueError, "target_blocks: 'down.3' has no layer for .*the blocks are: down.0, down.1"),
+    (dict(target_blocks=["down.3"]), ValueError, "'down.3' has no layer for .*the blocks are: down.0, down.1"),
     (dict(target_blocks=["sideways"]), ValueError, "'sideways' is no block of this UNet"),
     (dict(tokenizer_name="nowhere"), FileNotFoundError, "tokenizer 'nowhere' not found"),
     (dict(pretrained_vae_model_name_or_path="nowhere"), FileNotFoundError, "VAE 'nowhere' not found"),

@@ -48,8 +48,8 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
 
 
 def test_a_checkpointed_gradient_is_the_same_gradient(tmp_path):
-    plain, saved = (load_file(lb.train_text_to_image(quick_config(output_dir=str(tmp_path / str(flag)),
-                                                                  gradient_checkpointing=flag)).adapter) for flag in (False, True))
+    plain, saved = (load_file(lb.train_text_to_image(quick_config(
+        output_dir=str(tmp_path / str(flag)), gradient_checkpointing=flag)).adapter) for flag in (False, True))
     assert all(torch.allclose(plain[key], saved[key], atol=1e-4) for key in plain)
 
 

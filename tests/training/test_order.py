@@ -23,7 +23,8 @@ def test_processes_share_what_one_process_does_alone():
 def test_groups_stand_behind_each_other_and_the_smaller_one_comes_round_again():
     order = Order(seed=0, groups=(2, 6), batch=3)
     rows = torch.cat([order.rows(number).view(2, 3) for number in range(2)], 1)
-    assert order.epoch == 6 and sorted(rows[1].tolist()) == list(range(2, 8)) and sorted(rows[0].tolist()) == [0, 0, 0, 1, 1, 1]
+    assert order.epoch == 6 and sorted(rows[1].tolist()) == list(range(2, 8))
+    assert sorted(rows[0].tolist()) == [0, 0, 0, 1, 1, 1]
 
 
 def test_repeats_lengthen_the_epoch():

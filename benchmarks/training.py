@@ -1,0 +1,124 @@
+"""How fast is our training loop beside the floor, and beside a loop that encodes image and prompt in every step?
+
+The floor is the UNet's forward and backward pass and AdamW on one batch that stays the same, and nothing else. Each way
+runs in a process of its own, three times in turn; told are the medians of steps a second and of peak memory.
+python benchmarks/training.py [--rounds 3] [--steps 40]
+"""
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import lorabook as lb
+from lorabook.training.checkpoints import Progress
+from lorabook.training.display import Display
+from lorabook.training.examples import Examples, Look
+from lorabook.training.loop import train
+from lorabook.training.lora import add_lora, lora_weights, trained
+from lorabook.training.optimizers import make_optimizer, make_schedule
+from lorabook.training.order import Order
+from lorabook.training.setup import set_up
+from lorabook.training.watch import Watch
+
+WAYS = ("floor", "ours", "encoding every step")
+WARM = 5
+
+
+def ours(setup, carriers, images, steps: int) -> float:
+    """Steps a second of the package's own loop, with its looks at the loss, its bar and its snapshots."""
+    with tempfile.TemporaryDirectory() as folder:
+        examples = Examples(setup.family, images, Look(64), folder=Path(folder), progress=False)
+    learning = {part: [p for _, p in trained({part: model})] for part, model in carriers.items()}
+    optimizer = setup.accelerator.prepare(make_optimizer(learning, setup.config))
+    progress, times = Progress(), []
+    watch = Watch(setup, progress, steps + WARM + 1, 10**6, lambda: lora_weights(carriers), lambda: None, None, None,
+                  Display(steps, 0, shown=True))
+
+    def after_step():
+        watch()
+        times.append(time.perf_counter())
+
+    train(setup.accelerator, setup.family, examples, Order(0, (len(images),), setup.config.train_batch_size), setup.config,
+          optimizer, make_schedule(optimizer, setup.config, steps + WARM), progress, steps + WARM, after_step)
+    return steps / (times[-1] - times[-steps - 1])
+
+
+def floor(setup, carriers, images, steps: int, encode: bool = False) -> float:
+    """Steps a second of forward, backward and AdamW; with `encode`, image and prompt are encoded in every step."""
+    family, size, unet = setup.family, setup.config.train_batch_size, setup.family.pipe.unet
+    parameters = [p for _, p in trained(carriers)]
+    optimizer = torch.optim.AdamW(parameters, 1e-4, fused=True)
+    examples = Examples(family, images, Look(64), folder=None)
+    noisy, timesteps, target = torch.randn(size, 4, 16, 16), torch.randint(0, 1000, (size,)), torch.randn(size, 4, 16, 16)
+    prompts = family.encode_prompts(images["text"][:size])[0]
+
+    def step(number: int):
+        nonlocal noisy, prompts, target
+        if encode:
+            rows = [(number * size + place) % len(images) for place in range(size)]
+            moments = family.encode_images(torch.stack([examples.pictures.pixels(row) for row in rows]))
+            latents = moments[:, 0] + moments[:, 1] * torch.randn_like(moments[:, 0])
+            noisy, target = family.add_noise(latents, torch.randn_like(latents), timesteps)
+            prompts = family.encode_prompts([images[row]["text"] for row in rows])[0]
+        loss = torch.nn.functional.mse_loss(unet(noisy, timesteps, prompts, return_dict=False)[0], target)
+        loss.backward()
+        if encode:
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for number in range(WARM):
+        step(number)
+    started = time.perf_counter()
+    for number in range(steps):
+        step(number)
+    return steps / (time.perf_counter() - started)
+
+
+def measure(way: str, target: str, rank: int, batch: int, steps: int) -> dict:
+    """Steps a second and peak memory of one way, in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        setup = set_up(lb.TextToImageConfig(pretrained_model_name_or_path="tiny-sd", target=target, rank=rank, seed=0,
+                                            train_batch_size=batch, report_to="none", output_dir=folder))
+        carriers = add_lora(setup.family, setup.config)
+        setup.family.pipe.unet.train()
+        images = lb.load_captioned_images("creatures", max_samples=64)
+        told = setup, carriers, images, steps
+        rate = ours(*told) if way == "ours" else floor(*told, encode=way != "floor")
+    return {"rate": rate, "mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def apart(*arguments) -> dict:
+    """What `measure` finds in a process of its own."""
+    command = [sys.executable, __file__, "--measure", *map(str, arguments)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--measure", nargs=5, help="way, target, rank, batch, steps")
+    told = parser.parse_args()
+    if told.measure:
+        way, target, rank, batch, steps = told.measure
+        print(json.dumps(measure(way, target, int(rank), int(batch), int(steps))))
+        sys.exit()
+    print(f"{'adapter, batch':<26}{'way':<22}{'steps/s':>9}{'of floor':>10}{'of encoding':>13}{'peak MiB':>10}")
+    for target, rank, batch in (("attention", 4, 8), ("all", 16, 8)):
+        found = {way: [] for way in WAYS}
+        for _ in range(told.rounds):
+            for way in WAYS:
+                found[way].append(apart(way, target, rank, batch, told.steps))
+        rates = {way: median(run["rate"] for run in runs) for way, runs in found.items()}
+        for way in WAYS:
+            memory = median(run["mebibytes"] for run in found[way])
+            print(f"{f'{target}, rank {rank}, {batch}':<26}{way:<22}{rates[way]:>9.2f}{rates[way] / rates['floor']:>10.2f}"
+                  f"{rates[way] / rates['encoding every step']:>13.2f}{memory:>10.0f}", flush=True)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+from conftest import quick_config
+from safetensors.torch import load_file
+
+import lorabook as lb
+from lorabook.adapters.load import layers_of
+from lorabook.blocks import block_of
+from lorabook.training.families import family_of
+from lorabook.training.lora import add_lora, chosen_layers, trained
+
+
+def test_only_the_named_blocks_are_adapted(tmp_path, pipe):
+    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "x"), target_blocks=["mid", "up.1"], target="all"))
+    lb.load_adapter(pipe, run, "x")
+    assert {block_of(name) for name in layers_of(pipe, "x")["unet"]} == {"mid", "up.1"}
+
+
+def test_a_rank_larger_than_a_layer_names_the_layer_and_the_most(pipe):
+    with pytest.raises(ValueError, match=r"rank 33 is larger than layer down_blocks.0.* of shape \(32, 32\).*up to 32"):
+        chosen_layers(pipe.unet, quick_config(rank=33))
+
+
+def test_only_lora_learns_and_in_float32(pipe):
+    pipe.unet.to(torch.bfloat16)
+    carriers = add_lora(family_of(pipe), quick_config(train_text_encoder=True))
+    found = dict(trained(carriers))
+    assert all(".lora_" in name and value.dtype == torch.float32 for name, value in found.items())
+    assert {name.split(".")[0] for name in found} == {"unet", "text_encoder"}
+    assert not any(p.requires_grad for p in pipe.vae.parameters())
+
+
+def test_a_dora_is_trained_and_loads(tmp_path, pipe):
+    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "dora"), use_dora=True, target="attention+ff"))
+    assert sum("magnitude" in key for key in load_file(run.adapter)) == 160
+    lb.load_adapter(pipe, run, "x")
+    layer = next(iter(layers_of(pipe, "x")["unet"].values()))
+    assert "x" in layer.lora_magnitude_vector
+
+
+def test_kohyas_keys_hold_the_same_weights_and_the_alpha(tmp_path):
+    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), output_kohya_format=True, alpha=6.0))
+    ours, kohya = load_file(run.adapter), load_file(run.folder / "pytorch_lora_weights_kohya.safetensors")
+    key = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
+    flat = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    assert torch.equal(ours[key], kohya[f"{flat}.lora_down.weight"]) and kohya[f"{flat}.alpha"] == 6
+    assert len(kohya) == len(ours) * 3 // 2
+
+
+def test_kohyas_file_loads_in_diffusers_to_the_same_picture(tmp_path, pipe):
+    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), output_kohya_format=True, alpha=6.0,
+                                              learning_rate=0.1))
+    pictures = []
+    for name in (run.adapter.name, "pytorch_lora_weights_kohya.safetensors"):
+        pipe.load_lora_weights(str(tmp_path), weight_name=name)
+        pictures.append(pipe("a red cat", num_inference_steps=2, output_type="np",
+                             generator=torch.Generator().manual_seed(0)).images)
+        pipe.unload_lora_weights()
+    assert abs(pictures[0] - pictures[1]).max() < 0.02
