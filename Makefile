@@ -34,6 +34,6 @@ clean:
 		$(BIN)/pip install -q --no-deps --retries 1 --timeout 15 --extra-index-url $(CPU_WHEELS) "torch==$(TORCH)+cpu" \
 		|| { echo "no CPU build within reach: installing the default build of torch"; $(BIN)/pip install -q "torch==$(TORCH)"; }; \
 	fi
-	$(BIN)/pip install -q -c constraints.txt -e ".[notebooks,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[notebooks,trackers,dev]"
 	@$(BIN)/python -c 'import torch; print("torch", torch.__version__)'
 	touch $@

@@ -15,13 +15,15 @@ from pathlib import Path
 from statistics import median
 
 import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 import lorabook as lb
 from lorabook.training.checkpoints import Progress
 from lorabook.training.display import Display
-from lorabook.training.examples import Examples, Look
+from lorabook.training.examples import Examples, Look, Pictures
 from lorabook.training.loop import train
-from lorabook.training.lora import add_lora, lora_weights, trained
+from lorabook.training.lora import add_lora, trained
 from lorabook.training.optimizers import make_optimizer, make_schedule
 from lorabook.training.order import Order
 from lorabook.training.setup import set_up
@@ -38,7 +40,7 @@ def ours(setup, carriers, images, steps: int) -> float:
     learning = {part: [p for _, p in trained({part: model})] for part, model in carriers.items()}
     optimizer = setup.accelerator.prepare(make_optimizer(learning, setup.config))
     progress, times = Progress(), []
-    watch = Watch(setup, progress, steps + WARM + 1, 10**6, lambda: lora_weights(carriers), lambda: None, None, None,
+    watch = Watch(setup, progress, steps + WARM + 1, 10**6, dict(trained(carriers)), lambda: None, None, None,
                   Display(steps, 0, shown=True))
 
     def after_step():
@@ -50,35 +52,54 @@ def ours(setup, carriers, images, steps: int) -> float:
     return steps / (times[-1] - times[-steps - 1])
 
 
-def floor(setup, carriers, images, steps: int, encode: bool = False) -> float:
-    """Steps a second of forward, backward and AdamW; with `encode`, image and prompt are encoded in every step."""
-    family, size, unet = setup.family, setup.config.train_batch_size, setup.family.pipe.unet
-    parameters = [p for _, p in trained(carriers)]
-    optimizer = torch.optim.AdamW(parameters, 1e-4, fused=True)
-    examples = Examples(family, images, Look(64), folder=None)
-    noisy, timesteps, target = torch.randn(size, 4, 16, 16), torch.randint(0, 1000, (size,)), torch.randn(size, 4, 16, 16)
-    prompts = family.encode_prompts(images["text"][:size])[0]
+def floor(setup, carriers, images, steps: int) -> float:
+    """Steps a second of forward, backward and AdamW on one batch, and nothing else."""
+    size, unet = setup.config.train_batch_size, setup.family.pipe.unet
+    optimizer = torch.optim.AdamW([p for _, p in trained(carriers)], 1e-4, fused=True)
+    noisy, target, timesteps = torch.randn(size, 4, 16, 16), torch.randn(size, 4, 16, 16), torch.randint(0, 1000, (size,))
+    prompts = setup.family.encode_prompts(images["text"][:size])[0]
 
-    def step(number: int):
-        nonlocal noisy, prompts, target
-        if encode:
-            rows = [(number * size + place) % len(images) for place in range(size)]
-            moments = family.encode_images(torch.stack([examples.pictures.pixels(row) for row in rows]))
-            latents = moments[:, 0] + moments[:, 1] * torch.randn_like(moments[:, 0])
-            noisy, target = family.add_noise(latents, torch.randn_like(latents), timesteps)
-            prompts = family.encode_prompts([images[row]["text"] for row in rows])[0]
-        loss = torch.nn.functional.mse_loss(unet(noisy, timesteps, prompts, return_dict=False)[0], target)
-        loss.backward()
-        if encode:
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    def step():
+        F.mse_loss(unet(noisy, timesteps, prompts, return_dict=False)[0], target).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    for number in range(WARM):
-        step(number)
+    return rate(step, steps)
+
+
+def encoding(setup, carriers, images, steps: int) -> float:
+    """Steps a second of what diffusers' script does in each: read, encode image and prompt, train, log the loss."""
+    family, size, unet, pipe = setup.family, setup.config.train_batch_size, setup.family.pipe.unet, setup.family.pipe
+    pictures = Pictures(images, Look(64))
+    tokens = pipe.tokenizer(images["text"], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    rows = [*range(len(images))] * (size * (steps + WARM) // len(images) + 1)
+    loader = DataLoader(rows, size, shuffle=True, collate_fn=list)
+    batches, parameters = iter(loader), [p for _, p in trained(carriers)]
+    optimizer = setup.accelerator.prepare(torch.optim.AdamW(parameters, 1e-4))
+
+    def step():
+        rows = next(batches)
+        pixels = torch.stack([pictures.pixels(row) for row in rows])
+        latents = pipe.vae.encode(pixels).latent_dist.sample() * pipe.vae.config.scaling_factor
+        timesteps = torch.randint(0, 1000, (size,))
+        noisy, target = family.add_noise(latents, torch.randn_like(latents), timesteps)
+        loss = F.mse_loss(unet(noisy, timesteps, pipe.text_encoder(tokens[rows])[0], return_dict=False)[0], target)
+        setup.accelerator.gather(loss.repeat(size)).mean().item()
+        setup.accelerator.backward(loss)
+        setup.accelerator.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return rate(step, steps)
+
+
+def rate(step, steps: int) -> float:
+    """Steps a second, after a few to warm up."""
+    for _ in range(WARM):
+        step()
     started = time.perf_counter()
-    for number in range(steps):
-        step(number)
+    for _ in range(steps):
+        step()
     return steps / (time.perf_counter() - started)
 
 
@@ -90,9 +111,8 @@ def measure(way: str, target: str, rank: int, batch: int, steps: int) -> dict:
         carriers = add_lora(setup.family, setup.config)
         setup.family.pipe.unet.train()
         images = lb.load_captioned_images("creatures", max_samples=64)
-        told = setup, carriers, images, steps
-        rate = ours(*told) if way == "ours" else floor(*told, encode=way != "floor")
-    return {"rate": rate, "mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        found = {"floor": floor, "ours": ours}.get(way, encoding)(setup, carriers, images, steps)
+    return {"rate": found, "mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def apart(*arguments) -> dict:

@@ -6,7 +6,7 @@ import itself takes no time.
 import logging
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "bundled": "worlds", "world": "worlds",
@@ -14,7 +14,7 @@ _HOME = {
     "load_pipeline": "pipelines",
     "load_captioned_images": "images", "load_instance_images": "images",
     "ImageGrid": "grid",
-    "plot_losses": "plots",
+    "plot_losses": "plots", "plot_runs": "plots",
     "prompt_similarity": "metrics", "image_similarity": "metrics",
     "load_adapter": "adapters.load", "LoadReport": "adapters.load",
     "set_scales": "adapters.scales",

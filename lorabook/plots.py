@@ -1,7 +1,7 @@
 """Figures in one style, made from plain data."""
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
          "font.size": 11, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white"}
-SIMILARITIES = {"prompt_similarity": "pictures like their prompt", "image_similarity": "pictures like the training images"}
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's colours, told apart by colour-blind readers
+COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#000000")
+SIMILARITIES = {"prompt_similarity": "pictures like their prompt", "image_similarity": "pictures like the training images"}
 
 
 @dataclass
@@ -67,6 +68,28 @@ def plot_losses(history: Sequence[dict], *, title: str = "") -> Plot:
     for words, points in measured.items():
         alt += f" {words.capitalize()} from {points[0][1]:.2f} to {points[-1][1]:.2f}."
     return Plot(figure, alt)
+
+
+def plot_runs(runs: Mapping[str, object], *, title: str = "") -> Plot:
+    """The validation losses of several runs in one figure.
+
+    Args:
+        runs: by label, anything with a `history`, as TrainingRun.
+    Raises: ValueError if a run has no validation loss.
+    """
+    import matplotlib
+    lines = {label: _points(run.history, "validation_loss") for label, run in runs.items()}
+    if empty := [label for label, points in lines.items() if not points]:
+        raise ValueError(f"run {empty[0]!r} has no validation loss; train it with validation_split")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 3.2))
+        axes = figure.subplots()
+        for number, (label, points) in enumerate(lines.items()):
+            axes.plot(*zip(*points, strict=True), color=COLORS[number % 5], marker="os^Dv"[number % 5], label=label)
+        axes.set(xlabel="step", ylabel="validation loss", title=title, ylim=(0, None))
+        axes.legend(frameon=False)
+    ends = ", ".join(f"{label} {points[-1][1]:.2f}" for label, points in lines.items())
+    return Plot(figure, f"Validation loss against steps; at the end: {ends}.")
 
 
 def _points(history: Sequence[dict], key: str) -> list[tuple[int, float]]:

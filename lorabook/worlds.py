@@ -10,7 +10,9 @@ class World:
     """What a notebook or a call assumes when it is told nothing.
 
     `model`, `data` and `adapter` are a bundled name or a Hub id; `judge` is the CLIP model of `metrics`; `resolution`
-    is in pixels; `prompts` suit an adapter trained on `data`, and `adapter_prompt` the ready adapter.
+    is in pixels; `prompts` suit an adapter trained on `data`, and `adapter_prompt` the ready adapter. The fields of a
+    `subject` are what DreamBooth is told: its pictures, its and its class's prompt, places and the like that it was not
+    seen in, and how it learns.
     """
 
     name: str
@@ -30,6 +32,13 @@ class World:
     prompts: tuple[str, ...]
     adapter: str
     adapter_prompt: str
+    subject: str
+    instance_prompt: str
+    class_prompt: str
+    subject_prompts: tuple[str, ...]
+    subject_learning_rate: float
+    subject_text_encoder_lr: float
+    subject_train_steps: int
 
 
 BUNDLED = World(
@@ -38,7 +47,10 @@ BUNDLED = World(
     train_batch_size=8, max_train_steps=300, validation_split=0.1, mixed_precision="no",
     prompts=("a cartoon blue creature with wings", "a cartoon red creature with horns",
              "a drawing of a green cat on a white background"),
-    adapter="creatures", adapter_prompt="a cartoon purple creature with horns and wings")
+    adapter="creatures", adapter_prompt="a cartoon purple creature with horns and wings",
+    subject="subjects/patch_cat", instance_prompt="a drawing of sks cat", class_prompt="a drawing of a cat",
+    subject_prompts=("a drawing of sks cat on a sandy beach", "a drawing of a black cat", "a drawing of a red boat"),
+    subject_learning_rate=2e-3, subject_text_encoder_lr=3e-4, subject_train_steps=300)
 
 HUB = World(
     name="hub", model="stable-diffusion-v1-5/stable-diffusion-v1-5", data="reach-vb/pokemon-blip-captions",
@@ -46,7 +58,10 @@ HUB = World(
     target="attention", learning_rate=1e-4, train_batch_size=1, max_train_steps=1500,
     validation_split=0.02, mixed_precision="fp16",
     prompts=("a cartoon blue creature with wings", "a red creature with horns", "yoda"),
-    adapter="Norod78/SD15-Rubber-Duck-LoRA", adapter_prompt="a rubber duck wearing a crown")
+    adapter="Norod78/SD15-Rubber-Duck-LoRA", adapter_prompt="a rubber duck wearing a crown",
+    subject="diffusers/dog-example", instance_prompt="a photo of sks dog", class_prompt="a photo of a dog",
+    subject_prompts=("a photo of sks dog in a bucket", "a photo of a black dog", "a photo of a red boat"),
+    subject_learning_rate=1e-4, subject_text_encoder_lr=1e-5, subject_train_steps=500)
 
 
 def world(name: str | None = None) -> World:

@@ -9,7 +9,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-RANGES = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["notebooks"] + PROJECT["optional-dependencies"]["dev"]
+EXTRAS = PROJECT["optional-dependencies"]
+RANGES = PROJECT["dependencies"] + EXTRAS["notebooks"] + EXTRAS["trackers"] + EXTRAS["dev"]
 
 
 def pinned() -> dict[str, str]:

@@ -226,3 +226,32 @@ def test_metadata_that_is_not_json_names_the_line(folder, picture):
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n{oops')
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         lb.load_captioned_images(folder)
+
+
+def test_instance_images_have_one_prompt_and_need_no_captions(folder, picture, silent):
+    for name in ("b.png", "a.jpg", ".hidden.png"):
+        picture().save(folder / name)
+    (folder / "a.txt").write_text("a caption of its own")
+    (folder / ".ipynb_checkpoints").mkdir()
+    picture().save(folder / ".ipynb_checkpoints/a.png")
+    images = lb.load_instance_images(folder, "a sks cat")
+    assert images["text"] == ["a sks cat"] * 2 and images[0]["image"].mode == "RGB"
+
+
+def test_instance_images_can_have_captions_of_their_own(folder, picture):
+    picture().save(folder / "a.png")
+    write_metadata(folder, {"file_name": "a.png", "caption": "red"})
+    assert lb.load_instance_images(folder, "ignored", caption_column="caption")["text"] == ["red"]
+
+
+def test_instance_images_come_from_a_dataset_or_a_bundled_name_too(picture):
+    dataset = datasets.Dataset.from_dict({"picture": [picture()]}).cast_column("picture", datasets.Image())
+    assert lb.load_instance_images(dataset, "x")["text"] == ["x"]
+    assert len(lb.load_instance_images("subjects/striped_boat")) == 5
+
+
+def test_no_folder_of_instance_images_is_an_error(folder):
+    with pytest.raises(FileNotFoundError, match="has no images"):
+        lb.load_instance_images(folder)
+    with pytest.raises(FileNotFoundError, match="'nowhere' not found"):
+        lb.load_instance_images("nowhere")

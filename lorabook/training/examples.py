@@ -130,13 +130,13 @@ class Examples:
     def plain_moments(self, rows: Tensor) -> Tensor:
         """Mean and deviation of images as they are, cropped in the middle, (rows, 2, channels, height, width)."""
         if self.moments is not None:
-            return self.moments[rows].to(self.family.pipe.device)
+            return self.moments[rows].to(self.family.device)
         return self.family.encode_images(torch.stack([self.pictures.pixels(row) for row in rows.tolist()]))
 
     def prompts(self, numbers: Tensor) -> tuple[Tensor, ...]:
         """Embeddings of the texts of these numbers, as the family encodes them."""
         if self.embeddings is not None:
-            return tuple(store[numbers].to(self.family.pipe.device) for store in self.embeddings)
+            return tuple(store[numbers].to(self.family.device) for store in self.embeddings)
         used, places = numbers.unique(return_inverse=True)
         return tuple(part[places] for part in self.family.encode_prompts([self.texts[number] for number in used]))
 
@@ -146,8 +146,8 @@ class Examples:
             numbers = numbers.where(order.draws(chosen.number, purpose=1).uniform() >= dropout, 0)
         geometry = [self.pictures.geometry(self.sizes[row], place) for row, place in
                     zip(chosen.rows.tolist(), chosen.places.tolist(), strict=True)]
-        device = self.family.pipe.device
-        return Batch(chosen.number, chosen.rows, moments.to(device), numbers, torch.tensor(geometry, device=device))
+        geometry = torch.tensor(geometry, device=self.family.device)
+        return Batch(chosen.number, chosen.rows, moments.to(self.family.device), numbers, geometry)
 
     def _kept_moments(self, folder: Path, progress: bool) -> Store:
         """A store of moments: all images, then all mirrored."""

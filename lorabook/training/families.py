@@ -1,5 +1,6 @@
 """What differs between model families in training, each in one small object."""
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -35,6 +36,11 @@ class StableDiffusion:
             noise.register_to_config(prediction_type=prediction_type)
         return cls(pipe, noise)
 
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the pipeline is; asked once, since asking a pipeline takes as long as a tenth of a small step."""
+        return self.pipe.device
+
     @property
     def resolution(self) -> int:
         """The side of the images that the model was made for, in pixels."""
@@ -42,7 +48,7 @@ class StableDiffusion:
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
         """Prompt embeddings: one tensor, (prompts, tokens, width)."""
-        return self.pipe.encode_prompt(prompts, self.pipe.device, 1, do_classifier_free_guidance=False)[:1]
+        return self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[:1]
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -108,7 +114,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
         """Prompt embeddings, (prompts, tokens, width), and the second encoder's pooled ones, (prompts, width)."""
-        embeddings, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.pipe.device,
+        embeddings, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device,
                                                            do_classifier_free_guidance=False)
         return embeddings, pooled
 

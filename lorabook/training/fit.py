@@ -18,7 +18,7 @@ from lorabook.training.display import Display
 from lorabook.training.estimate import Estimate, memory_on_a_gpu
 from lorabook.training.examples import Examples, Look
 from lorabook.training.loop import train
-from lorabook.training.lora import add_lora, lora_weights, trained, write_lora
+from lorabook.training.lora import add_lora, trained, write_lora
 from lorabook.training.optimizers import make_optimizer, make_schedule, steps_in
 from lorabook.training.order import Order
 from lorabook.training.run import TrainingRun
@@ -97,15 +97,15 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     strip = FilmStrip(config.validation_prompt, list(range(config.num_validation_images)), folder, lesson.images,
                       progress.step) if config.validation_prompt and config.num_validation_images else None
 
-    def write(target: Path, weights=None) -> Path:
-        return write_lora(target, carriers, told, weights)
+    def write(target: Path) -> Path:
+        return write_lora(target, carriers, told)
 
     def save() -> None:
         progress.tensors, progress.numbers = pack(dict(trained(carriers)), **state)
         progress.numbers["seed"] = told.seed
         save_checkpoint(folder, progress, identity, write, config.checkpoints_total_limit)
 
-    watch = Watch(setup, progress, steps, epoch, lambda: lora_weights(carriers), save,
+    watch = Watch(setup, progress, steps, epoch, dict(trained(carriers)), save,
                   (lambda: _validated(setup, kept)) if kept else None, strip,
                   Display(steps, progress.step, accelerator.is_local_main_process))
     open_trackers(accelerator, config)
@@ -135,8 +135,9 @@ def _train_watched(watch: Watch, examples, order, optimizer, schedule, lesson, w
     except FloatingPointError as error:
         if not watch.good:
             raise FloatingPointError(f"{error}; nothing was written") from error
+        watch.put_back_good()
         if setup.accelerator.is_main_process:
-            write(Path(setup.config.output_dir), watch.good)
+            write(Path(setup.config.output_dir))
         raise FloatingPointError(f"{error}; the adapter of step {watch.good_step} is kept in "
                                  f"{setup.config.output_dir}") from error
     except KeyboardInterrupt:

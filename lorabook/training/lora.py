@@ -82,14 +82,9 @@ def lora_weights(carriers: dict[str, nn.Module]) -> dict[str, Tensor]:
             for key, value in get_peft_model_state_dict(model, adapter_name=NAME).items()}
 
 
-def write_lora(folder: Path, carriers: dict[str, nn.Module], config: TrainingConfig,
-               weights: dict[str, Tensor] | None = None) -> Path:
-    """Write the LoRA into a folder, with its alpha, base model, trigger words and settings in the metadata.
-
-    Args:
-        weights: by the keys of an adapter file; None takes those on the models.
-    """
-    weights = weights or lora_weights(carriers)
+def write_lora(folder: Path, carriers: dict[str, nn.Module], config: TrainingConfig) -> Path:
+    """Write the LoRA into a folder, with its alpha, base model, trigger words and settings in the metadata."""
+    weights = lora_weights(carriers)
     base = config.pretrained_model_name_or_path or world().model
     about = {"base_model": str(base), "lorabook_version": lorabook.__version__, "training": config.told}
     if prompt := getattr(config, "instance_prompt", None):

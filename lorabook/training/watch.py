@@ -26,18 +26,18 @@ class Watch:
     Attributes:
         setup, progress: the run.
         steps, epoch: optimiser steps in all, and in an epoch.
-        weights: gives the adapter's weights as they are now.
+        weights: the parameters that learn, by component and name.
         save: writes a checkpoint.
         validate: measures the validation loss, or None.
         strip: the validation pictures, or None.
-        good: the adapter's weights at the last look that found them finite.
+        good: a copy of the weights at the last look that found them finite.
     """
 
     setup: Setup
     progress: Progress
     steps: int
     epoch: int
-    weights: Callable[[], dict[str, Tensor]]
+    weights: dict[str, Tensor]
     save: Callable[[], object]
     validate: Callable[[], float] | None
     strip: FilmStrip | None
@@ -75,13 +75,19 @@ class Watch:
         Raises: FloatingPointError.
         """
         self._read_losses()
-        weights = {key: value.to("cpu", copy=True) for key, value in self.weights().items()}
+        weights = {key: value.detach().to("cpu", copy=True) for key, value in self.weights.items()}
         if not all(value.isfinite().all() for value in weights.values()):
             raise FloatingPointError(_reason(self.progress.step, "weights are not finite"))
         self.good, self.good_step = weights, self.progress.step
         if self.setup.accelerator.is_main_process:
             self.display.losses(self.progress.history, last)
             self._tell_minutes()
+
+    @torch.no_grad()
+    def put_back_good(self) -> None:
+        """Give the models the weights of the last look that found them finite."""
+        for key, value in self.weights.items():
+            value.copy_(self.good[key])
 
     def _tell_minutes(self) -> None:
         """Say once, after the first steps, how long the rest will take."""
