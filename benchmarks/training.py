@@ -24,6 +24,7 @@ from lorabook.training.display import Display
 from lorabook.training.examples import Examples, Look, Pictures
 from lorabook.training.loop import train
 from lorabook.training.lora import add_lora, trained
+from lorabook.training.merged import merged_products
 from lorabook.training.optimizers import make_optimizer, make_schedule
 from lorabook.training.order import Order
 from lorabook.training.setup import set_up
@@ -47,8 +48,9 @@ def ours(setup, carriers, images, steps: int) -> float:
         watch()
         times.append(time.perf_counter())
 
-    train(setup.accelerator, setup.family, examples, Order(0, (len(images),), setup.config.train_batch_size), setup.config,
-          optimizer, make_schedule(optimizer, setup.config, steps + WARM), progress, steps + WARM, after_step)
+    with merged_products(carriers.values()):
+        train(setup.accelerator, setup.family, examples, Order(0, (len(images),), setup.config.train_batch_size),
+              setup.config, optimizer, make_schedule(optimizer, setup.config, steps + WARM), progress, steps + WARM, after_step)
     return steps / (times[-1] - times[-steps - 1])
 
 
@@ -71,7 +73,7 @@ def encoding(setup, carriers, images, steps: int) -> float:
     """Steps a second of what diffusers' script does in each: read, encode image and prompt, train, log the loss."""
     family, size, unet, pipe = setup.family, setup.config.train_batch_size, setup.family.pipe.unet, setup.family.pipe
     pictures = Pictures(images, Look(64))
-    tokens = pipe.tokenizer(images["text"], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    tokens = pipe.tokenizer(list(images["text"]), padding="max_length", truncation=True, return_tensors="pt").input_ids
     rows = [*range(len(images))] * (size * (steps + WARM) // len(images) + 1)
     loader = DataLoader(rows, size, shuffle=True, collate_fn=list)
     batches, parameters = iter(loader), [p for _, p in trained(carriers)]

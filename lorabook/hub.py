@@ -52,10 +52,9 @@ def open_repository(repo_id: str, token: str | None = None, *, private: bool = F
         token: see `find_token`.
         private: whether a new repository is private; False leaves it to the owner's settings.
     Returns: its full id, "owner/name".
-    Raises: ValueError for a malformed id, or if there is no token or the Hub refuses it; ConnectionError if the Hub
-        cannot be reached.
+    Raises: ValueError as `client`, and if the Hub refuses the token; ConnectionError if the Hub cannot be reached.
     """
-    api = _client(repo_id, token)
+    api = client(repo_id, token)
     with _asking(repo_id, api.token):
         found = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         # what a commit asks first: a token that may only read is refused here, not after hours of training
@@ -84,7 +83,7 @@ def push_adapter(source, repo_id: str, *, token: str | None = None, private: boo
     files = {WEIGHT_NAME: path.read_bytes()} | ({HALF_NAME: _half(path, weights, metadata)} if fp16 else {})
     pictures = _pictures(source, path, _from_json(metadata, "training").get("validation_prompt") or "")
     try:
-        api = _client(repo_id, token)
+        api = client(repo_id, token)
         repo_id = open_repository(repo_id, api.token, private=private)
         card = model_card(path, repo_id, licence=licence, prompts=prompts, command=getattr(source, "command", None),
                           pictures={name: prompt for name, (prompt, _) in pictures.items()})
@@ -101,7 +100,8 @@ def push_adapter(source, repo_id: str, *, token: str | None = None, private: boo
     return f"{api.endpoint}/{repo_id}"
 
 
-def _client(repo_id: str, token: str | None) -> HfApi:
+def client(repo_id: str, token: str | None = None) -> HfApi:
+    """The Hub's client for a repository; asks nothing yet. Raises ValueError for a malformed id or without a token."""
     try:
         validate_repo_id(repo_id or "")
     except ValueError:

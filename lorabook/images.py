@@ -149,15 +149,30 @@ def _from_dataset(dataset: datasets.Dataset, name: str, image_column: str | None
     if not len(dataset):
         raise ValueError(f"{name} is empty")
     texts = find_caption_column([c for c in columns if c != images], caption_column, name) if prompt is None else None
-    raw, rows, unread = dataset.cast_column(images, datasets.Image(decode=False)), [], []
+    raw, kept, found, unread = dataset.cast_column(images, datasets.Image(decode=False)), [], [], []
     for number, row in enumerate(raw):
         text = as_caption(row[texts], f"{name}, row {number}") if prompt is None else prompt
         value = row[images] or {}
         try:
-            rows.append({"image": _stored(value.get("path"), value.get("bytes")), "text": text})
+            stored = _stored(value.get("path"), value.get("bytes"))
         except Exception as error:
             unread.append(f"row {number} ({first_line(error, 60)})")
-    _report_unread(unread, len(rows), name)
+            continue
+        kept.append(number)
+        found.append((text, None if stored["bytes"] is value.get("bytes") else stored["bytes"]))  # not what it holds
+    _report_unread(unread, len(kept), name)
+    plain = dataset.select(kept).select_columns(images)
+    return _as_found(plain if images == "image" else plain.rename_column(images, "image"), found)
+
+
+def _as_found(dataset: datasets.Dataset, found: list[tuple[str, bytes | None]]) -> datasets.Dataset:
+    """A Dataset of images with their texts; those that had to be made plain are replaced by their new content."""
+    dataset = dataset.add_column("text", [text for text, _ in found])
+    if all(content is None for _, content in found):
+        return dataset.cast(FEATURES)
+    raw = dataset.cast_column("image", datasets.Image(decode=False))
+    rows = [{"image": {"path": None, "bytes": content} if content else row["image"], "text": row["text"]}
+            for row, (_, content) in zip(raw, found, strict=True)]
     return datasets.Dataset.from_list(rows, features=FEATURES)
 
 

@@ -141,11 +141,19 @@ def write_adapter(path: str | os.PathLike, weights: Mapping[str, Tensor], *, con
     metadata |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     unfinished = path.with_name(path.name + ".part")
     try:
-        save_file({key: value.detach().to("cpu").contiguous() for key, value in weights.items()}, unfinished, metadata)
+        save_tensors(unfinished, weights, metadata)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file; a disk that is full is an OSError, as with any other file."""
+    try:
+        save_file({key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path.name} cannot be written: {error}") from error
 
 
 def _plain(value):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from lorabook.adapters.files import WEIGHT_NAME
+from lorabook.adapters.files import WEIGHT_NAME, save_tensors
 
 STATE, HISTORY, SUMS = "training_state.safetensors", "history.json", "SHA256SUMS"
 
@@ -87,7 +87,7 @@ def save_checkpoint(folder: Path, progress: Progress, identity: dict, write_adap
     try:
         write_adapter(unfinished)
         about = {"step": progress.step, "numbers": progress.numbers, "identity": identity}
-        save_file(progress.tensors, unfinished / STATE, {"about": json.dumps(about)})
+        save_tensors(unfinished / STATE, progress.tensors, {"about": json.dumps(about)})
         (unfinished / HISTORY).write_text(json.dumps(progress.history))
         names = sorted(path.name for path in unfinished.iterdir())
         (unfinished / SUMS).write_text("".join(f"{_sha(unfinished / name)}  {name}\n" for name in names))
@@ -116,7 +116,7 @@ def find_checkpoint(folder: Path, asked: str | None, identity: dict) -> Progress
     Args:
         folder: the run's output folder.
         asked: None, "latest", a checkpoint's name or its path.
-        identity: what makes this run the one it is.
+        identity: what makes this run the one it is; without a seed, any run's will do.
     Raises: FileNotFoundError if there is no such checkpoint; ValueError if it is damaged or of another run, saying
         what differs.
     """
@@ -174,7 +174,8 @@ def _read(path: Path) -> tuple[Progress, dict]:
 def _same_run(path: Path, found: tuple[Progress, dict], identity: dict) -> Progress:
     progress, other = found
     differs = [f"{name} is {_short(other.get(name))} there and {_short(identity.get(name))} here"
-               for name in sorted({*other, *identity}) if other.get(name) != identity.get(name)]
+               for name in sorted({*other, *identity} - ({"seed"} - identity.keys()))
+               if other.get(name) != identity.get(name)]
     if differs:
         raise ValueError(f"checkpoint {path} belongs to another run: {'; '.join(differs[:4])}; give the same settings, "
                          "or another output_dir")
@@ -193,5 +194,5 @@ def _sha(path: Path) -> str:
 def _flush(folder: Path) -> None:
     """Let the files reach the disk before their folder gets its name."""
     for path in folder.iterdir():
-        with open(path, "rb") as file:
+        with open(path, "r+b") as file:
             os.fsync(file.fileno())

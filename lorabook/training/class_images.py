@@ -1,6 +1,6 @@
 """Pictures of a class, drawn by the base model itself where a folder has too few: what prior preservation learns from."""
-import math
 import os
+import re
 from pathlib import Path
 
 import datasets
@@ -24,24 +24,31 @@ def class_images(setup: Setup) -> datasets.Dataset:
     config, accelerator = setup.config, setup.accelerator
     folder = Path(config.class_data_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    there = len(image_files(folder))
+    missing = missing_numbers(folder, config.num_class_images)
     accelerator.wait_for_everyone()
-    if there < config.num_class_images:
-        _draw(setup, config, folder, there)
+    if missing:
+        _draw(setup, config, folder, missing)
     accelerator.wait_for_everyone()
     found = load_instance_images(folder, config.class_prompt)
     return found.select(range(min(len(found), config.num_class_images)))
 
 
-def _draw(setup: Setup, config: DreamBoothConfig, folder: Path, there: int) -> None:
-    """Draw the images from number `there` on, in batches of fixed borders shared out among the processes.
+def missing_numbers(folder: Path, wanted: int) -> list[int]:
+    """The numbers of the images to draw, beside a person's own pictures and those drawn before."""
+    names = [path.name for path in image_files(folder)]
+    drawn = {int(found[1]) for name in names if (found := re.fullmatch(r"class-(\d+)\.png", name))}
+    own = len(names) - len(drawn)
+    return [number for number in range(own, wanted) if number not in drawn]
+
+
+def _draw(setup: Setup, config: DreamBoothConfig, folder: Path, missing: list[int]) -> None:
+    """Draw the missing images, in batches of fixed borders shared out among the processes.
 
     Each image has a seed of its own and each batch is drawn whole, so that drawing that was cut short ends in the same
     images.
     """
     pipe, size, accelerator = _pipeline(setup, config), config.sample_batch_size, setup.accelerator
-    batches = range(there // size, math.ceil(config.num_class_images / size))[accelerator.process_index::
-                                                                              accelerator.num_processes]
+    batches = sorted({number // size for number in missing})[accelerator.process_index::accelerator.num_processes]
     world, bar = world_of(pipe), getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
     for batch in tqdm(batches, desc="drawing class images", disable=not accelerator.is_local_main_process):
@@ -50,7 +57,7 @@ def _draw(setup: Setup, config: DreamBoothConfig, folder: Path, there: int) -> N
         images = pipe([config.class_prompt] * size, generator=seeds, num_inference_steps=world.num_inference_steps,
                       guidance_scale=world.guidance_scale).images
         for number, image in zip(numbers, images, strict=True):
-            if there <= number < config.num_class_images:
+            if number in missing:
                 unfinished = folder / f".class-{number:04}.part"
                 image.save(unfinished, "PNG")
                 os.replace(unfinished, folder / f"class-{number:04}.png")

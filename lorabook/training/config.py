@@ -108,6 +108,8 @@ class TrainingConfig:
             above_zero=("learning_rate", "text_encoder_lr", "max_grad_norm", "adam_epsilon", "snr_gamma", "alpha"),
             share=("caption_dropout", "lora_dropout", "validation_split", "adam_beta1", "adam_beta2", "prodigy_beta3"))
         check(self, "seed", self.seed is None or 0 <= self.seed < 2**32, "0 or more and below 2 ** 32")
+        if self.hub_token and self.report_to in ("wandb", "all"):
+            raise ValueError("hub_token cannot go with report_to wandb, which uploads the command line; set HF_TOKEN instead")
         for name in ("validation_prompt", "output_dir", "hub_model_id"):
             self._check_text(name)
         _check_output(Path(self.output_dir))
@@ -132,6 +134,8 @@ class TrainingConfig:
         sentences = [sentence for name, sentence in WITHOUT_EFFECT.items() if getattr(self, name, None)]
         if self.local_rank != -1:
             sentences.append("local_rank has no effect: the launcher's environment tells each process its place")
+        if self.use_8bit_adam and self.optimizer == "prodigy":
+            sentences.append("use_8bit_adam has no effect with optimizer prodigy")
         return sentences
 
 

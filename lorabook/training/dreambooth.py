@@ -11,7 +11,7 @@ from lorabook.training.config import DreamBoothConfig
 from lorabook.training.fit import Lesson, check_batch, fit, split
 from lorabook.training.flags import run_command_line
 from lorabook.training.run import TrainingRun
-from lorabook.training.setup import Setup, set_up
+from lorabook.training.setup import Setup, check_early, set_up
 
 
 def train_dreambooth(config: DreamBoothConfig) -> TrainingRun:
@@ -31,6 +31,7 @@ def train_dreambooth(config: DreamBoothConfig) -> TrainingRun:
         raise ValueError("instance_data_dir is missing: give a folder with pictures of the subject")
     if not config.instance_prompt:
         raise ValueError("instance_prompt is missing: give a prompt that names the subject, as in «a photo of sks dog»")
+    check_early(config)
     images = load_instance_images(source, config.instance_prompt, caption_column=config.caption_column,
                                   image_column=config.image_column, config_name=config.dataset_config_name,
                                   **({"cache_dir": config.cache_dir} if config.cache_dir else {}))

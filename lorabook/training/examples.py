@@ -50,10 +50,10 @@ class Pictures(Dataset):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
 
-    def geometry(self, size: tuple[int, int], place: tuple[float, float]) -> tuple[int, int, int, int]:
+    def geometry(self, size: tuple[int, int], place: tuple[float, float], flip: bool = False) -> tuple[int, int, int, int]:
         """Original height and width, top and left of the crop: what SDXL is told of an image of (width, height)."""
-        _, _, top, left = self._cut(size, place)
-        return size[1], size[0], top, left
+        width, _, top, left = self._cut(size, place)
+        return size[1], size[0], top, width - self.look.resolution - left if flip else left
 
     def _cut(self, size: tuple[int, int], place: tuple[float, float]) -> tuple[int, int, int, int]:
         """Width and height after resizing, top and left of the crop; the shorter side becomes the resolution."""
@@ -144,8 +144,8 @@ class Examples:
         numbers = self.caption_of[chosen.rows]
         if dropout:
             numbers = numbers.where(order.draws(chosen.number, purpose=1).uniform() >= dropout, 0)
-        geometry = [self.pictures.geometry(self.sizes[row], place) for row, place in
-                    zip(chosen.rows.tolist(), chosen.places.tolist(), strict=True)]
+        geometry = [self.pictures.geometry(self.sizes[row], place, flip) for row, place, flip in
+                    zip(chosen.rows.tolist(), chosen.places.tolist(), chosen.flips.tolist(), strict=True)]
         geometry = torch.tensor(geometry, device=self.family.device)
         return Batch(chosen.number, chosen.rows, moments.to(self.family.device), numbers, geometry)
 
@@ -167,7 +167,8 @@ class Examples:
         pipe = self.family.pipe
         encoders = [getattr(pipe, name) for name in self.family.text_encoders]
         mask = [getattr(encoder.config, "use_attention_mask", None) for encoder in encoders]
-        tokens = pipe.tokenizer.model_max_length, pipe.tokenizer.get_vocab()
+        tokenizers = [getattr(pipe, name.replace("text_encoder", "tokenizer")) for name in self.family.text_encoders]
+        tokens = [(t.model_max_length, sorted(t.get_vocab().items())) for t in tokenizers]
         key = key_of("prompts", *self.texts, *encoders, *mask, *tokens)
         texts = self.texts
 

@@ -32,8 +32,9 @@ class StableDiffusion:
     def of(cls, pipe: DiffusionPipeline, prediction_type: str | None = None) -> "StableDiffusion":
         """The family object of a pipeline; `prediction_type` overrides the model's own."""
         noise = DDPMScheduler.from_config(pipe.scheduler.config)
-        if prediction_type:
+        if prediction_type:  # of the pipeline's own too, which draws the validation pictures
             noise.register_to_config(prediction_type=prediction_type)
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction_type)
         return cls(pipe, noise)
 
     @cached_property
@@ -57,7 +58,8 @@ class StableDiffusion:
         Returns: (batch, 2, channels, latent height, latent width).
         """
         vae = self.pipe.vae
-        posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+        with torch.autocast(vae.device.type, enabled=False):
+            posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         return torch.stack([posterior.mean, posterior.std], 1) * vae.config.scaling_factor
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:

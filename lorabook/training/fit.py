@@ -19,6 +19,7 @@ from lorabook.training.estimate import Estimate, memory_on_a_gpu
 from lorabook.training.examples import Examples, Look
 from lorabook.training.loop import train
 from lorabook.training.lora import add_lora, trained, write_lora
+from lorabook.training.merged import merged_products
 from lorabook.training.optimizers import make_optimizer, make_schedule, steps_in
 from lorabook.training.order import Order
 from lorabook.training.run import TrainingRun
@@ -79,6 +80,7 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     identity = _identity(setup, lesson)
     progress = find_checkpoint(folder, config.resume_from_checkpoint, identity)
     told = replace(setup.told, seed=progress.numbers.get("seed", setup.told.seed))
+    identity["seed"] = told.seed
     set_seed(told.seed)
     carriers = add_lora(family, config)
     order = Order(told.seed, lesson.groups, config.train_batch_size, accelerator.process_index,
@@ -129,27 +131,36 @@ def _train_watched(watch: Watch, examples, order, optimizer, schedule, lesson, w
             for model in carriers.values():
                 model.train()
             watch.begin()
-            train(setup.accelerator, setup.family, examples, order, setup.config, optimizer, schedule, progress,
-                  watch.steps, watch, group_weights=lesson.weights)
+            with merged_products(carriers.values()):
+                train(setup.accelerator, setup.family, examples, order, setup.config, optimizer, schedule, progress,
+                      watch.steps, watch, group_weights=lesson.weights)
         return True
     except FloatingPointError as error:
-        if not watch.good:
-            raise FloatingPointError(f"{error}; nothing was written") from error
-        watch.put_back_good()
-        if setup.accelerator.is_main_process:
-            write(Path(setup.config.output_dir))
-        raise FloatingPointError(f"{error}; the adapter of step {watch.good_step} is kept in "
-                                 f"{setup.config.output_dir}") from error
+        raise _with_good_kept(watch, error, write) from error
     except KeyboardInterrupt:
-        if not progress.step:
+        if not progress.step or setup.accelerator.num_processes > 1:  # several may stand at different places
             raise
-        watch.look(last=True)
+        try:
+            watch.look(last=True)
+        except FloatingPointError as error:
+            raise _with_good_kept(watch, error, write) from error
         watch.keep()
         return False
     finally:
         watch.display.close()
         for model in carriers.values():
             model.eval()
+
+
+def _with_good_kept(watch: Watch, error: FloatingPointError, write) -> FloatingPointError:
+    """Write the last good adapter; returns the error that says so."""
+    if not watch.good:
+        return FloatingPointError(f"{error}; nothing was written")
+    watch.put_back_good()
+    folder = Path(watch.setup.config.output_dir)
+    if watch.setup.accelerator.is_main_process:
+        write(folder)
+    return FloatingPointError(f"{error}; the adapter of step {watch.good_step} is kept in {folder}")
 
 
 def _examples(setup: Setup, images: datasets.Dataset) -> Examples:
@@ -193,7 +204,8 @@ def _identity(setup: Setup, lesson: Lesson) -> dict:
     texts = hashlib.sha256("\n".join(lesson.images["text"]).encode()).hexdigest()
     found = settings | {
         "images": images_hash(lesson.images)[:16], "texts": texts[:16], "weights of the loss": lesson.weights,
-        "resolution": setup.resolution, "base model": Path(find_model(config.pretrained_model_name_or_path)).name,
+        "resolution": setup.resolution, "mixed_precision": setup.accelerator.mixed_precision,
+        "base model": Path(find_model(config.pretrained_model_name_or_path)).name,
         "images a step": config.train_batch_size * setup.accelerator.num_processes}
     if setup.given_seed is not None:
         found["seed"] = setup.given_seed

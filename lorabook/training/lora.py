@@ -43,6 +43,14 @@ def chosen_layers(unet: nn.Module, config: TrainingConfig) -> list[str]:
     return names
 
 
+def check_layers(family: StableDiffusion, config: TrainingConfig) -> None:
+    """Raise ValueError if the target matches no layer, or if the rank is larger than one of the layers."""
+    chosen_layers(family.pipe.unet, config)
+    for part in family.text_encoders if config.train_text_encoder else ():
+        model = getattr(family.pipe, part)
+        _check_rank(model, [name for name, _ in model.named_modules() if name.endswith(TEXT_TARGETS)], config.rank)
+
+
 def add_lora(family: StableDiffusion, config: TrainingConfig) -> dict[str, nn.Module]:
     """Freeze the pipeline and put a fresh LoRA on it, trainable and in float32.
 
@@ -56,8 +64,6 @@ def add_lora(family: StableDiffusion, config: TrainingConfig) -> dict[str, nn.Mo
         targets |= dict.fromkeys(family.text_encoders, list(TEXT_TARGETS))
     carriers = {part: getattr(pipe, part) for part in targets}
     for part, model in carriers.items():
-        if part != "unet":
-            _check_rank(model, [n for n, _ in model.named_modules() if n.endswith(TEXT_TARGETS)], config.rank)
         model.add_adapter(LoraConfig(
             r=config.rank, lora_alpha=config.alpha or config.rank, init_lora_weights="gaussian", use_dora=config.use_dora,
             lora_dropout=config.lora_dropout, target_modules=targets[part]), adapter_name=NAME)
@@ -89,7 +95,8 @@ def write_lora(folder: Path, carriers: dict[str, nn.Module], config: TrainingCon
     about = {"base_model": str(base), "lorabook_version": lorabook.__version__, "training": config.told}
     if prompt := getattr(config, "instance_prompt", None):
         about |= {"instance_prompt": prompt, "trigger_words": [prompt]}
-    settings = {part: model.peft_config[NAME].to_dict() for part, model in carriers.items()}
+    settings = {part: model.peft_config[NAME].to_dict() | {"base_model_name_or_path": None}  # a path on this machine
+                for part, model in carriers.items()}
     if config.output_kohya_format:
         write_adapter(folder / KOHYA_NAME, to_kohya(weights, config.alpha or config.rank), config={}, about=about)
     return write_adapter(folder / WEIGHT_NAME, weights, config=settings, about=about)

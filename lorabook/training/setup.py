@@ -4,22 +4,23 @@ import random
 import re
 import warnings
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
 from diffusers import AutoencoderKL
 from transformers import AutoTokenizer
 
-from lorabook.hub import open_repository
+from lorabook.hub import client, open_repository
 from lorabook.pipelines import default_device, find_model, load_pipeline
 from lorabook.training.config import TrainingConfig
 from lorabook.training.families import StableDiffusion, family_of
 from lorabook.training.flags import filled
-from lorabook.training.lora import chosen_layers
+from lorabook.training.lora import check_layers
 from lorabook.training.optimizers import check_optimizer
 from lorabook.training.trackers import trackers_of
 
@@ -61,26 +62,48 @@ def set_up(config: TrainingConfig) -> Setup:
 
     Raises: FileNotFoundError or ValueError, in one sentence, where something cannot be used.
     """
-    find_model(config.pretrained_model_name_or_path)
-    check_optimizer(config)
     for sentence in config.without_effect:
         warnings.warn(sentence, stacklevel=3)
-    repository = (open_repository(config.hub_model_id or Path(config.output_dir).absolute().name, config.hub_token)
-                  if config.push_to_hub else None)
     accelerator = _accelerator(config)
+    repository = (open_repository(_repository(config), config.hub_token)
+                  if config.push_to_hub and accelerator.is_main_process else None)
     dtype = DTYPES.get(accelerator.mixed_precision, torch.float32)
     family = family_of(_pipeline(config, accelerator, dtype), config.prediction_type)
     given, told = config.seed, replace(config, seed=_common_seed(config.seed))
+    if accelerator.mixed_precision != "no":  # it may be the launcher's
+        told = replace(told, mixed_precision=accelerator.mixed_precision)
     config = filled(told, family.defaults[config.method])
-    chosen_layers(family.pipe.unet, config)
+    check_layers(family, config)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     return Setup(config, told, given, accelerator, family, dtype, checked_resolution(family, config.resolution), repository)
 
 
+def check_early(config: TrainingConfig) -> None:
+    """What can be told before images or models are read.
+
+    Raises: FileNotFoundError or ValueError, in one sentence.
+    """
+    find_model(config.pretrained_model_name_or_path)
+    check_optimizer(config)
+    if config.mixed_precision == "fp16" and not _takes_half():
+        raise ValueError("mixed_precision fp16 needs a GPU, and none is here: use bf16 or no")
+    if config.push_to_hub:
+        client(_repository(config), config.hub_token)
+
+
+def _repository(config: TrainingConfig) -> str:
+    return config.hub_model_id or Path(config.output_dir).absolute().name
+
+
+def _takes_half() -> bool:
+    return torch.cuda.is_available() or default_device() == "mps"
+
+
 def close(setup: Setup) -> None:
     """Leave no global state behind, so that another run, or `notebook_launcher`, can begin."""
-    setup.accelerator.end_training() if setup.accelerator.trackers else None
+    for tracker in setup.accelerator.trackers:
+        tracker.finish()
     AcceleratorState._reset_state(reset_partial_state=setup.accelerator.num_processes == 1)
 
 
@@ -92,16 +115,15 @@ def _common_seed(given: int | None) -> int:
 def _accelerator(config: TrainingConfig) -> Accelerator:
     AcceleratorState._reset_state()  # else a second run in one process keeps the precision of the first, or fails
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if precision == "fp16" and not torch.cuda.is_available() and default_device() != "mps":
-        if config.mixed_precision:
-            raise ValueError("mixed_precision fp16 needs a GPU, and none is here: use bf16 or no")
+    if precision == "fp16" and not _takes_half():
         warnings.warn("the launcher asks for mixed precision fp16, which the CPU does not have: training in float32",
                       stacklevel=4)
         precision = "no"
     logs = str(Path(config.output_dir, config.logging_dir))
     project = ProjectConfiguration(project_dir=config.output_dir, logging_dir=logs)
     accelerator = Accelerator(gradient_accumulation_steps=config.gradient_accumulation_steps, mixed_precision=precision,
-                              log_with=trackers_of(config) or None, project_config=project)
+                              log_with=trackers_of(config) or None, project_config=project,
+                              kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])  # one encodes, all wait
     asked = _processes_asked_for()
     if asked > accelerator.num_processes == 1:
         warnings.warn(f"{asked} processes were asked for and one runs: accelerate launch starts a single one on CPUs; "
@@ -131,10 +153,13 @@ def _pipeline(config: TrainingConfig, accelerator: Accelerator, dtype: torch.dty
         parts["tokenizer"] = _part(AutoTokenizer, config.tokenizer_name, "tokenizer", use_fast=False)
     pipe = load_pipeline(config.pretrained_model_name_or_path, device=accelerator.device, dtype=dtype,
                          revision=config.revision, variant=config.variant, cache_dir=config.cache_dir, **parts)
+    if getattr(pipe, "safety_checker", None):  # what it blackens would be learned
+        pipe.safety_checker = None
     if getattr(config, "tokenizer_max_length", None):
-        pipe.tokenizer.model_max_length = config.tokenizer_max_length
+        for tokenizer in filter(None, (pipe.tokenizer, getattr(pipe, "tokenizer_2", None))):
+            tokenizer.model_max_length = config.tokenizer_max_length
     if getattr(config, "text_encoder_use_attention_mask", False):
-        pipe.text_encoder.config.use_attention_mask = True
+        _use_attention_mask(pipe)
     if config.enable_xformers_memory_efficient_attention:
         _use_xformers(pipe)
     return pipe
@@ -148,6 +173,12 @@ def _part(loader, name: str, what: str, **kwargs):
         return loader.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"{looked} the Hub did not give it: {' '.join(str(error).split())[:120]}") from error
+
+
+def _use_attention_mask(pipe) -> None:
+    if hasattr(pipe, "text_encoder_2"):
+        warnings.warn("text_encoder_use_attention_mask has no effect: SDXL's text encoders see the padding", stacklevel=6)
+    pipe.text_encoder.config.use_attention_mask = True
 
 
 def _use_xformers(pipe) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -36,16 +37,17 @@ class Store:
         """Open the store `folder/key`, computing what it lacks with `compute(start, stop)`, a tensor of rows."""
         self.folder, self.count, self.chunk = folder / key, count, chunk
         self.folder.mkdir(parents=True, exist_ok=True)
-        done = self._whole_chunks()
-        starts = [start for start in range(0, count, chunk) if start // chunk not in done]
-        for start in tqdm(starts, desc=label, disable=not progress or not starts, leave=False):
-            self._write(start, compute(start, min(start + chunk, count)))
+        with FileLock(folder / f"{key}.lock"):  # another run may be writing the same rows
+            done = self._whole_chunks()
+            starts = [start for start in range(0, count, chunk) if start // chunk not in done]
+            for start in tqdm(starts, desc=label, disable=not progress or not starts, leave=False):
+                self._write(start, compute(start, min(start + chunk, count)))
         about = self._about()
         self.shape, self.dtype, self.reads = tuple(about["shape"]), np.dtype(about["dtype"]), 0
         self.bytes = (self.folder / "rows.bin").stat().st_size
         with open(self.folder / "rows.bin", "rb") as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.rows = np.frombuffer(self.map, self.dtype).reshape(count, *self.shape)
+        self.rows = np.frombuffer(self.map, self.dtype, count * int(np.prod(self.shape))).reshape(count, *self.shape)
 
     def __getitem__(self, numbers: Tensor) -> Tensor:
         """The rows of these numbers, copied into memory."""

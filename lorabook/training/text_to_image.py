@@ -8,7 +8,7 @@ from lorabook.training.config import TextToImageConfig
 from lorabook.training.fit import Lesson, check_batch, fit, split
 from lorabook.training.flags import run_command_line
 from lorabook.training.run import TrainingRun
-from lorabook.training.setup import set_up
+from lorabook.training.setup import check_early, set_up
 from lorabook.worlds import world
 
 
@@ -26,6 +26,7 @@ def train_text_to_image(config: TextToImageConfig) -> TrainingRun:
         adapter kept.
     Source: Hu et al. 2021, arXiv:2106.09685; diffusers' examples/text_to_image.
     """
+    check_early(config)
     source = config.train_data_dir or config.dataset_name or world().data
     images = load_captioned_images(source, caption_column=config.caption_column, image_column=config.image_column,
                                    config_name=config.dataset_config_name, max_samples=config.max_train_samples,

@@ -45,31 +45,37 @@ class FilmStrip:
     """
 
     def __init__(self, prompt: str, seeds: list[int], folder: Path, likes: datasets.Dataset, until: int):
-        """Take up the pictures that are in the folder from steps up to `until`; `likes` are images to be like."""
+        """Take up the pictures in the folder from steps up to `until`, remove later ones; be like the images `likes`."""
         self.prompt, self.seeds, self.folder, self.likes = prompt, seeds, folder / "validation", likes
-        self.pictures: dict[int, list[Image.Image]] = {}
-        for step in sorted({int(found[1]) for path in self.folder.glob("*.png")
-                            if (found := re.match(r"step-(\d+)_seed", path.name))}):
-            paths = [self._path(step, seed) for seed in seeds]
-            if step <= until and all(path.is_file() for path in paths):
-                self.pictures[step] = [Image.open(path).convert("RGB") for path in paths]
+        found = {path: int(name[1]) for path in self.folder.glob("*.png")
+                 if (name := re.match(r"step-(\d+)_seed", path.name))}
+        for path, step in found.items():
+            if step > until or until == 0:
+                path.unlink()
+        self.steps = sorted(step for step in set(found.values()) if all(self._path(step, seed).is_file() for seed in seeds))
 
-    def draw(self, pipe, step: int) -> None:
-        """Draw the pictures of a step and keep them."""
+    def draw(self, pipe, step: int) -> list[Image.Image]:
+        """Draw the pictures of a step and keep them; returns them."""
         world = world_of(pipe)
         drawn = [draw(pipe, seed=seed, prompt=self.prompt, num_inference_steps=world.num_inference_steps,
                       guidance_scale=world.guidance_scale) for seed in self.seeds]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for seed, picture in zip(self.seeds, drawn, strict=True):
-            picture.save(self._path(step, seed))
-        self.pictures[step] = drawn
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for seed, picture in zip(self.seeds, drawn, strict=True):
+                picture.save(self._path(step, seed))
+            self.steps.append(step)
+        except OSError as error:
+            warnings.warn(f"the pictures of step {step} could not be kept: {error.strerror or error}", stacklevel=2)
+        return drawn
 
-    def likeness(self, step: int) -> dict[str, float]:
-        """How like the prompt and the training images the pictures of a step are; empty where no judge is at hand."""
+    def likeness(self, pictures: list[Image.Image]) -> dict[str, float]:
+        """How like the prompt and the training images pictures are; empty where no judge is at hand."""
+        if self.likes is None:
+            return {}
         try:
             likes = [self.likes[row]["image"] for row in range(min(16, len(self.likes)))]
-            return {"prompt_similarity": prompt_similarity(self.pictures[step], [self.prompt]).mean().item(),
-                    "image_similarity": image_similarity(self.pictures[step], likes).mean().item()}
+            return {"prompt_similarity": prompt_similarity(pictures, [self.prompt]).mean().item(),
+                    "image_similarity": image_similarity(pictures, likes).mean().item()}
         except OSError as error:
             warnings.warn(f"similarities are not measured: {first_line(error)}", stacklevel=2)
             self.likes = None
@@ -77,11 +83,11 @@ class FilmStrip:
 
     def grid(self) -> ImageGrid | None:
         """A row a seed, a column a step; of many steps some, evenly."""
-        steps = sorted(self.pictures)
-        if not steps:
+        if not self.steps:
             return None
-        shown = sorted({steps[round(i * (len(steps) - 1) / max(1, MOST_COLUMNS - 1))] for i in range(MOST_COLUMNS)})
-        rows = [[self.pictures[step][row] for step in shown] for row in range(len(self.seeds))]
+        last = len(self.steps) - 1
+        shown = sorted({self.steps[round(i * last / (MOST_COLUMNS - 1))] for i in range(MOST_COLUMNS)})
+        rows = [[Image.open(self._path(step, seed)).convert("RGB") for step in shown] for seed in self.seeds]
         return ImageGrid(rows, [f"step {step}" for step in shown], [f"seed {seed}" for seed in self.seeds], self.prompt)
 
     def _path(self, step: int, seed: int) -> Path:

@@ -2,6 +2,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -118,12 +119,21 @@ class Watch:
             if loss and self.validate:
                 measured["validation_loss"] = self.validate()
             if pictures and self.strip:
-                self.strip.draw(self.setup.family.pipe, record["step"])
-                measured |= self.strip.likeness(record["step"])
-                self.display.strip(self.strip.grid())
-                report_pictures(accelerator, self.strip.pictures[record["step"]], record["step"])
+                drawn = self._draw(record["step"])
+                measured |= self.strip.likeness(drawn)
+                report_pictures(accelerator, drawn, record["step"])
         record |= measured
         report(accelerator, {"step": record["step"]} | measured)
+
+    def _draw(self, step: int) -> list:
+        """The validation pictures, with the VAE in the pipeline's precision, and the film strip with them."""
+        pipe = self.setup.family.pipe
+        if pipe.vae.dtype != self.setup.dtype:
+            pipe.vae.to(self.setup.dtype)
+        drawn = self.strip.draw(pipe, step)
+        if self.strip.steps:
+            self.display.strip(self.strip.grid())
+        return drawn
 
     def keep(self) -> None:
         """Write a checkpoint; a disk that is full is told, and training goes on."""
@@ -136,22 +146,17 @@ class Watch:
                           "goes on, the checkpoints before it are as they were", stacklevel=3)
 
 
-class evaluating:
-    """The pipeline as for drawing inside the block, and as for training after it."""
-
-    def __init__(self, setup: Setup):
-        pipe = setup.family.pipe
-        self.vae, self.dtype = pipe.vae, setup.dtype
-        self.models = [m for m in (pipe.unet, *(getattr(pipe, part) for part in setup.family.text_encoders)) if m.training]
-
-    def __enter__(self):
-        if self.vae.dtype != self.dtype:
-            self.vae.to(self.dtype)
-        for model in self.models:
-            model.eval()
-
-    def __exit__(self, *error):
-        for model in self.models:
+@contextmanager
+def evaluating(setup: Setup):
+    """The models in evaluation mode inside the block, and as they were after it."""
+    pipe = setup.family.pipe
+    models = [m for m in (pipe.unet, *(getattr(pipe, part) for part in setup.family.text_encoders)) if m.training]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model in models:
             model.train()
 
 

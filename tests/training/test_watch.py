@@ -83,6 +83,7 @@ def test_a_full_disk_at_the_end_writes_the_adapter_elsewhere(tmp_path, monkeypat
 
 
 def test_a_failing_push_keeps_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
     monkeypatch.setattr("lorabook.training.setup.open_repository", lambda *args: "me/lora")
 
     def fail(*args, **kwargs):
