@@ -49,8 +49,10 @@ def ours(setup, carriers, images, steps: int) -> float:
         times.append(time.perf_counter())
 
     with merged_products(carriers.values()):
-        train(setup.accelerator, setup.family, examples, Order(0, (len(images),), setup.config.train_batch_size),
-              setup.config, optimizer, make_schedule(optimizer, setup.config, steps + WARM), progress, steps + WARM, after_step)
+        order = Order(0, (len(images),), setup.config.train_batch_size)
+        schedule = make_schedule(optimizer, setup.config, steps)
+        train(setup.accelerator, setup.family, examples, order, setup.config, optimizer, schedule, progress, steps + WARM,
+              after_step)
     return steps / (times[-1] - times[-steps - 1])
 
 

@@ -96,8 +96,7 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     state = {"optimizer": optimizer, "schedule": schedule, "scaler": accelerator.scaler}
     if progress.step:
         unpack(progress, dict(trained(carriers)), **state)
-    strip = FilmStrip(config.validation_prompt, list(range(config.num_validation_images)), folder, lesson.images,
-                      progress.step) if config.validation_prompt and config.num_validation_images else None
+    strip = _film_strip(setup, lesson, progress.step)
 
     def write(target: Path) -> Path:
         return write_lora(target, carriers, told)
@@ -181,6 +180,15 @@ def _kept(setup: Setup, lesson: Lesson) -> Examples | None:
         return None
     look = Look(setup.resolution, interpolation=setup.config.image_interpolation_mode)
     return _encoded(setup, lesson.held_out, look)
+
+
+def _film_strip(setup: Setup, lesson: Lesson, until: int) -> FilmStrip | None:
+    """The validation pictures, on the main process, where a prompt asks for them."""
+    config = setup.config
+    if not (config.validation_prompt and config.num_validation_images and setup.accelerator.is_main_process):
+        return None
+    seeds = list(range(config.num_validation_images))
+    return FilmStrip(config.validation_prompt, seeds, Path(config.output_dir), lesson.images, until)
 
 
 def _validated(setup: Setup, kept: Examples) -> float:

@@ -51,7 +51,7 @@ class FilmStrip:
                  if (name := re.match(r"step-(\d+)_seed", path.name))}
         for path, step in found.items():
             if step > until or until == 0:
-                path.unlink()
+                path.unlink(missing_ok=True)
         self.steps = sorted(step for step in set(found.values()) if all(self._path(step, seed).is_file() for seed in seeds))
 
     def draw(self, pipe, step: int) -> list[Image.Image]:

@@ -6,6 +6,7 @@ import sys
 import time
 
 import torch
+from loopback_hub import TOKEN, LoopbackHub
 from safetensors.torch import load_file
 
 from lorabook.worlds import DATA
@@ -96,3 +97,16 @@ def test_two_processes_make_the_adapter_of_one_with_the_same_global_batch(tmp_pa
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     moved = max(value.abs().max().item() for key, value in one.items() if "lora_B" in key)
     assert moved > 1e-3 and largest_difference(one, two) < 0.02 * moved
+
+
+def test_a_run_pushes_its_adapter_and_its_pictures(tmp_path):
+    with LoopbackHub() as hub:
+        done = subprocess.run(
+            dreambooth(tmp_path / "pushed", "--push_to_hub", "--max_train_steps=2", "--validation_prompt=a sks cat",
+                       "--num_validation_images=1"), capture_output=True, text=True,
+            env=ALONE | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hub")})
+        assert done.returncode == 0, done.stderr
+        assert f"pushed to {hub.url}" in done.stdout and TOKEN not in done.stdout + done.stderr
+        files = next(iter(hub.repos.values()))
+    assert {"pytorch_lora_weights.safetensors", "README.md", "images/grid.png"} <= set(files)
+    assert files["pytorch_lora_weights.safetensors"] == (tmp_path / "pushed/pytorch_lora_weights.safetensors").read_bytes()
