@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 FORMAT = 1
-DROP_EVERY = 256  # reads after which the mapped pages are given back, so that memory stays flat on large data
+DROP_EVERY = 16  # reads after which the mapped pages are given back, so that memory stays flat on large data
 
 
 def store_folder(cache_dir: str | None = None) -> Path:
