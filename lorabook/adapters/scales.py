@@ -11,7 +11,7 @@ def set_scales(pipe, scales: Mapping[str, float]) -> dict[str, float]:
     """Scale adapters: 0 is the base model, 1 the adapter as trained, below 0 its opposite.
 
     A scale multiplies the adapter's ΔW in every layer. Adapters that are not named keep their scale and state; those
-    that are named take part from now on.
+    that are named take part from now on, unless at 0.
 
     Args:
         pipe: a pipeline with adapters.
@@ -27,7 +27,7 @@ def set_scales(pipe, scales: Mapping[str, float]) -> dict[str, float]:
         if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
             raise ValueError(f"the scale of {name!r} must be a finite number, not {scale!r}")
     taking_part = active_adapters(pipe)
-    activate(pipe, [name for name in known if name in taking_part or name in scales])
+    activate(pipe, [name for name in known if scales.get(name, name in taking_part)])  # at 0 there is nothing to compute
     for name, scale in scales.items():
         for layers in layers_of(pipe, name).values():
             for layer in layers.values():

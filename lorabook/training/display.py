@@ -7,6 +7,7 @@ from lorabook.grid import ImageGrid
 from lorabook.plots import plot_losses
 
 SHARE = 20  # a curve is drawn again after this many times the seconds that drawing it took
+PATIENCE = 15  # seconds before the first curve; shorter runs need none
 
 
 def in_notebook() -> bool:
@@ -26,7 +27,7 @@ class Display:
         self.shown, self.notebook = shown, shown and in_notebook()
         self.bar = tqdm(total=steps, initial=done, desc="training", disable=not shown)
         self.handles: dict[str, object] = {}
-        self.wait_until = 0.0
+        self.wait_until = time.perf_counter() + PATIENCE
 
     def step(self) -> None:
         """One step is done."""
@@ -35,7 +36,7 @@ class Display:
     def losses(self, history: list[dict], last: bool = False) -> None:
         """Show the last loss, and the curve if it is time."""
         self.bar.set_postfix(loss=f"{history[-1]['loss']:.3f}", refresh=False)
-        if self.notebook and (last or time.perf_counter() > self.wait_until):
+        if self.notebook and (last and self.handles or time.perf_counter() > self.wait_until):
             started = time.perf_counter()
             self._show("curve", plot_losses(history))
             self.wait_until = time.perf_counter() + SHARE * (time.perf_counter() - started)

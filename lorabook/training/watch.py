@@ -94,7 +94,7 @@ class Watch:
         """Say once, after the first steps, how long the rest will take."""
         steps = [record["seconds"] for record in self.progress.history if "seconds" in record][-LOOK_EVERY:]
         left = self.steps - self.progress.step
-        if not self.told and len(steps) >= LOOK_EVERY and left:
+        if not self.told and len(steps) >= LOOK_EVERY and left * median(steps) > 20:
             self.display.tell(f"{median(steps):.2f} s a step; about {median(steps) * left / 60:.1f} minutes to go")
             self.told = True
 

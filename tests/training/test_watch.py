@@ -95,11 +95,12 @@ def test_a_failing_push_keeps_the_run(tmp_path, monkeypatch):
     assert run.finished and run.adapter.is_file() and run.pushed is None
 
 
-def test_the_estimate_and_the_minutes_are_told(tmp_path, capsys):
-    train(tmp_path, max_train_steps=12, train_batch_size=1)
+def test_what_a_run_will_take_is_told(tmp_path, capsys, monkeypatch):
+    stopping(monkeypatch, 12)
+    train(tmp_path, max_train_steps=6000, train_batch_size=1)
     told = capsys.readouterr()
-    assert "6 images, 12 steps of 1 (2.0 epochs); 38,656 parameters learn, an adapter of 0.2 MB; about" in told.out
-    assert "s a step; about" in told.out + told.err
+    assert "6 images, 6000 steps of 1 (1000.0 epochs); 38,656 parameters learn, an adapter of 0.2 MB; about" in told.out
+    assert "s a step; about" in told.out + told.err and "minutes to go" in told.out + told.err
 
 
 def test_the_adapter_is_as_large_as_was_told(tmp_path):
