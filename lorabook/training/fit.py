@@ -140,7 +140,7 @@ def _train_watched(watch: Watch, examples, order, optimizer, schedule, lesson, w
         if not progress.step or setup.accelerator.num_processes > 1:  # several may stand at different places
             raise
         try:
-            watch.look(last=True)
+            watch.look()
         except FloatingPointError as error:
             raise _with_good_kept(watch, error, write) from error
         watch.keep()

@@ -64,13 +64,15 @@ class Watch:
         measures = last or step in {round(self.steps * part / CHECKS) for part in range(1, CHECKS)}
         draws = last or step % (config.validation_epochs * self.epoch) == 0
         if last or saves or measures or draws or step % LOOK_EVERY == 0:
-            self.look(last)
+            self.look()
         if measures or draws:
             self._measure(measures, draws)
+        if last:
+            self.display.losses(self.progress.history, last=True)
         if saves:
             self.keep()
 
-    def look(self, last: bool = False) -> None:
+    def look(self) -> None:
         """Bring the losses from the device, stop where one is not finite, and keep the weights where they are.
 
         Raises: FloatingPointError.
@@ -81,7 +83,7 @@ class Watch:
             raise FloatingPointError(_reason(self.progress.step, "weights are not finite"))
         self.good, self.good_step = weights, self.progress.step
         if self.setup.accelerator.is_main_process:
-            self.display.losses(self.progress.history, last)
+            self.display.losses(self.progress.history)
             self._tell_minutes()
 
     @torch.no_grad()
