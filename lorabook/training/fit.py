@@ -3,6 +3,7 @@ import hashlib
 import json
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from lorabook.training.setup import Setup, close
 from lorabook.training.store import images_hash, store_folder
 from lorabook.training.trackers import open_trackers
 from lorabook.training.validation import FilmStrip, validation_loss
-from lorabook.training.watch import Watch, written_elsewhere
+from lorabook.training.watch import Watch
 
 # what may change when a run is gone on with; anything else makes it another run
 FREE = {"output_dir", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "max_train_steps",
@@ -114,7 +115,7 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     accelerator.wait_for_everyone()
     adapter, pushed = folder / WEIGHT_NAME, None
     if accelerator.is_main_process:
-        adapter = written_elsewhere(write, [folder, Path(tempfile.gettempdir()) / folder.absolute().name])
+        adapter = _written_elsewhere(write, [folder, Path(tempfile.gettempdir()) / folder.absolute().name])
         pushed = _pushed(setup.repository, adapter, told, strip) if setup.repository and finished else None
     return TrainingRun(adapter, progress.history, told.command, strip.grid() if strip else None, finished, pushed)
 
@@ -218,6 +219,22 @@ def _identity(setup: Setup, lesson: Lesson) -> dict:
     if setup.given_seed is not None:
         found["seed"] = setup.given_seed
     return json.loads(json.dumps(found))
+
+
+def _written_elsewhere(write: Callable[[Path], Path], folders: list[Path]) -> Path:
+    """What `write` returns for the first folder that takes it; a sentence for each that does not.
+
+    Raises: OSError if none does.
+    """
+    for number, folder in enumerate(folders):
+        try:
+            return write(folder)
+        except OSError as error:
+            if number == len(folders) - 1:
+                raise
+            warnings.warn(f"{folder} cannot take the adapter ({error.strerror or error}); it is written to "
+                          f"{folders[number + 1]}", stacklevel=2)
+    raise ValueError("no folder was given")
 
 
 def _pushed(repository: str, adapter: Path, told: TrainingConfig, strip: FilmStrip | None) -> str | None:

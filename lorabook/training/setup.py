@@ -51,11 +51,6 @@ class Setup:
     resolution: int
     repository: str | None
 
-    @property
-    def seed(self) -> int:
-        """The seed of the run."""
-        return self.told.seed
-
 
 def set_up(config: TrainingConfig) -> Setup:
     """Load the base model and check all settings.
@@ -184,7 +179,7 @@ def _use_attention_mask(pipe) -> None:
 def _use_xformers(pipe) -> None:
     try:
         pipe.unet.enable_xformers_memory_efficient_attention()
-    except (ImportError, ModuleNotFoundError, ValueError) as error:
+    except (ImportError, ValueError) as error:
         reason = "it needs a GPU" if isinstance(error, ValueError) else "it is not installed"
         warnings.warn(f"enable_xformers_memory_efficient_attention has no effect, {reason}: torch's own attention, which "
                       "needs as little memory, is used", stacklevel=6)

@@ -44,7 +44,6 @@ class Store:
                 self._write(start, compute(start, min(start + chunk, count)))
         about = self._about()
         self.shape, self.dtype, self.reads = tuple(about["shape"]), np.dtype(about["dtype"]), 0
-        self.bytes = (self.folder / "rows.bin").stat().st_size
         with open(self.folder / "rows.bin", "rb") as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.rows = np.frombuffer(self.map, self.dtype, count * int(np.prod(self.shape))).reshape(count, *self.shape)

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -160,22 +159,6 @@ def evaluating(setup: Setup):
     finally:
         for model in models:
             model.train()
-
-
-def written_elsewhere(write: Callable[[Path], Path], folders: list[Path]) -> Path:
-    """What `write` returns for the first folder that takes it; a sentence for each that does not.
-
-    Raises: OSError if none does.
-    """
-    for number, folder in enumerate(folders):
-        try:
-            return write(folder)
-        except OSError as error:
-            if number == len(folders) - 1:
-                raise
-            warnings.warn(f"{folder} cannot take the adapter ({error.strerror or error}); it is written to "
-                          f"{folders[number + 1]}", stacklevel=2)
-    raise ValueError("no folder was given")
 
 
 def _reason(step: int, what: str) -> str:
