@@ -1,6 +1,7 @@
 """The map of a model: which module belongs to which block, and of which kind it is."""
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 KINDS = ("attention", "cross-attention", "feed-forward", "projection", "resnet", "sampler", "embedding")
 
@@ -15,6 +16,7 @@ TARGETS = {
 }
 
 
+@lru_cache(4096)
 def block_of(module: str) -> str:
     """The block of a UNet that a module belongs to: "down.0" … "mid" … "up.3", or "outside" for the rest.
 
@@ -27,8 +29,27 @@ def block_of(module: str) -> str:
     return "mid" if module.startswith("mid_block.") else "outside"
 
 
+@lru_cache(4096)
+def place_of(module: str) -> tuple[str, str, int] | None:
+    """Where in a UNet a module is: block, part of the block, number of the part; None for what is outside of blocks.
+
+    Args:
+        module: the module's dotted name inside the UNet.
+    Returns: as ("up.1", "attentions", 2), ("down.0", "samplers", 0) or ("mid", "resnets", 1).
+    """
+    found = re.match(r"(?:(?:down|up)_blocks\.\d+|mid_block)\.(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.", module)
+    if not found:
+        return None
+    return block_of(module), "samplers" if "samplers" in found[1] else found[1], int(found[2])
+
+
+@lru_cache(4096)
 def kind_of(module: str) -> str:
-    """What sort of layer a UNet's module is: one of `KINDS`."""
+    """What sort of layer a module of a UNet or a text encoder is: one of `KINDS`."""
+    if ".self_attn." in module:
+        return "attention"
+    if ".mlp." in module:
+        return "feed-forward"
     if ".attn1." in module:
         return "attention"
     if ".attn2." in module:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from tqdm.auto import tqdm
 
-from lorabook.adapters.load import adapter_names
+from lorabook.adapters.layers import adapter_names
 from lorabook.adapters.scales import kept_scales, set_scales
 from lorabook.grid import ImageGrid
 from lorabook.worlds import BUNDLED, HUB

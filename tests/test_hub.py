@@ -68,7 +68,7 @@ def test_what_was_pushed_comes_back_and_loads(tmp_path):
         done = subprocess.run([sys.executable, "-c", PUSH_AND_LOAD], env=os.environ | told, capture_output=True, text=True)
     assert not done.stderr
     url, report = done.stdout.splitlines()
-    assert url == f"{hub.url}/{OWNER}/mine" and report.startswith("adapter 'mine': rank 16")
+    assert url == f"{hub.url}/{OWNER}/mine" and report.startswith("adapter 'mine': format")
     assert hub.repos["someone/mine"][WEIGHT_NAME] == CREATURES.read_bytes()
 
 

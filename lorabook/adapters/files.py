@@ -11,44 +11,54 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lorabook.adapters.address import fetch_adapter
+from lorabook.adapters.pickles import PICKLES, read_pickle
 from lorabook.worlds import bundled
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps rank, alpha and target modules
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def find_adapter(source, *, weight_name: str | None = None, subfolder: str | None = None, **hub) -> Path:
+def find_adapter(source, *, weight_name: str | None = None, subfolder: str | None = None, allow_pickle: bool = False,
+                 **hub) -> Path:
     """The local file of an adapter, downloaded where need be.
 
     Args:
-        source: a .safetensors file, a folder with one, a bundled name ("creatures"), a Hub id, or anything with an
-            `adapter` path, as a TrainingRun.
-        weight_name, subfolder: which file, where there are several.
+        source: a .safetensors file, a folder with one, a bundled name ("creatures"), a Hub id, an https address, or
+            anything with an `adapter` path, as a TrainingRun.
+        weight_name, subfolder: which file, where there are several; inside the folder.
+        allow_pickle: take an old .bin, .pt or .ckpt too.
         **hub: revision, token, cache_dir, local_files_only for `hf_hub_download`.
-    Raises: FileNotFoundError, saying what was looked for and where; ValueError for a pickle file or several files.
+    Raises: FileNotFoundError, saying what was looked for and where; ValueError for a pickle file, several files, or a
+        name that climbs out of its folder.
     """
     name = os.fspath(getattr(source, "adapter", source))
+    for inner in (weight_name, subfolder):
+        if inner and (Path(inner).is_absolute() or ".." in Path(inner).parts):
+            raise ValueError(f"{inner!r} climbs out of {name}; give a name inside it")
+    if "://" in name:
+        kept = {key: hub[key] for key in ("token", "cache_dir", "local_files_only") if hub.get(key)}
+        return fetch_adapter(name, allow_pickle=allow_pickle, **kept)
     ready = bundled(f"adapters/{name}")
     for path in (Path(name).expanduser(), ready):
         if path is not None and path.is_file():
-            return _no_pickle(path)
+            return _no_pickle(path, allow_pickle)
         if path is not None and path.is_dir():
             folder = path / (subfolder or "")
             names = [p.name for p in folder.iterdir() if p.is_file()] if folder.is_dir() else []
             if path == ready or ready is None or any(n.endswith(".safetensors") for n in names):
-                return folder / _choose(names, weight_name, folder)
+                return folder / _choose(names, weight_name, folder, allow_pickle)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(f"adapter {name!r} not found: no file or folder {Path(name).absolute()}, no bundled "
                                 "adapter of that name, and it is not a Hub id of the form owner/name")
-    return _from_hub(name, weight_name, subfolder, hub)
+    return _from_hub(name, weight_name, subfolder, allow_pickle, hub)
 
 
-def _from_hub(repo_id: str, weight_name: str | None, subfolder: str | None, hub: dict) -> Path:
+def _from_hub(repo_id: str, weight_name: str | None, subfolder: str | None, pickles: bool, hub: dict) -> Path:
     try:
         if weight_name is None:
-            weight_name = _choose(_names_on_hub(repo_id, subfolder, hub), None, repo_id)
-        return Path(hf_hub_download(repo_id, str(_no_pickle(Path(weight_name))), subfolder=subfolder, **hub))
+            weight_name = _choose(_names_on_hub(repo_id, subfolder, hub), None, repo_id, pickles)
+        return Path(hf_hub_download(repo_id, str(_no_pickle(Path(weight_name), pickles)), subfolder=subfolder, **hub))
     except (ValueError, FileNotFoundError) as error:
         if str(error).startswith(repo_id) or "pickle" in str(error):
             raise
@@ -83,15 +93,17 @@ def _not_given(repo_id: str, error: Exception) -> FileNotFoundError:
                              f"did not give it: {reason}")
 
 
-def _choose(names: list[str], asked: str | None, where) -> str:
+def _choose(names: list[str], asked: str | None, where, pickles: bool = False) -> str:
     """The one adapter file among file names."""
     weights = sorted(n for n in names if n.endswith(".safetensors"))
     if asked or WEIGHT_NAME in weights:
         chosen = asked or WEIGHT_NAME
         if chosen not in names:
             raise FileNotFoundError(f"{where} has no file {chosen}; it has: {', '.join(sorted(names)[:8]) or 'none'}")
-        _no_pickle(Path(chosen))
+        _no_pickle(Path(chosen), pickles)
         return chosen
+    if pickles and not weights:
+        weights = sorted(n for n in names if n.endswith(PICKLES))
     if len(weights) == 1:
         return weights[0]
     if weights:
@@ -101,27 +113,37 @@ def _choose(names: list[str], asked: str | None, where) -> str:
     raise FileNotFoundError(f"{where} has no .safetensors file")
 
 
-def _no_pickle(path: Path) -> Path:
-    if path.suffix in PICKLES:
-        raise ValueError(f"{path} is a pickle file, which can run code when it is opened; get it as .safetensors")
+def _no_pickle(path: Path, allowed: bool = False) -> Path:
+    if path.suffix.lower() in PICKLES and not allowed:
+        raise ValueError(f"{path} is a pickle file, which can run code when it is opened; get it as .safetensors, or give "
+                         "allow_pickle=True to read its weights and nothing else")
     return path
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights of an adapter file and its metadata.
+    """The weights of an adapter file and its metadata; of a pickle, where one was allowed, its weights alone.
 
     Raises: ValueError if the file is damaged or a weight is not finite.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            weights, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}); it may be cut short: fetch it anew") from error
+    if path.suffix.lower() in PICKLES:
+        weights, metadata = read_pickle(path), {}
+    else:
+        try:
+            with safe_open(path, "pt") as file:
+                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as safetensors ({error}); cut short? Fetch it anew") from error
+    check_finite(weights, str(path))
+    return weights, metadata
+
+
+def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raise ValueError if a weight is NaN or infinite."""
     broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise ValueError(f"{path} has weights that are not finite (NaN or infinite), for example {broken[0]}; "
+        raise ValueError(f"{where} has weights that are not finite (NaN or infinite), for example {broken[0]}; "
                          "its training failed, use an earlier checkpoint")
-    return weights, metadata
 
 
 def write_adapter(path: str | os.PathLike, weights: Mapping[str, Tensor], *, config: dict, about: dict) -> Path:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import lorabook
 from lorabook.adapters.files import WEIGHT_NAME, write_adapter
-from lorabook.adapters.kohya import to_kohya
+from lorabook.adapters.formats.read import parse
+from lorabook.adapters.formats.write import to_diffusers, to_kohya
 from lorabook.blocks import block_map, block_of, target_modules
 from lorabook.training.config import TrainingConfig
 from lorabook.training.families import StableDiffusion
@@ -97,9 +98,10 @@ def write_lora(folder: Path, carriers: dict[str, nn.Module], config: TrainingCon
         about |= {"instance_prompt": prompt, "trigger_words": [prompt]}
     settings = {part: model.peft_config[NAME].to_dict() | {"base_model_name_or_path": None}  # a path on this machine
                 for part, model in carriers.items()}
+    adapter = parse(weights, configs=settings)
     if config.output_kohya_format:
-        write_adapter(folder / KOHYA_NAME, to_kohya(weights, config.alpha or config.rank), config={}, about=about)
-    return write_adapter(folder / WEIGHT_NAME, weights, config=settings, about=about)
+        write_adapter(folder / KOHYA_NAME, to_kohya(adapter), config={}, about=about)
+    return write_adapter(folder / WEIGHT_NAME, to_diffusers(adapter)[0], config=settings, about=about)
 
 
 def _full(part: str, key: str) -> str:

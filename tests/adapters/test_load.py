@@ -5,7 +5,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import lorabook as lb
-from lorabook.adapters.load import active_adapters, adapter_names
+from lorabook.adapters.layers import active_adapters, adapter_names
 
 CALL = dict(prompt="a red cat", num_inference_steps=3)
 
@@ -17,7 +17,7 @@ def draw(pipe):
 def test_the_report_says_what_was_loaded(pipe, quick_run):
     report = lb.load_adapter(pipe, quick_run)
     assert (report.name, report.rank, report.alpha, report.base_model) == ("quick", 2, (2.0,), "tiny-sd")
-    assert report.layers == {"unet": 128} and report.keys == 256
+    assert report.layers == {"unet": 128} and report.matched == 256
     assert "rank 2" in report._repr_html_()
 
 

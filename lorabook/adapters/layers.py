@@ -1,0 +1,119 @@
+"""The adapters on a pipeline as PEFT keeps them: which layers carry which, and which of them take part."""
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+BEFORE = "_scales_before"  # on a layer: its scales while a call multiplies them, see steady.py
+COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+
+
+Carrying = Mapping[str, Mapping[str, BaseTunerLayer]]
+
+
+def components(pipe) -> dict[str, nn.Module]:
+    """The models of a pipeline that can carry adapters, those beneath a `torch.compile` too."""
+    found = {part: getattr(pipe, part, None) for part in COMPONENTS}
+    return {part: getattr(model, "_orig_mod", model) for part, model in found.items() if model is not None}
+
+
+def walk(model: nn.Module, inside: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The layers of a model that hold a weight or an adapter, by name; adapters' own modules are passed over.
+
+    As `named_modules`, but without a generator for each level, which takes ten times as long.
+    """
+    waiting = [(inside, model)]
+    while waiting:
+        name, module = waiting.pop()
+        if isinstance(module, (BaseTunerLayer, nn.Linear, nn.Conv2d)):
+            yield name, module
+            continue
+        waiting.extend((f"{name}.{child}" if name else child, part)
+                       for child, part in reversed(module._modules.items()) if part is not None)
+
+
+def lora_layers(pipe) -> dict[str, dict[str, BaseTunerLayer]]:
+    """All layers of a pipeline that carry adapters, by component and module name."""
+    return {part: {name: layer for name, layer in walk(model) if isinstance(layer, BaseTunerLayer)}
+            for part, model in components(pipe).items()}
+
+
+def layers_of(pipe, name: str) -> dict[str, dict[str, BaseTunerLayer]]:
+    """The layers that one adapter touches, by component and module name."""
+    return {part: touched for part, layers in lora_layers(pipe).items()
+            if (touched := {module: layer for module, layer in layers.items() if name in layer.scaling})}
+
+
+def adapter_names(pipe, layers: Carrying | None = None) -> list[str]:
+    """The adapters on a pipeline, in the order they came; `layers` spares looking for its `lora_layers`."""
+    return list(dict.fromkeys(name for layer in _flat(pipe, layers) for name in layer.scaling))
+
+
+def check_known(pipe, names: Iterable[str], layers: Carrying | None = None) -> None:
+    """Raise ValueError for an adapter that the pipeline does not have; `layers` as in `adapter_names`."""
+    known = adapter_names(pipe, layers)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"the pipeline has no adapter {name!r}; it has: {', '.join(known) or 'none'}")
+
+
+def active_adapters(pipe, layers: Carrying | None = None) -> list[str]:
+    """The adapters that take part, in the order they came; `layers` as in `adapter_names`."""
+    layers = lora_layers(pipe) if layers is None else layers
+    active = {name for layer in _flat(pipe, layers) if not layer.disable_adapters for name in layer.active_adapters}
+    return [name for name in adapter_names(pipe, layers) if name in active]
+
+
+def activate(pipe, names: list[str], layers: Carrying | None = None) -> None:
+    """Let exactly these adapters take part; their scales stay as they are and nothing becomes trainable.
+
+    Args:
+        layers: as in `adapter_names`.
+    """
+    for layer in _flat(pipe, layers):
+        if layer.disable_adapters:
+            layer.enable_adapters(True)
+        if list(layer.active_adapters) != names:
+            layer.set_adapter(names, inference_mode=True)
+
+
+def factor_of(layer: BaseTunerLayer, name: str) -> float:
+    """The scale that multiplies an adapter's ΔW in a layer; 1 as it was trained."""
+    present = layer.scaling[name]
+    return float(present.item() if isinstance(present, Tensor) else present) / _trained(layer, name)
+
+
+def put_factor(layer: BaseTunerLayer, name: str, factor: float) -> None:
+    """Let a scale multiply an adapter's ΔW in a layer."""
+    value, present = factor * _trained(layer, name), layer.scaling[name]
+    layer.__dict__.get(BEFORE, {}).pop(name, None)
+    if isinstance(present, Tensor) and present.dim() == 0:  # prepared for swapping under torch.compile
+        present.fill_(value)
+    else:
+        layer.scaling[name] = value
+
+
+def base_weight(layer: nn.Module) -> Tensor:
+    """The weight of a layer beneath its adapters."""
+    return (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer).weight
+
+
+def module_name(text: str) -> str:
+    """A name that torch takes for a module: no dots or blanks, and none of ModuleDict's own attributes.
+
+    «train», «half» and the like get «_lora» behind them.
+    """
+    name = re.sub(r"\W", "_", text) or "adapter"
+    return f"{name}_lora" if hasattr(torch.nn.ModuleDict(), name) else name
+
+
+def _flat(pipe, layers: Carrying | None) -> list[BaseTunerLayer]:
+    return [layer for part in (lora_layers(pipe) if layers is None else layers).values() for layer in part.values()]
+
+
+def _trained(layer: BaseTunerLayer, name: str) -> float:
+    """alpha / rank, or alpha over its root where PEFT was told so."""
+    rank = layer.r[name]
+    return layer.lora_alpha[name] / (rank**0.5 if layer.use_rslora.get(name) else rank)

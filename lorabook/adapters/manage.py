@@ -1,0 +1,218 @@
+"""The adapters of a pipeline: listed, switched, moved, swapped and removed."""
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lorabook.adapters.adapter import Adapter
+from lorabook.adapters.attach import fit, origin_of, put_on, take_off
+from lorabook.adapters.layers import (
+    activate,
+    active_adapters,
+    adapter_names,
+    check_known,
+    factor_of,
+    layers_of,
+    put_factor,
+)
+from lorabook.adapters.layers import components as models_of
+from lorabook.adapters.load import chosen, layers_per_block, report
+from lorabook.adapters.originals import fused_in, fused_names
+from lorabook.adapters.report import LoadReport
+from lorabook.adapters.schedule import set_steps
+from lorabook.adapters.source import read_source
+from lorabook.adapters.swap import can_swap, swap_in
+from lorabook.adapters.tables import as_html, as_text
+
+
+@dataclass(frozen=True)
+class AdapterRow:
+    """One adapter on a pipeline; `scales` is its number, or its smallest and largest."""
+
+    name: str
+    format: str
+    components: tuple[str, ...]
+    ranks: tuple[int, ...]
+    active: bool
+    scales: tuple[float, ...]
+    fused: bool
+    megabytes: float
+    device: str
+
+
+class AdapterTable(Sequence):
+    """The rows of `list_adapters`; shows itself."""
+
+    def __init__(self, rows: Iterable[AdapterRow]):
+        self.rows = tuple(rows)
+
+    def __getitem__(self, index):
+        """The row of a number, or of an adapter's name."""
+        if isinstance(index, str):
+            return next(row for row in self.rows if row.name == index)
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _cells(self) -> list[list[str]]:
+        return [[row.name, row.format, ", ".join(row.components), ", ".join(map(str, row.ranks)),
+                 "fused" if row.fused else "yes" if row.active else "no", " to ".join(f"{s:g}" for s in row.scales),
+                 f"{row.megabytes:.1f} MB", row.device] for row in self.rows]
+
+    def __str__(self):
+        if not self.rows:
+            return "no adapters"
+        return as_text(list(_HEADS), self._cells())
+
+    __repr__ = __str__
+
+    def _repr_html_(self):
+        return as_html(list(_HEADS), self._cells())
+
+
+_HEADS = ("adapter", "format", "components", "ranks", "active", "scale", "size", "device")
+
+
+def list_adapters(pipe) -> AdapterTable:
+    """The adapters on a pipeline, those that are fused too: format, ranks, whether they take part, scales, size, device."""
+    active, models = active_adapters(pipe), models_of(pipe)
+    rows = [_row(pipe, name, name in active) for name in adapter_names(pipe)]
+    for name in fused_names(models):
+        shares = {part: fused_in(model).parts[name] for part, model in models.items() if name in fused_in(model).parts}
+        made = [ready for share in shares.values() for ready in share.ready.values()]
+        factors = [f for share in shares.values() for f in share.fused_at.values()]
+        rows.append(AdapterRow(
+            name, next(iter(shares.values())).adapter.format, tuple(shares), tuple(sorted({m.rank for m in made})), True,
+            _span(factors), True, sum(_size(t) for m in made for t in (m.up, m.down)) / 1e6, str(made[0].up.device)))
+    return AdapterTable(rows)
+
+
+def enable_adapters(pipe, names: str | Iterable[str] | None = None) -> None:
+    """Let adapters take part again, at the scales they have; None lets all."""
+    chosen_ones = _names(pipe, names)
+    active = active_adapters(pipe)
+    activate(pipe, [name for name in adapter_names(pipe) if name in active or name in chosen_ones])
+
+
+def disable_adapters(pipe, names: str | Iterable[str] | None = None) -> None:
+    """Switch adapters off and keep them on the pipeline with their scales; None switches all off."""
+    off = _names(pipe, names)
+    activate(pipe, [name for name in active_adapters(pipe) if name not in off])
+
+
+def remove_adapter(pipe, name: str) -> None:
+    """Take an adapter off the pipeline; what then carries none is plain again.
+
+    Raises: ValueError for an unknown adapter, or one that is fused.
+    """
+    _check_not_fused(pipe, name, "removed")
+    check_known(pipe, [name])
+    set_steps(pipe, {name: ()})
+    take_off(pipe, name)
+
+
+def unload_adapters(pipe) -> None:
+    """Take all adapters off. Raises ValueError where one is fused; nothing is taken off then."""
+    if locked := fused_names(models_of(pipe)):
+        _check_not_fused(pipe, locked[0], "removed")
+    for name in adapter_names(pipe):
+        remove_adapter(pipe, name)
+
+
+def move_adapter(pipe, name: str, device: str | torch.device) -> None:
+    """Move an adapter's weights to a device, as to the CPU while it is switched off, to spare a GPU's memory.
+
+    It takes part again after it was moved back to where the model is. Raises ValueError for an unknown adapter, one that is
+    fused, or an unknown device.
+    """
+    _check_not_fused(pipe, name, "moved")
+    check_known(pipe, [name])
+    try:
+        place = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} is not there: {str(error).splitlines()[0][:120]}") from error
+    for layers in layers_of(pipe, name).values():
+        for layer in layers.values():
+            for half in (layer.lora_A[name], layer.lora_B[name]):
+                half.to(place)
+
+
+def swap_adapter(pipe, name: str, source, *, components: Iterable[str] | None = None, **find) -> LoadReport:
+    """Put another adapter in the place of one, under its name and at its scale.
+
+    Weights are written into the layers that are there where the new adapter fits into them: it has no further layers and no
+    larger ranks (see `hotswap_rank` of `load_adapter`). Then a compiled model goes on without compiling anew. Else the old
+    is taken off and the new put on.
+
+    Args:
+        pipe: a pipeline with the adapter.
+        name: of the adapter to be replaced.
+        source, components, **find: as in `load_adapter`.
+    Returns: a LoadReport.
+    Raises: ValueError as `load_adapter`, or where the adapter is fused; the old adapter then stays.
+    Warns: where a compiled model will be compiled once more.
+    """
+    _check_not_fused(pipe, name, "swapped")
+    check_known(pipe, [name])
+    found = read_source(source, layers_per_block=layers_per_block(pipe), **find)
+    adapter = chosen(found.adapter, components, str(found.path or "the new adapter"))
+    ready = fit(pipe, adapter, str(found.path or "the new adapter"))
+    reason = can_swap(pipe, name, ready)
+    if reason is None:
+        swap_in(pipe, name, ready, adapter)
+    else:
+        if _is_compiled(pipe):
+            warnings.warn(f"the new adapter {reason}, so the model is compiled once more on its next call", stacklevel=2)
+        _replace(pipe, name, ready, adapter)
+    return report(pipe, name, found, adapter)
+
+
+def _replace(pipe, name: str, ready: Mapping, adapter: Adapter) -> None:
+    before, order = active_adapters(pipe), layers_of(pipe, name)
+    factors = {(part, module): factor_of(layer, name) for part, layers in order.items() for module, layer in layers.items()}
+    usual = next(iter(factors.values())) if len(set(factors.values())) == 1 else 1.0
+    take_off(pipe, name)
+    put_on(pipe, name, ready, adapter)
+    for part, layers in layers_of(pipe, name).items():
+        for module, layer in layers.items():
+            put_factor(layer, name, factors.get((part, module), usual))
+    activate(pipe, before)
+
+
+def _row(pipe, name: str, active: bool) -> AdapterRow:
+    parts = layers_of(pipe, name)
+    layers = [layer for found in parts.values() for layer in found.values()]
+    origin = origin_of(pipe, next(iter(parts)), name)
+    halves = [half.weight for layer in layers for half in (layer.lora_A[name], layer.lora_B[name])]
+    return AdapterRow(name, origin.format if origin else "diffusers", tuple(parts),
+                      tuple(sorted({layer.r[name] for layer in layers})), active,
+                      _span([factor_of(layer, name) for layer in layers]), False, sum(map(_size, halves)) / 1e6,
+                      str(halves[0].device))
+
+
+def _names(pipe, names: str | Iterable[str] | None) -> list[str]:
+    names = adapter_names(pipe) if names is None else [names] if isinstance(names, str) else list(names)
+    for name in names:
+        _check_not_fused(pipe, name, "switched")
+    check_known(pipe, names)
+    return names
+
+
+def _check_not_fused(pipe, name: str, done: str) -> None:
+    if name in fused_names(models_of(pipe)):
+        raise ValueError(f"adapter {name!r} is fused, so it cannot be {done}; call unfuse(pipe, {name!r}) first")
+
+
+def _is_compiled(pipe) -> bool:
+    models = [getattr(pipe, part) for part in models_of(pipe)]
+    return any(hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) for model in models)
+
+
+def _span(numbers: list[float]) -> tuple[float, ...]:
+    return tuple(sorted({round(min(numbers), 6), round(max(numbers), 6)}))
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
