@@ -1,4 +1,4 @@
-"""The command line: python -m lorabook demo"""
+"""The command line: lorabook demo · inspect · convert"""
 import argparse
 import sys
 from pathlib import Path
@@ -25,22 +25,59 @@ def demo(output: Path, folder: Path) -> None:
     print(f"drew {grid.save(output).absolute()}")
 
 
+def inspect(file: str, picture: Path | None) -> None:
+    """Say what is in an adapter: form, base model, ranks, ΔW by block, what looks wrong, how it was trained."""
+    inspection = lb.inspect_adapter(file)
+    print(inspection)
+    if picture:
+        picture.write_bytes(inspection._repr_png_())
+
+
+def convert(source: str, target: Path, form: str, rank: int | None, base: str | None, allow_pickle: bool) -> None:
+    """Write an adapter in another form, with the same ΔW; or at a smaller rank, with the error said."""
+    if base is None:
+        print(lb.save_adapter(source, target, form, rank=rank, allow_pickle=allow_pickle))
+        return
+    pipe = lb.load_pipeline(base, device="cpu")
+    lb.load_adapter(pipe, source, "converted", allow_pickle=allow_pickle)
+    print(lb.save_adapter(pipe, target, form, rank=rank))
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"error: {message}\n")
 
 
-def main() -> int:
-    """Run the command that the arguments name; returns the exit status."""
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lorabook", description=lb.__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    shown = commands.add_parser("demo", allow_abbrev=False, help="train a LoRA on the bundled creatures and draw demo.png",
-                                description=demo.__doc__)
+
+    def command(function, name: str):
+        made = commands.add_parser(name, allow_abbrev=False, description=function.__doc__, help=function.__doc__)
+        made.set_defaults(function=function)
+        return made
+    shown = command(demo, "demo")
     shown.add_argument("--output", type=Path, default=Path("demo.png"), help="the picture to write")
-    shown.add_argument("--output_dir", type=Path, default=Path("demo-lora"), help="folder for the adapter")
-    arguments = parser.parse_args()
+    shown.add_argument("--output_dir", dest="folder", type=Path, default=Path("demo-lora"), help="folder for the adapter")
+    looked = command(inspect, "inspect")
+    looked.add_argument("file", help="a file, a folder, a bundled name, a Hub id or an address")
+    looked.add_argument("--picture", type=Path, help="write the picture of it too, as a PNG")
+    made = command(convert, "convert")
+    made.add_argument("source", help="a file, a folder, a bundled name, a Hub id or an address")
+    made.add_argument("target", type=Path, help="a folder, or a file where it ends in .safetensors")
+    made.add_argument("--format", dest="form", default="diffusers", choices=("diffusers", "peft", "kohya"))
+    made.add_argument("--rank", type=int, help="approximate layers of a larger rank by this one")
+    made.add_argument("--base", help="the base model, which some DoRA need to become a LoRA")
+    made.add_argument("--allow_pickle", action="store_true", help="read an old .bin, .pt or .ckpt, its weights only")
+    return parser
+
+
+def main() -> int:
+    """Run the command that the arguments name; returns the exit status."""
+    told = vars(_parser().parse_args())
+    told.pop("command")
     try:
-        demo(arguments.output, arguments.output_dir)
+        told.pop("function")(**told)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {' '.join(str(error).split())[:400]}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 from PIL import Image
+from safetensors.torch import load_file
 
 from lorabook import __main__, worlds
 
@@ -27,3 +28,30 @@ def test_unknown_and_abbreviated_arguments_are_errors():
     for arguments in (["dance"], ["demo", "--outp=x"]):
         done = subprocess.run([sys.executable, "-m", "lorabook", *arguments], capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.startswith("error:") and done.stderr.count("\n") == 1
+
+
+def lorabook(*arguments):
+    return subprocess.run([sys.executable, "-m", "lorabook", *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_inspect_says_what_is_in_a_file_and_draws_it(tmp_path):
+    done = lorabook("inspect", "ink", "--picture", tmp_path / "ink.png")
+    assert done.returncode == 0 and "rank" in done.stdout and "up.1" in done.stdout
+    assert Image.open(tmp_path / "ink.png").width > 300
+
+
+def test_convert_writes_the_form_that_was_asked_for(tmp_path):
+    done = lorabook("convert", "ink", tmp_path / "ink.safetensors", "--format", "kohya")
+    assert done.returncode == 0 and "kohya" in done.stdout
+    assert any(key.startswith("lora_unet_") for key in load_file(tmp_path / "ink.safetensors"))
+
+
+def test_convert_tells_what_a_smaller_rank_costs(tmp_path):
+    assert "% off its ΔW" in lorabook("convert", "ink", tmp_path / "small", "--rank", 2).stdout
+
+
+def test_a_command_that_fails_says_so_in_one_line(tmp_path):
+    (tmp_path / "old.bin").write_bytes(b"pickle")
+    for arguments in (["inspect", "nothing"], ["convert", tmp_path / "old.bin", tmp_path / "new"]):
+        done = lorabook(*arguments)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
