@@ -143,7 +143,7 @@ def _half(t: Mapping[str, Tensor], a: str, b: str, core: str) -> Factors:
     """One low-rank half of a LoHa or LoKr, in Tucker form where it has a core."""
     if core not in t:
         return t[a].flatten(1), t[b].flatten(1)
-    return t[a].T, torch.einsum("ij...,jr->ir...", t[core], t[b]).flatten(1)
+    return t[a].T.contiguous(), torch.einsum("ij...,jr->ir...", t[core], t[b]).flatten(1)
 
 
 def _full(t: Mapping[str, Tensor]) -> Factors:

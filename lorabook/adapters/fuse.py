@@ -13,11 +13,13 @@ from lorabook.adapters.expand import steps_of
 from lorabook.adapters.layers import (
     activate,
     active_adapters,
+    adapter_names,
     base_weight,
     check_known,
     factor_of,
     layers_of,
     put_factor,
+    put_in_order,
     walk,
 )
 from lorabook.adapters.layers import components as _models
@@ -177,7 +179,8 @@ def _taken(pipe, name: str, scales, models: Mapping[str, nn.Module]) -> dict[str
                     raise ValueError(f"adapter {name!r} has weights that are not finite in layer {module}; load it anew")
             padded = any(isinstance(layer.scaling[name], Tensor) for layer in layers.values())
             rank = max(made.rank for made in ready.values()) if padded else None
-            taken[part] = FusedAdapter(ready, present if wanted is None else wanted[part], present, active, rank, adapter)
+            taken[part] = FusedAdapter(ready, present if wanted is None else wanted[part], present, active, rank, adapter,
+                                       adapter_names(pipe))
     return taken
 
 
@@ -217,6 +220,7 @@ def _put_back(pipe, part: str, name: str, share: FusedAdapter) -> None:
     for module, factor in share.scales.items():
         put_factor(layers[module], name, factor)
     activate(pipe, [*before, name] if share.active and name not in before else before)
+    put_in_order(pipe, share.order)
 
 
 def _report(pipe, layers: int) -> FuseReport:

@@ -1,6 +1,6 @@
 """The adapters on a pipeline as PEFT keeps them: which layers carry which, and which of them take part."""
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -77,6 +77,14 @@ def activate(pipe, names: list[str], layers: Carrying | None = None) -> None:
             layer.enable_adapters(True)
         if list(layer.active_adapters) != names:
             layer.set_adapter(names, inference_mode=True)
+
+
+def put_in_order(pipe, names: Sequence[str]) -> None:
+    """Let these adapters come first, in this order: sums of several differ in their last bits by it."""
+    places = {name: place for place, name in enumerate(names)}
+    for layer in _flat(pipe, None):
+        layer.scaling = dict(sorted(layer.scaling.items(), key=lambda item: places.get(item[0], len(places))))
+    activate(pipe, active_adapters(pipe))
 
 
 def factor_of(layer: BaseTunerLayer, name: str) -> float:

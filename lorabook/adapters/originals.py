@@ -1,5 +1,5 @@
 """The base model's own weights while adapters are fused into them."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ class FusedAdapter(NamedTuple):
         active: whether it took part before.
         rank: what its ranks were padded to for swapping, or None.
         adapter: what it was.
+        order: the pipeline's adapters at that time.
     """
 
     ready: Mapping
@@ -26,6 +27,7 @@ class FusedAdapter(NamedTuple):
     active: bool
     rank: int | None
     adapter: Adapter
+    order: Sequence[str]
 
 
 @dataclass

@@ -13,6 +13,8 @@ Steps = Sequence[tuple[float, float, float]]
 def set_steps(pipe, steps: Mapping[str, Steps]) -> None:
     """Let adapters' scales be multiplied by a factor in shares of the run; an empty schedule takes it away.
 
+    The run is that of this pipeline's scheduler, also where other pipelines share the model.
+
     Args:
         steps: (from, to, factor) by adapter, half-open shares of the run, as `steps_of` gives them.
     """
@@ -24,12 +26,12 @@ def set_steps(pipe, steps: Mapping[str, Steps]) -> None:
     for name in [name for name, shares in kept.items() if not shares]:
         del kept[name]
     hooks = model.__dict__.setdefault("_scale_hooks", [])
-    if kept and not hooks:
+    while hooks:
+        hooks.pop().remove()
+    if kept:
         owner = weakref.ref(pipe)
         hooks += [model.register_forward_pre_hook(lambda m, args, named: _begin(owner(), m, args, named), with_kwargs=True),
                   model.register_forward_hook(lambda m, args, out: _end(m), always_call=True)]
-    while hooks and not kept:
-        hooks.pop().remove()
 
 
 def steps_on(pipe) -> dict[str, Steps]:
@@ -44,14 +46,16 @@ def denoiser(pipe) -> nn.Module | None:
     return models.get("unet", models.get("transformer"))
 
 
-def share_of_run(scheduler, timestep) -> float:
-    """How much of the run lies behind, 0 to below 1.
+def share_of_run(pipe, timestep) -> float:
+    """How much of the run lies behind, 0 to below 1; image to image runs the last timesteps of the scheduler only.
 
     Args:
         timestep: the one the model is asked about.
     """
-    times, index = scheduler.timesteps, getattr(scheduler, "step_index", None)
-    first = getattr(scheduler, "begin_index", None) or 0
+    times, index = pipe.scheduler.timesteps, getattr(pipe.scheduler, "step_index", None)
+    first = getattr(pipe.scheduler, "begin_index", None)
+    if first is None:
+        first = max(0, len(times) - getattr(pipe, "num_timesteps", len(times)))
     if index is None:  # before the first step, and with schedulers that do not count
         found = (times[first:] == timestep.flatten()[0].to(times)).nonzero()
         index = first + (int(found[0]) if len(found) else 0)
@@ -62,7 +66,7 @@ def _begin(pipe, model: nn.Module, args: tuple, kwargs: dict) -> None:
     if pipe is None:
         return
     timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-    share = share_of_run(pipe.scheduler, timestep)
+    share = share_of_run(pipe, timestep)
     before = model.__dict__.setdefault("_unscheduled", [])
     for name, steps in model.__dict__.get(_KEPT, {}).items():
         factor = next((factor for start, end, factor in steps if start <= share < end), 1.0)
