@@ -11,6 +11,7 @@ from lorabook.adapters.layers import (
     activate,
     active_adapters,
     adapter_names,
+    base_weight,
     check_known,
     factor_of,
     layers_of,
@@ -122,10 +123,10 @@ def unload_adapters(pipe) -> None:
 
 
 def move_adapter(pipe, name: str, device: str | torch.device) -> None:
-    """Move an adapter's weights to a device, as to the CPU while it is switched off, to spare a GPU's memory.
+    """Move an adapter's weights to a device, as to the CPU to spare a GPU's memory.
 
-    It takes part again after it was moved back to where the model is. Raises ValueError for an unknown adapter, one that is
-    fused, or an unknown device.
+    Away from its model it cannot take part and is switched off; `enable_adapters` switches it on when it is back. Raises
+    ValueError for an unknown adapter, one that is fused, or an unknown device.
     """
     _check_not_fused(pipe, name, "moved")
     check_known(pipe, [name])
@@ -133,10 +134,12 @@ def move_adapter(pipe, name: str, device: str | torch.device) -> None:
         place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} is not there: {str(error).splitlines()[0][:120]}") from error
-    for layers in layers_of(pipe, name).values():
-        for layer in layers.values():
-            for half in (layer.lora_A[name], layer.lora_B[name]):
-                half.to(place)
+    layers = [layer for part in layers_of(pipe, name).values() for layer in part.values()]
+    if any(base_weight(layer).device != place for layer in layers):
+        disable_adapters(pipe, name)
+    for layer in layers:
+        for half in (layer.lora_A[name], layer.lora_B[name]):
+            half.to(place)
 
 
 def swap_adapter(pipe, name: str, source, *, components: Iterable[str] | None = None, **find) -> LoadReport:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lorabook.adapters.adapter import Adapter, Layer
 from lorabook.adapters.attach import adapter_of, base_weights
 from lorabook.adapters.files import METADATA_KEY, WEIGHT_NAME, write_adapter
+from lorabook.adapters.formats.names import text_name
 from lorabook.adapters.formats.write import FORMATS, as_written, to_diffusers, to_kohya, to_peft
 from lorabook.adapters.layers import adapter_names, base_weight, check_known, components, walk
 from lorabook.adapters.originals import original
@@ -183,7 +184,8 @@ def _read(source, name: str | None, bake_scales: bool, find: dict) -> tuple[Adap
 
 def _weights(pipe) -> dict[str, dict[str, Tensor]]:
 
-    return {part: {module: original(model, module, base_weight(layer)) for module, layer in walk(model)}
+    return {part: {text_name(module) if part.startswith("text_encoder") else module:
+                   original(model, module, base_weight(layer)) for module, layer in walk(model)}
             for part, model in components(pipe).items()}
 
 

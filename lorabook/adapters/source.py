@@ -43,6 +43,7 @@ def read_source(source, *, layers_per_block: int = 2, allow_pickle: bool = False
     if isinstance(source, Mapping):
         check_finite(source, "the state dict")
         return Source(parse(source, layers_per_block=layers_per_block, where="the state dict"), None, "adapter", source)
+    source = os.fspath(getattr(source, "adapter", source))
     parts = _parts(source, find)
     path = next(iter(parts.values())).parent.parent if parts else find_adapter(source, allow_pickle=allow_pickle, **find)
     weights, metadata, configs = {}, {}, {}
@@ -57,25 +58,25 @@ def read_source(source, *, layers_per_block: int = 2, allow_pickle: bool = False
     adapter = parse(weights, metadata, configs=configs or None, layers_per_block=layers_per_block, where=str(path))
     first = next(iter(configs.values()), None)
     base = base_model_in(metadata, first)
-    card = None if base or "://" in str(source) else _card(source, find)
+    card = None if base or "://" in source else _card(source, find)
     adapter = Adapter(**vars(adapter) | {
         "format": "PEFT" if configs else adapter.format, "base_model": base or base_model_in(metadata, first, card),
         "trigger_words": trigger_words_in(metadata, card)})
     return Source(adapter, path, _name_of(source, path), weights)
 
 
-def _card(source, find: Mapping) -> str | None:
+def _card(source: str, find: Mapping) -> str | None:
     hub = {key: find.get(key) for key in ("token", "revision", "cache_dir", "local_files_only")}
-    return reader_beside(os.fspath(getattr(source, "adapter", source)), hub)("README.md")
+    return reader_beside(source, hub)("README.md")
 
 
-def _parts(source, find: Mapping) -> dict[str, Path]:
+def _parts(source: str, find: Mapping) -> dict[str, Path]:
     """PEFT's files by component, where a folder or repository holds a folder for each."""
-    if not isinstance(source, (str, Path)) or find.get("weight_name"):
+    if find.get("weight_name"):
         return {}
     folder = Path(source).expanduser() / (find.get("subfolder") or "")
-    if not folder.exists() and is_on_hub(str(source)) and not find.get("subfolder"):
-        folder = _peft_snapshot(str(source), find) or folder
+    if not folder.exists() and is_on_hub(source) and not find.get("subfolder"):
+        folder = _peft_snapshot(source, find) or folder
     found = {part: folder / part / "adapter_model.safetensors" for part in COMPONENTS
              if (folder / part / CONFIG_NAME).is_file()}
     return {part: file for part, file in found.items() if file.is_file()}
@@ -106,9 +107,9 @@ def _component(weights: Mapping[str, Tensor]) -> str:
     return "text_encoder" if any("self_attn" in key for key in weights) else "unet"
 
 
-def _name_of(source, path: Path) -> str:
+def _name_of(source: str, path: Path) -> str:
     """The file's name; where that says nothing, the folder's or the Hub repository's."""
     if path.is_file() and path.name not in (WEIGHT_NAME, "adapter_model.safetensors"):
         return path.stem
     folder = path.parent if path.is_file() else path
-    return folder.name if folder.parent.name != "snapshots" else str(source).split("/")[-1]
+    return folder.name if folder.parent.name != "snapshots" else source.split("/")[-1]

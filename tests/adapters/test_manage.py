@@ -1,0 +1,177 @@
+import pytest
+import torch
+from adapter_files import ATTENTION, add_random
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+import lorabook as lb
+from lorabook.adapters.layers import active_adapters, layers_of
+
+
+def draw(pipe):
+    return pipe("a red cat", num_inference_steps=3, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+
+
+@pytest.fixture
+def loaded(pipe):
+    lb.load_adapter(pipe, "creatures")
+    lb.load_adapter(pipe, "patch_cat")
+    return pipe
+
+
+def test_the_table_tells_what_is_there(loaded):
+    lb.set_scales(loaded, {"creatures": {"unet": {"down": 0.5}}})
+    lb.fuse(loaded, {"patch_cat": 0.7})
+    first, second = lb.list_adapters(loaded)
+    assert (first.name, first.format, first.ranks, first.active, first.scales, first.fused) == (
+        "creatures", "diffusers", (16,), True, (0.5, 1.0), False)
+    assert (second.name, second.fused, second.scales) == ("patch_cat", True, (0.7,))
+    assert second.components == ("unet", "text_encoder")
+    assert first.megabytes == pytest.approx(6.18, abs=0.02) and first.device == "cpu"
+    for shown in (str(lb.list_adapters(loaded)), lb.list_adapters(loaded)._repr_html_()):
+        assert "creatures" in shown and "0.5 to 1" in shown and "fused" in shown
+
+
+def test_a_pipeline_without_adapters_has_an_empty_table(pipe):
+    assert len(lb.list_adapters(pipe)) == 0 and str(lb.list_adapters(pipe)) == "no adapters"
+
+
+def test_switched_off_and_on_it_draws_the_same(loaded):
+    before = draw(loaded)
+    lb.disable_adapters(loaded, "creatures")
+    assert active_adapters(loaded) == ["patch_cat"] and not torch.equal(draw(loaded), before)
+    lb.disable_adapters(loaded)
+    assert active_adapters(loaded) == []
+    lb.enable_adapters(loaded)
+    assert torch.equal(draw(loaded), before)
+
+
+def test_removed_the_pipeline_is_plain_again(pipe):
+    base = draw(pipe)
+    lb.load_adapter(pipe, "creatures")
+    lb.set_scales(pipe, {"creatures": {"steps": [[0, 0.5, 0]]}})
+    lb.remove_adapter(pipe, "creatures")
+    assert torch.equal(draw(pipe), base) and not any(isinstance(m, BaseTunerLayer) for m in pipe.unet.modules())
+    assert lb.load_adapter(pipe, "ink").name == "ink" and lb.scales_of(pipe).steps == {}
+
+
+def test_removing_one_leaves_the_other_as_it_was(loaded):
+    lb.set_scales(loaded, {"creatures": 0, "patch_cat": 0.4})
+    before = draw(loaded)
+    lb.remove_adapter(loaded, "creatures")
+    assert torch.equal(draw(loaded), before)
+
+
+def test_unloading_takes_all_off_and_refuses_where_one_is_fused(loaded):
+    lb.fuse(loaded, {"creatures": 1})
+    with pytest.raises(ValueError, match="'creatures' is fused"):
+        lb.unload_adapters(loaded)
+    assert len(lb.list_adapters(loaded)) == 2
+    lb.unfuse(loaded)
+    lb.unload_adapters(loaded)
+    assert len(lb.list_adapters(loaded)) == 0
+
+
+def test_an_adapter_that_diffusers_loaded_is_listed_and_removed(pipe):
+    base = draw(pipe)
+    add_random(pipe, ATTENTION)
+    assert lb.list_adapters(pipe)["random"].ranks == (4,)
+    lb.remove_adapter(pipe, "random")
+    assert torch.equal(draw(pipe), base)
+
+
+def test_what_diffusers_does_itself_goes_on_working(loaded):
+    lb.set_scales(loaded, {"patch_cat": 0})
+    alone = draw(loaded)
+    loaded.set_adapters(["creatures"], [1.0])
+    assert torch.equal(draw(loaded), alone) and loaded.get_list_adapters()["unet"] == ["creatures", "patch_cat"]
+    loaded.delete_adapters("patch_cat")
+    assert [row.name for row in lb.list_adapters(loaded)] == ["creatures"]
+    loaded.unload_lora_weights()
+    assert len(lb.list_adapters(loaded)) == 0
+
+
+def test_moving_to_where_it_is_changes_nothing_and_an_unknown_device_is_an_error(loaded):
+    before = draw(loaded)
+    lb.move_adapter(loaded, "creatures", "cpu")
+    assert torch.equal(draw(loaded), before)
+    with pytest.raises(ValueError, match="device 'moon'"):
+        lb.move_adapter(loaded, "creatures", "moon")
+
+
+def test_moved_away_it_is_switched_off(loaded):
+    lb.move_adapter(loaded, "creatures", "meta")
+    assert active_adapters(loaded) == ["patch_cat"] and lb.list_adapters(loaded)["creatures"].device == "meta"
+    assert draw(loaded).isfinite().all()
+
+
+@pytest.mark.parametrize("move", ["remove_adapter", "enable_adapters", "disable_adapters", "swap_adapter", "move_adapter"])
+def test_an_unknown_name_lists_those_there_are(loaded, move):
+    arguments = {"swap_adapter": ("ink",), "move_adapter": ("cpu",)}.get(move, ())
+    with pytest.raises(ValueError, match="no adapter 'quack'; it has: creatures, patch_cat"):
+        getattr(lb, move)(loaded, "quack", *arguments)
+
+
+# swapping
+
+def alone(source, name="style", scale=1.0):
+    pipe = lb.load_pipeline("tiny-sd", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    lb.load_adapter(pipe, source, name)
+    lb.set_scales(pipe, {name: scale})
+    return draw(pipe)
+
+
+@pytest.mark.parametrize("other", ["ink", "mosaic", "patch_cat", "patch_cat_no_text"])
+def test_a_swapped_adapter_is_the_loaded_one_at_the_olds_scale(pipe, other):
+    lb.load_adapter(pipe, "creatures", "style")
+    lb.set_scales(pipe, {"style": 0.6})
+    report = lb.swap_adapter(pipe, "style", other)
+    assert report.name == "style" and report.layers.keys() == lb.load_adapter(pipe, other, "again").layers.keys()
+    lb.remove_adapter(pipe, "again")
+    assert (draw(pipe) - alone(other, scale=0.6)).abs().max().item() < 1e-5
+
+
+def test_a_swap_within_the_layers_and_ranks_that_are_there_is_in_place(pipe):
+    lb.load_adapter(pipe, "creatures", "style")
+    layer = next(iter(layers_of(pipe, "style")["unet"].values()))
+    before = layer.lora_A["style"].weight.data_ptr()
+    lb.swap_adapter(pipe, "style", "ink")
+    assert layer.lora_A["style"].weight.data_ptr() == before
+
+
+def test_a_source_that_does_not_fit_leaves_the_old_one(pipe, tmp_path):
+    from safetensors.torch import save_file
+    lb.load_adapter(pipe, "creatures", "style")
+    before = draw(pipe)
+    save_file({"unet.nowhere.lora_A.weight": torch.ones(1, 2), "unet.nowhere.lora_B.weight": torch.ones(2, 1)},
+              tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="does not fit"):
+        lb.swap_adapter(pipe, "style", tmp_path / "other.safetensors")
+    assert torch.equal(draw(pipe), before)
+
+
+def test_a_compiled_model_takes_others_of_different_rank_without_compiling_anew(pipe):
+    lb.load_adapter(pipe, "ink", "style", hotswap_rank=16)  # rank 8
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    draw(pipe)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        lb.swap_adapter(pipe, "style", "creatures")  # rank 16
+        swapped = draw(pipe)
+        lb.set_scales(pipe, {"style": 0.5})
+        half = draw(pipe)
+    assert (swapped - alone("creatures")).abs().max().item() < 1e-4
+    assert (half - alone("creatures", scale=0.5)).abs().max().item() < 1e-4
+
+
+def test_an_adapter_with_more_layers_is_told_apart_on_a_compiled_model(pipe):
+    add_random(pipe, ATTENTION)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    with pytest.warns(UserWarning, match="layers that the one in its place lacks.*compiled once more"):
+        lb.swap_adapter(pipe, "random", "creatures")
+    assert (draw(pipe) - alone("creatures")).abs().max().item() < 1e-4
+
+
+def test_a_hotswap_rank_below_the_adapters_is_an_error(pipe):
+    with pytest.raises(ValueError, match="hotswap_rank must be a whole number of at least 16"):
+        lb.load_adapter(pipe, "creatures", hotswap_rank=8)
+    assert len(lb.list_adapters(pipe)) == 0
