@@ -79,14 +79,15 @@ _HEADS = ("adapter", "format", "components", "ranks", "active", "scale", "size",
 def list_adapters(pipe) -> AdapterTable:
     """The adapters on a pipeline, those that are fused too: format, ranks, whether they take part, scales, size, device."""
     active, models = active_adapters(pipe), models_of(pipe)
-    rows = [_row(pipe, name, name in active) for name in adapter_names(pipe)]
+    rows = [_row(pipe, name, name in active) for name in adapter_names(pipe) if name not in fused_names(models)]
     for name in fused_names(models):
         shares = {part: fused_in(model).parts[name] for part, model in models.items() if name in fused_in(model).parts}
         made = [ready for share in shares.values() for ready in share.ready.values()]
         factors = [f for share in shares.values() for f in share.fused_at.values()]
         rows.append(AdapterRow(
-            name, next(iter(shares.values())).adapter.format, tuple(shares), tuple(sorted({m.rank for m in made})), True,
-            _span(factors), True, sum(_size(t) for m in made for t in (m.up, m.down)) / 1e6, str(made[0].up.device)))
+            name, next(iter(shares.values())).adapter.format, (*shares, *layers_of(pipe, name)),
+            tuple(sorted({m.rank for m in made})), True, _span(factors), True,
+            sum(_size(t) for m in made for t in (m.up, m.down)) / 1e6, str(made[0].up.device)))
     return AdapterTable(rows)
 
 

@@ -55,7 +55,8 @@ def write(folder, change=None, name="a.safetensors"):
 
 FILES = {
     "not a LoRA": (lambda w: {"model.weight": torch.ones(2)}, "is not a LoRA: none of its 1 keys"),
-    "no key matches": (lambda w: {k.replace("unet.", "unet.no."): v for k, v in w.items()}, "none of its 279 layers is there"),
+    "no key matches": (lambda w: {k.replace("unet.", "unet.no."): v for k, v in w.items()},
+                       "none of its 279 layers is there"),
     "part of the keys matches": (lambda w: {k.replace("mid_block", "no_block"): v for k, v in w.items()},
                                  "only 261 of its 279 layers are there"),
     "half a layer": (lambda w: {k: v for k, v in w.items() if k != KEY.format("B")}, "incomplete: layer .*to_q lacks up"),
