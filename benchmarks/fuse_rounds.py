@@ -24,8 +24,8 @@ def move(pipe, rng: random.Random) -> str:
     table = lb.list_adapters(pipe)
     fused, free = [row.name for row in table if row.fused], [row.name for row in table if not row.fused]
     missing = [name for name in ADAPTERS if name not in fused + free]
-    choices = ["load"] * bool(missing) + ["scale", "fuse", "swap", "remove"] * bool(free) + ["unfuse"] * bool(fused)
-    kind = rng.choice(choices)
+    on_free = ["scale", "fuse", "fuse", "fuse", "swap", "remove"] * bool(free)
+    kind = rng.choice(["load"] * bool(missing) + on_free + ["unfuse", "unfuse"] * bool(fused))
     if kind == "load":
         lb.load_adapter(pipe, rng.choice(missing))
     elif kind == "unfuse":
@@ -46,7 +46,7 @@ def main() -> None:
     """Run the sequences and print how many left the base as it was."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=int, default=1000)
-    parser.add_argument("--moves", type=int, default=8)
+    parser.add_argument("--moves", type=int, default=7)
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     told = parser.parse_args()
     pipe = lb.load_pipeline("tiny-sd", device="cpu", dtype=getattr(torch, told.dtype))
