@@ -1,4 +1,7 @@
 """Every form × {load, the picture its writer draws, save in each form, load again with the same ΔW}, on two models."""
+import re
+from pathlib import Path
+
 import pytest
 from adapter_files import WRITERS, draw, plain
 from conftest import tiny_sdxl
@@ -69,3 +72,8 @@ def test_what_is_saved_for_diffusers_draws_the_same_picture_there(written, model
     lb.save_adapter(pipe, tmp_path / "saved")
     other.load_lora_weights(tmp_path / "saved")
     assert off(other, expected) < 1e-3
+
+
+def test_the_table_in_the_docs_has_a_row_for_each_form():
+    page = (Path(__file__).parents[2] / "docs/adapters.md").read_text()
+    assert re.findall(r"^\| ([^|]+) \| ✓ \| ✓ \| ✓ \| ✓ \| ✓ \|$", page, re.M) == list(WRITERS)
