@@ -73,7 +73,7 @@ def main() -> None:
         lb.remove_adapter(pipe, "creatures")
         lb.load_adapter(pipe, "ink", "creatures")
     reload = median(anew)
-    print(f"swap in place {swap * 1e3:.0f} ms, remove and load anew {reload * 1e3:.0f} ms: {reload / swap:.1f} times as long")
+    print(f"swap in place {swap * 1e3:.0f} ms, remove and load anew {reload * 1e3:.0f} ms ({reload / swap:.1f} times)")
 
 
 if __name__ == "__main__":

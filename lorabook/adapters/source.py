@@ -1,11 +1,12 @@
 """Adapters from anywhere, read into the neutral form before any pipeline is touched."""
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from torch import Tensor
 
 from lorabook.adapters.about import base_model_in, is_on_hub, reader_beside, trigger_words_in
@@ -86,12 +87,13 @@ def _peft_snapshot(repo_id: str, find: Mapping) -> Path | None:
     """The Hub's copy of PEFT's files by component, or None where there are none or the Hub is out of reach."""
     hub = {key: find.get(key) for key in ("revision", "token", "cache_dir", "local_files_only")}
     try:
-        if not hub["local_files_only"]:  # with a time limit, which snapshot_download lacks
-            names = [file.rfilename for file in HfApi(token=hub["token"]).model_info(
-                repo_id, revision=hub["revision"], timeout=10).siblings]
-            if not any(f"{part}/{CONFIG_NAME}" in names for part in COMPONENTS):
-                return None
-        return Path(snapshot_download(repo_id, allow_patterns=[f"{part}/adapter_*" for part in COMPONENTS], **hub))
+        if hub["local_files_only"]:
+            return Path(snapshot_download(repo_id, **hub))
+        info = HfApi(token=hub["token"]).model_info(repo_id, revision=hub["revision"], timeout=10)
+        wanted = [name for name in (file.rfilename for file in info.siblings)
+                  if re.fullmatch(rf"({'|'.join(COMPONENTS)})/adapter_(config\.json|model\.safetensors)", name)]
+        files = [Path(hf_hub_download(repo_id, name, **hub)) for name in wanted]
+        return files[0].parent.parent if files else None
     except Exception:  # whatever is wrong, finding the single file says it better
         return None
 
