@@ -12,6 +12,7 @@ from huggingface_hub.utils import get_session, logging, validate_repo_id
 from safetensors.torch import save
 
 from lorabook.adapters.files import METADATA_KEY, WEIGHT_NAME, find_adapter, read_adapter
+from lorabook.adapters.training_notes import parsed, shareable
 from lorabook.worlds import bundled
 
 HALF_NAME, GRID_NAME = "pytorch_lora_weights_fp16.safetensors", "images/grid.png"
@@ -81,7 +82,7 @@ def push_adapter(source, repo_id: str, *, token: str | None = None, private: boo
     path = find_adapter(source)
     weights, metadata = read_adapter(path)
     files = {WEIGHT_NAME: path.read_bytes()} | ({HALF_NAME: _half(path, weights, metadata)} if fp16 else {})
-    pictures = _pictures(source, path, _from_json(metadata, "training").get("validation_prompt") or "")
+    pictures = _pictures(source, path, parsed(metadata.get("training")).get("validation_prompt") or "")
     try:
         api = client(repo_id, token)
         repo_id = open_repository(repo_id, api.token, private=private)
@@ -175,7 +176,7 @@ def model_card(path: Path, repo_id: str, *, licence: str | None = None, prompts:
     Raises: ValueError if the file is damaged.
     """
     weights, metadata = read_adapter(path)
-    base, words, pictures = metadata.get("base_model"), _from_json(metadata, "trigger_words", list), pictures or {}
+    base, words, pictures = metadata.get("base_model"), parsed(metadata.get("trigger_words"), list), pictures or {}
     wide = any("text_encoder_2." in key or ("attn2.to_k" in key and 2048 in value.shape) for key, value in weights.items())
     examples = [{"text": prompt, "output": {"url": name}} for name, prompt in pictures.items() if prompt]
     examples += [{"text": prompt} for prompt in prompts if prompt not in pictures.values()]
@@ -210,30 +211,12 @@ def _body(repo_id: str, metadata: dict, base: str, words: list, examples: list, 
 
 def _settings(metadata: dict) -> dict[str, object]:
     """Ranks, alphas and the training settings, as far as others may see them."""
-    lora, rows = _from_json(metadata, METADATA_KEY), {}
+    lora, rows = parsed(metadata.get(METADATA_KEY)), {}
     for name, label in (("r", "rank"), ("lora_alpha", "alpha")):
         for part in (key.removesuffix(f".{name}") for key in lora if key.endswith(f".{name}")):
             values = {lora[f"{part}.{name}"], *(lora.get(f"{part}.{label}_pattern") or {}).values()}
             rows[f"{label}, {part}"] = ", ".join(str(value) for value in sorted(values))
-    return rows | _shareable(_from_json(metadata, "training"))
-
-
-def _from_json(metadata: Mapping[str, str], key: str, kind: type = dict):
-    """What stands under a key, or an empty one of its kind; files from elsewhere may keep other things there."""
-    try:
-        value = json.loads(metadata.get(key, "null"))
-    except ValueError:
-        value = None
-    return value if isinstance(value, kind) else kind()
-
-
-def _shareable(value):
-    """Settings without tokens and without the folders of this machine."""
-    if isinstance(value, dict):
-        return {key: _shareable(v) for key, v in value.items() if "token" not in f"{key} {v}".lower()}
-    if isinstance(value, str) and re.match(r"[/~]|[A-Za-z]:[\\/]", value):
-        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
-    return [_shareable(v) for v in value] if isinstance(value, list) else value
+    return rows | shareable(parsed(metadata.get("training")))
 
 
 def _shareable_command(command: str) -> str:
@@ -241,7 +224,7 @@ def _shareable_command(command: str) -> str:
     for word in shlex.split(command):
         flag, value = re.fullmatch(r"(--?[\w-]+=?)?(.*)", word, re.DOTALL).groups("")
         if "token" not in word.lower():
-            kept.append(flag + (shlex.quote(_shareable(value)) if value else ""))
+            kept.append(flag + (shlex.quote(shareable(value)) if value else ""))
     return " ".join(kept)
 
 

@@ -1,5 +1,4 @@
 """What an adapter says of itself: the model it was made for, and the words that call it."""
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from lorabook.adapters.files import METADATA_KEY, find_adapter
 from lorabook.adapters.pickles import PICKLES
+from lorabook.adapters.training_notes import parsed
 from lorabook.pipelines import RETIRED, find_model
 from lorabook.worlds import bundled
 
@@ -48,7 +48,7 @@ def trigger_words_in(metadata: Mapping[str, str], card: str | None = None) -> tu
     Returns: the words and phrases that are called so, each once; where there are none, the tags that stand in nearly all
         captions that a Kohya adapter was trained on, at most 5.
     """
-    told = (*_loads(metadata.get("trigger_words"), list), metadata.get("instance_prompt"),
+    told = (*parsed(metadata.get("trigger_words"), list), metadata.get("instance_prompt"),
             metadata.get("modelspec.trigger_phrase"), _front_matter(card).get("instance_prompt"))
     words = [word.strip() for word in told if isinstance(word, str) and word.strip()]
     return tuple(dict.fromkeys(words or _usual_tags(metadata)))
@@ -72,7 +72,7 @@ def base_model_of(source, *, token: str | None = None, revision: str | None = No
     found = base_model_in({}, None, card)
     if is_on_hub(name) and found and _can_load(found):
         return found
-    config = next((read for file in CONFIG_NAMES if (read := _loads(beside(file)))), {})
+    config = next((read for file in CONFIG_NAMES if (read := parsed(beside(file)))), {})
     found = base_model_in(_metadata(source, hub, needed=not base_model_in({}, config, card)), config, card)
     if found is None:
         raise ValueError(f"adapter {name} does not say which model it was made for, neither in its metadata nor in "
@@ -89,7 +89,7 @@ def reader_beside(name: str, hub: dict) -> Callable[[str], str | None]:
 def _names(metadata: Mapping[str, str], config: Mapping, card: str | None) -> Iterator:
     """All that is told of the base model, the most trustworthy first."""
     yield metadata.get("base_model")
-    told = _loads(metadata.get(METADATA_KEY))
+    told = parsed(metadata.get(METADATA_KEY))
     yield from (told.get(f"{part}.base_model_name_or_path") for part in ("unet", "transformer"))
     yield config.get("base_model_name_or_path")
     carded = _front_matter(card).get("base_model")
@@ -117,7 +117,7 @@ def _can_load(name: str) -> bool:
 
 def _usual_tags(metadata: Mapping[str, str]) -> list[str]:
     """The tags that stand in nearly all captions of a folder of images, the most frequent first."""
-    told, sizes = _loads(metadata.get("ss_tag_frequency")), _loads(metadata.get("ss_dataset_dirs"))
+    told, sizes = parsed(metadata.get("ss_tag_frequency")), parsed(metadata.get("ss_dataset_dirs"))
     folders = {key: value for key, value in told.items() if isinstance(value, dict)} or {"": told}
     usual = []
     for folder, tags in folders.items():
@@ -129,15 +129,6 @@ def _usual_tags(metadata: Mapping[str, str]) -> list[str]:
         if images > 1 or len(found) <= MOST_TAGS:  # of a single caption every part stands in all
             usual += found
     return usual[:MOST_TAGS]
-
-
-def _loads(text: str | None, kind: type = dict):
-    """JSON, or an empty one of its kind where it is malformed or something else."""
-    try:
-        value = json.loads(text or "null")
-    except (ValueError, TypeError, RecursionError):
-        value = None
-    return value if isinstance(value, kind) else kind()
 
 
 def _front_matter(card: str | None) -> dict:

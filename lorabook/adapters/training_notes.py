@@ -23,20 +23,25 @@ def training_in(metadata: Mapping[str, str]) -> dict[str, str]:
         metadata: of a safetensors file; lorabook keeps its settings under "training", Kohya's scripts theirs under ss_….
     Returns: what was set, without tokens and folders, of paths their last part only; empty where nothing is told.
     """
-    try:
-        told = json.loads(metadata.get("training") or "{}")
-    except (ValueError, RecursionError):
-        told = {}
-    settings = dict(told) if isinstance(told, dict) else {}
+    settings = parsed(metadata.get("training"))
     settings |= {label: metadata[key] for key, label in KOHYA.items() if metadata.get(key) not in (None, "", "None", "{}")}
     return {key: _short(shareable(value)) for key, value in settings.items()
             if not key.endswith("_dir") and "token" not in f"{key} {value}".lower()}
 
 
+def parsed(text: str | None, kind: type = dict):
+    """JSON, or an empty one of its kind where it is malformed or something else; files from elsewhere hold all sorts."""
+    try:
+        value = json.loads(text or "null")
+    except (ValueError, TypeError, RecursionError):
+        value = None
+    return value if isinstance(value, kind) else kind()
+
+
 def shareable(value):
-    """A setting without the folders of a machine: of a path that starts at its root its last part."""
+    """Settings without tokens and without the folders of a machine: of a path that starts at its root its last part."""
     if isinstance(value, dict):
-        return {key: shareable(inner) for key, inner in value.items()}
+        return {key: shareable(inner) for key, inner in value.items() if "token" not in f"{key} {inner}".lower()}
     if isinstance(value, list):
         return [shareable(inner) for inner in value]
     if isinstance(value, str) and re.match(r"[/~\\]|[A-Za-z]:[\\/]", value):
