@@ -1,5 +1,4 @@
 """What an adapter says of itself: the model it was made for, and the words that call it."""
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -7,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from safetensors import SafetensorError, safe_open
 
-from lorabook.adapters.files import METADATA_KEY, find_adapter
+from lorabook.adapters.files import METADATA_KEY, find_adapter, path_of
 from lorabook.adapters.pickles import PICKLES
 from lorabook.adapters.training_notes import parsed
 from lorabook.pipelines import RETIRED, find_model
@@ -65,7 +64,7 @@ def base_model_of(source, *, token: str | None = None, revision: str | None = No
     Returns: a bundled name, a folder or a Hub id where one is told; else a name as that of a checkpoint's file.
     Raises: ValueError where nothing says it; FileNotFoundError if there is no such adapter.
     """
-    name = os.fspath(getattr(source, "adapter", source))
+    name = path_of(source)
     hub = {"token": token, "revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
     beside = reader_beside(name, hub)
     card = beside("README.md")

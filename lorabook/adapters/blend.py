@@ -5,12 +5,13 @@ from dataclasses import replace
 import torch
 
 from lorabook.adapters.adapter import Adapter
-from lorabook.adapters.attach import adapter_of, base_weights, fit, put_on
+from lorabook.adapters.attach import adapter_of, base_weights, put_on
 from lorabook.adapters.blend_report import BlendReport, blend_report
 from lorabook.adapters.interference import Interference, compare_adapters
-from lorabook.adapters.layers import activate, active_adapters, adapter_names, check_known, components, module_name
+from lorabook.adapters.layers import activate, active_adapters, adapter_names, check_known, models_of, module_name
 from lorabook.adapters.merging import merge
 from lorabook.adapters.originals import fused_names
+from lorabook.adapters.ready import fit
 from lorabook.adapters.scales import factors_for, plain_scales
 from lorabook.adapters.source import read_source
 
@@ -33,12 +34,12 @@ def blend(pipe, weights: Mapping[str, object], *, method: str = "cat", new_name:
     Raises: ValueError for unknown adapters, methods or blocks, a name in use, a fused adapter, different base models, or a
         number out of range. Nothing is changed then.
     """
-    models = components(pipe)
-    if locked := [name for name in weights if name in fused_names(models)]:
-        raise ValueError(f"adapter {locked[0]!r} is fused, so it cannot be blended; call unfuse(pipe, {locked[0]!r}) first")
+    if not isinstance(weights, Mapping) or not isinstance(new_name, str) or not isinstance(seed, int):
+        raise ValueError("a blend takes weights by adapter's name, as {'ink': 0.5, 'creatures': 0.5}, a text as its "
+                         "new_name and a whole number as its seed")
     check_known(pipe, weights)
     new_name = module_name(new_name)
-    if new_name in (*adapter_names(pipe), *fused_names(models)):
+    if new_name in (*adapter_names(pipe), *fused_names(models_of(pipe))):
         raise ValueError(f"the pipeline has an adapter {new_name!r} already; give the blend another name")
     adapters, said, bases = gathered(pipe, weights)
     if not across_bases:

@@ -13,9 +13,12 @@ _TEXT = re.compile(r"(?:text_model\.)?encoder\.layers\.(\d+)\.")
 
 def number(value, what: str) -> float:
     """The value as a float. Raises ValueError for what is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"the scale of {what} must be a finite number, not {value!r}")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(float(value)):
+            return float(value)
+    except OverflowError:
+        pass
+    raise ValueError(f"the scale of {what:.120} must be a finite number, not {value!r:.80}")
 
 
 def expand(scales, modules: Mapping[str, Iterable[str]], what: str = "the adapter",
@@ -45,7 +48,8 @@ def expand(scales, modules: Mapping[str, Iterable[str]], what: str = "the adapte
         if part == STEPS:
             continue
         if part not in names:
-            raise ValueError(f"{what}: {part!r} is no component of this pipeline; it has: {', '.join(names)}, and {STEPS!r}")
+            raise ValueError(f"{what}: {part!r:.60} is no component of this pipeline; it has: {', '.join(names)}, and "
+                             f"{STEPS!r}")
         apply = _text_factors if part.startswith("text_encoder") else _unet_factors
         found = factors.get(part, {})
         for chosen, factor in apply(said, names[part], f"{what}.{part}"):
@@ -76,7 +80,7 @@ def _side(side: str, value, blocks: Mapping[str, list[str]], what: str):
         known = {f"block_{block.split('.')[1]}": found for block, found in blocks.items()}
         for key, inner in value.items():
             if key not in known:
-                raise ValueError(f"{what}: the model has no {key!r}; it has: {', '.join(known)}")
+                raise ValueError(f"{what}: the model has no {key!r:.60}; it has: {', '.join(known)}")
             yield from _block(inner, known[key], f"{what}.{key}")
     else:
         yield [name for found in blocks.values() for name in found], number(value, what)
@@ -119,12 +123,14 @@ def _text_factors(said, names: list[str], what: str):
 
 
 def _by_kind_or_glob(key: str, names: list[str], what: str, others: list[str]) -> list[str]:
+    if not isinstance(key, str):
+        raise ValueError(f"{what}: {key!r:.60} is no name; it has: {', '.join(others)}, kinds and globs of layer names")
     if key in KINDS:
         return [name for name in names if kind_of(name) == key]
     found = [name for name in names if fnmatchcase(name, key)] if any(c in key for c in "*?[.") or key in names else []
     if not found:
-        raise ValueError(f"{what}: the model has no {key!r}; it has: {', '.join(others)}; the kinds are {', '.join(KINDS)}; "
-                         "a glob of layer names must fit one")
+        raise ValueError(f"{what}: the model has no {key!r:.60}; it has: {', '.join(others[:12])}; the kinds are "
+                         f"{', '.join(KINDS)}; a glob of layer names must fit one")
     return found
 
 
@@ -144,6 +150,8 @@ def steps_of(scales, what: str = "the adapter") -> list[tuple[float, float, floa
     """
     said = scales.get(STEPS, []) if isinstance(scales, Mapping) else []
     found = []
+    if not isinstance(said, Sequence) or isinstance(said, str):
+        raise ValueError(f"{what}.steps must be a list of [from, to, factor], as [[0, 0.4, 1.0]], not {said!r:.80}")
     for entry in said:
         if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != 3:
             raise ValueError(f"{what}.steps: {entry!r} is not [from, to, factor], as [0, 0.4, 1.0]")

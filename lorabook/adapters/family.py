@@ -1,6 +1,6 @@
 """What sort of model an adapter is for, or a pipeline is, as far as their layers tell."""
 from lorabook.adapters.adapter import Adapter
-from lorabook.adapters.layers import components, walk
+from lorabook.adapters.layers import models_of, walk
 
 _BY_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
 
@@ -15,7 +15,7 @@ def family(thing) -> str:
         width, large = text_width(thing), is_large(thing)
     else:
         width = getattr(getattr(getattr(thing, "unet", None), "config", None), "cross_attention_dim", None)
-        models = components(thing)
+        models = models_of(thing)
         large = "text_encoder_2" in models or _stacks(name for name, _ in walk(models.get("unet")))
     sort = "Stable Diffusion XL" if large else _BY_WIDTH.get(width, "Stable Diffusion")
     return f"{sort} (text width {width})" if width else sort

@@ -32,10 +32,8 @@ def find_adapter(source, *, weight_name: str | None = None, subfolder: str | Non
     Raises: FileNotFoundError, saying what was looked for and where; ValueError for a pickle file, several files, or a
         name that climbs out of its folder.
     """
-    name = os.fspath(getattr(source, "adapter", source))
-    for inner in (weight_name, subfolder):
-        if inner and (Path(inner).is_absolute() or ".." in Path(inner).parts):
-            raise ValueError(f"{inner!r} climbs out of {name}; give a name inside it")
+    name = path_of(source)
+    check_inside(name, weight_name, subfolder)
     if "://" in name:
         kept = {key: hub[key] for key in ("token", "cache_dir", "local_files_only") if hub.get(key)}
         return fetch_adapter(name, allow_pickle=allow_pickle, **kept)
@@ -49,9 +47,31 @@ def find_adapter(source, *, weight_name: str | None = None, subfolder: str | Non
             if path == ready or ready is None or any(n.endswith(".safetensors") for n in names):
                 return folder / _choose(names, weight_name, folder, allow_pickle)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise FileNotFoundError(f"adapter {name!r} not found: no file or folder {Path(name).absolute()}, no bundled "
-                                "adapter of that name, and it is not a Hub id of the form owner/name")
+        raise FileNotFoundError(f"adapter {brief(name)!r} not found: no file or folder {brief(Path(name).absolute())}, no "
+                                "bundled adapter of that name, and it is not a Hub id of the form owner/name")
     return _from_hub(name, weight_name, subfolder, allow_pickle, hub)
+
+
+def path_of(source) -> str:
+    """The path, id or address that a source is, or that its `adapter` is. Raises ValueError for anything else."""
+    try:
+        return os.fspath(getattr(source, "adapter", source))
+    except TypeError:
+        raise ValueError(f"an adapter comes from a file, folder, Hub id, address, TrainingRun or weights by key, not from "
+                         f"{source!r:.80}") from None
+
+
+def check_inside(name: str, *inner: str | None) -> None:
+    """Raise ValueError for a file or folder that is not inside the one it is looked for in."""
+    for part in inner:
+        if part and (Path(part).is_absolute() or ".." in Path(part).parts):
+            raise ValueError(f"{brief(part)!r} climbs out of {brief(name)}; give a name inside it")
+
+
+def brief(path, letters: int = 90) -> str:
+    """A path for an error message: of a long one its end."""
+    text = str(path)
+    return text if len(text) <= letters else f"…{text[1 - letters:]}"
 
 
 def _from_hub(repo_id: str, weight_name: str | None, subfolder: str | None, pickles: bool, hub: dict) -> Path:
@@ -89,8 +109,8 @@ def _names_on_hub(repo_id: str, subfolder: str | None, hub: dict) -> list[str]:
 
 def _not_given(repo_id: str, error: Exception) -> FileNotFoundError:
     reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return FileNotFoundError(f"adapter {repo_id!r} not found: no file or folder {Path(repo_id).absolute()}, and the Hub "
-                             f"did not give it: {reason}")
+    return FileNotFoundError(f"adapter {repo_id!r} not found: no file or folder {brief(Path(repo_id).absolute())}, and the "
+                             f"Hub did not give it: {reason}")
 
 
 def _choose(names: list[str], asked: str | None, where, pickles: bool = False) -> str:
@@ -98,7 +118,7 @@ def _choose(names: list[str], asked: str | None, where, pickles: bool = False) -
     weights = sorted(n for n in names if n.endswith(".safetensors"))
     if asked or WEIGHT_NAME in weights:
         chosen = asked or WEIGHT_NAME
-        if chosen not in names:
+        if chosen not in names and not Path(where, chosen).is_file():
             raise FileNotFoundError(f"{where} has no file {chosen}; it has: {', '.join(sorted(names)[:8]) or 'none'}")
         _no_pickle(Path(chosen), pickles)
         return chosen
@@ -115,8 +135,8 @@ def _choose(names: list[str], asked: str | None, where, pickles: bool = False) -
 
 def _no_pickle(path: Path, allowed: bool = False) -> Path:
     if path.suffix.lower() in PICKLES and not allowed:
-        raise ValueError(f"{path} is a pickle file, which can run code when it is opened; get it as .safetensors, or give "
-                         "allow_pickle=True to read its weights and nothing else")
+        raise ValueError(f"{brief(path)} is a pickle file, which can run code when it is opened; get it as .safetensors, or "
+                         "give allow_pickle=True to read its weights and nothing else")
     return path
 
 
@@ -133,16 +153,20 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 metadata = file.metadata() or {}
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as safetensors ({error}); cut short? Fetch it anew") from error
-    check_finite(weights, str(path))
+            raise ValueError(f"{brief(path)} cannot be read as safetensors ({error}); cut short? Fetch it anew") from error
+    check_finite(weights, brief(path))
     return weights, metadata
 
 
 def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
     """Raise ValueError if a weight is NaN or infinite."""
-    broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if strange := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{where} holds something that is no tensor, for example {strange[0]!r:.80}")
+    # 8-bit formats know no isfinite
+    broken = [key for key, value in weights.items() if value.is_floating_point()
+              and not (value.float() if value.element_size() == 1 else value).isfinite().all()]
     if broken:
-        raise ValueError(f"{where} has weights that are not finite (NaN or infinite), for example {broken[0]}; "
+        raise ValueError(f"{where} has weights that are not finite (NaN or infinite), for example {broken[0]:.120}; "
                          "its training failed, use an earlier checkpoint")
 
 

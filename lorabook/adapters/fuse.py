@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lorabook.adapters.attach import Ready, adapter_of, put_on, take_off
+from lorabook.adapters.attach import adapter_of, put_on, take_off
 from lorabook.adapters.expand import steps_of
 from lorabook.adapters.layers import (
     activate,
@@ -18,12 +18,14 @@ from lorabook.adapters.layers import (
     check_known,
     factor_of,
     layers_of,
+    models_of,
     put_factor,
     put_in_order,
+    trained_scaling,
     walk,
 )
-from lorabook.adapters.layers import components as _models
 from lorabook.adapters.originals import FusedAdapter, fused_in, fused_names, original
+from lorabook.adapters.ready import Ready
 from lorabook.adapters.scales import factors_for, plain_scales
 from lorabook.adapters.schedule import steps_on
 from lorabook.adapters.undora import make_scalable
@@ -65,9 +67,12 @@ def fuse(pipe, scales: Mapping[str, object] | None = None, *, components: Iterab
     Raises: ValueError for an unknown adapter or component, one that is fused already, scales that change over the
         denoising, or weights that are not finite. Then nothing is changed.
     """
-    names = active_adapters(pipe) if scales is None else list(scales)
+    if scales is not None and not isinstance(scales, Mapping):
+        raise ValueError(f"scales must be a dictionary by adapter's name, as {{'ink': 0.8}}, or None; not {scales!r:.80}")
+    already = fused_names(models_of(pipe))
+    names = [name for name in active_adapters(pipe) if name not in already] if scales is None else list(scales)
     models = _chosen(pipe, components)
-    _check(pipe, names, scales)
+    _check(pipe, names, scales, models)
     make_scalable(pipe, names)
     taken = {name: _taken(pipe, name, None if scales is None else scales[name], models) for name in names}
     changed = {}
@@ -91,8 +96,10 @@ def unfuse(pipe, names: str | Iterable[str] | None = None) -> FuseReport:
     Returns: a FuseReport. When nothing is fused any more, `base_checksum` is what it was before.
     Raises: ValueError where nothing, or not that adapter, is fused.
     """
-    models = _models(pipe)
+    models = models_of(pipe)
     known = fused_names(models)
+    if names is not None and not isinstance(names, (str, Iterable)):
+        raise ValueError(f"names must be an adapter's name, or several, not {names!r:.80}")
     names = known if names is None else [names] if isinstance(names, str) else list(names)
     if not known:
         raise ValueError("nothing is fused, so there is nothing to unfuse; fuse(pipe) fuses the adapters that take part")
@@ -117,19 +124,19 @@ def unfuse(pipe, names: str | Iterable[str] | None = None) -> FuseReport:
 def fused(pipe, scales: Mapping[str, object] | None = None, *, components: Iterable[str] | None = None
           ) -> Iterator[FuseReport]:
     """Fuse for the time of a block, and undo it on the way out, after an error too; arguments as in `fuse`."""
-    before = set(fused_names(_models(pipe)))
+    before = set(fused_names(models_of(pipe)))
     report = fuse(pipe, scales, components=components)
     try:
         yield report
     finally:
-        if ours := [name for name in fused_names(_models(pipe)) if name not in before]:
+        if ours := [name for name in fused_names(models_of(pipe)) if name not in before]:
             unfuse(pipe, ours)
 
 
 def base_checksum(pipe) -> str:
     """SHA-256 of a pipeline's weights, those of adapters on it left out: equal before fusing and after unfusing."""
     seen = hashlib.sha256()
-    for part, model in _models(pipe).items():
+    for part, model in models_of(pipe).items():
         weights = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()
                    if ".lora_" not in name}
         for name in sorted(weights):
@@ -139,7 +146,7 @@ def base_checksum(pipe) -> str:
 
 
 def _chosen(pipe, parts: Iterable[str] | None) -> dict[str, nn.Module]:
-    models = _models(pipe)
+    models = models_of(pipe)
     wanted = list(models) if parts is None else [parts] if isinstance(parts, str) else list(parts)
     for part in wanted:
         if part not in models:
@@ -147,21 +154,23 @@ def _chosen(pipe, parts: Iterable[str] | None) -> dict[str, nn.Module]:
     return {part: models[part] for part in wanted}
 
 
-def _check(pipe, names: list[str], scales: Mapping | None) -> None:
-    already = [name for name in names if name in fused_names(_models(pipe))]
+def _check(pipe, names: list[str], scales: Mapping | None, models: Mapping[str, nn.Module]) -> None:
+    already = [name for name in names if name in fused_names(models_of(pipe))]
     if already:
         raise ValueError(f"adapter {already[0]!r} is fused already; call unfuse(pipe, {already[0]!r}) first")
     check_known(pipe, names)
     if not names:
         raise ValueError("no adapter takes part, so there is nothing to fuse; load one, or name it with its scale")
     for name in names:
+        if not layers_of(pipe, name).keys() & models.keys():
+            raise ValueError(f"adapter {name!r} has nothing in {', '.join(models) or 'no component'}; it is for "
+                             + ", ".join(layers_of(pipe, name)))
+        if scales is not None:
+            factors_for(pipe, name, plain_scales(pipe, scales[name], name))
         changing = name in steps_on(pipe) if scales is None else steps_of(plain_scales(pipe, scales[name], name), name)
         if changing:
             raise ValueError(f"the scales of {name!r} change over the denoising, and fused weights cannot; set them without "
                              "steps")
-        for layers in layers_of(pipe, name).values():
-            if any(layer.merged for layer in layers.values()):
-                raise ValueError(f"adapter {name!r} was fused by diffusers itself; call pipe.unfuse_lora() first")
 
 
 def _taken(pipe, name: str, scales, models: Mapping[str, nn.Module]) -> dict[str, FusedAdapter]:
@@ -173,7 +182,7 @@ def _taken(pipe, name: str, scales, models: Mapping[str, nn.Module]) -> dict[str
         if part in models:
             present = {module: factor_of(layer, name) for module, layer in layers.items()}
             ready = {module: Ready(layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(),
-                                   float(layer.lora_alpha[name])) for module, layer in layers.items()}
+                                   trained_scaling(layer, name) * layer.r[name]) for module, layer in layers.items()}
             for module, made in ready.items():
                 if not (made.up.isfinite().all() and made.down.isfinite().all()):
                     raise ValueError(f"adapter {name!r} has weights that are not finite in layer {module}; load it anew")
@@ -194,7 +203,8 @@ def _sums(model: nn.Module, shares: Mapping[str, FusedAdapter], modules: Iterabl
         if parts:
             total = own.float()
             for made, factor in parts:
-                delta = made.up.float().flatten(1) @ made.down.float().flatten(1)
+                up, down = (half.to(own.device, torch.float32).flatten(1) for half in (made.up, made.down))
+                delta = up @ down
                 total = total + (factor * made.alpha / made.rank) * delta.view_as(own)
             found[module] = total.to(own.dtype)
         if not found[module].isfinite().all():
@@ -215,7 +225,10 @@ def _write(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def _put_back(pipe, part: str, name: str, share: FusedAdapter) -> None:
     before = active_adapters(pipe)
-    put_on(pipe, name, {part: share.ready}, share.adapter, share.rank)
+    modules = dict(walk(models_of(pipe)[part]))  # the model may have moved meanwhile
+    ready = {module: Ready(made.down.to(base_weight(modules[module])), made.up.to(base_weight(modules[module])), made.alpha)
+             for module, made in share.ready.items()}
+    put_on(pipe, name, {part: ready}, share.adapter, share.rank)
     layers = layers_of(pipe, name)[part]
     for module, factor in share.scales.items():
         put_factor(layers[module], name, factor)
@@ -224,5 +237,5 @@ def _put_back(pipe, part: str, name: str, share: FusedAdapter) -> None:
 
 
 def _report(pipe, layers: int) -> FuseReport:
-    return FuseReport(tuple(fused_names(_models(pipe))), layers)
+    return FuseReport(tuple(fused_names(models_of(pipe))), layers)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lorabook.adapters.emphasis import encode, parse_emphasis
-from lorabook.adapters.layers import adapter_names, components, module_name
+from lorabook.adapters.layers import adapter_names, models_of, module_name
 from lorabook.adapters.load import load_adapter
 from lorabook.adapters.manage import remove_adapter
 from lorabook.adapters.prompts import find_adapters, merged, nearest, parse_prompt
@@ -44,7 +44,7 @@ def generate(pipe, prompt: str, negative_prompt: str | None = None, *, adapters_
         parse_emphasis(text)  # what is wrong with it is better said before anything is loaded
     if seed is not None:
         call["generator"] = torch.Generator("cpu").manual_seed(seed)
-    family = "sdxl" if "text_encoder_2" in components(pipe) else "sd"
+    family = "sdxl" if "text_encoder_2" in models_of(pipe) else "sd"
     scales = {name: mention.scales(family) for name, mention in merged(mentions).items()}
     missing = _missing(pipe, scales, adapters_folder)
     with kept_scales(pipe):

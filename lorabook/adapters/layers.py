@@ -3,8 +3,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from lorabook.adapters.originals import fused_names
 
 BEFORE = "_scales_before"  # on a layer: its scales while a call multiplies them, see steady.py
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
@@ -13,7 +16,7 @@ COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 Carrying = Mapping[str, Mapping[str, BaseTunerLayer]]
 
 
-def components(pipe) -> dict[str, nn.Module]:
+def models_of(pipe) -> dict[str, nn.Module]:
     """The models of a pipeline that can carry adapters, those beneath a `torch.compile` too."""
     found = {part: getattr(pipe, part, None) for part in COMPONENTS}
     return {part: getattr(model, "_orig_mod", model) for part, model in found.items() if model is not None}
@@ -35,9 +38,9 @@ def walk(model: nn.Module, inside: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def lora_layers(pipe) -> dict[str, dict[str, BaseTunerLayer]]:
-    """All layers of a pipeline that carry adapters, by component and module name."""
-    return {part: {name: layer for name, layer in walk(model) if isinstance(layer, BaseTunerLayer)}
-            for part, model in components(pipe).items()}
+    """All layers of a pipeline that carry LoRA adapters, by component and module name."""
+    return {part: {name: layer for name, layer in walk(model) if isinstance(layer, LoraLayer)}
+            for part, model in models_of(pipe).items()}
 
 
 def layers_of(pipe, name: str) -> dict[str, dict[str, BaseTunerLayer]]:
@@ -52,11 +55,21 @@ def adapter_names(pipe, layers: Carrying | None = None) -> list[str]:
 
 
 def check_known(pipe, names: Iterable[str], layers: Carrying | None = None) -> None:
-    """Raise ValueError for an adapter that the pipeline does not have; `layers` as in `adapter_names`."""
-    known = adapter_names(pipe, layers)
+    """Raise ValueError for an adapter that the pipeline does not have, or that is fused; `layers` as in `adapter_names`."""
+    known, fused = adapter_names(pipe, layers), fused_names(models_of(pipe))
     for name in names:
+        if name in fused:
+            raise ValueError(f"adapter {name!r} is fused, so it stays as it is; call unfuse(pipe, {name!r}) first")
         if name not in known:
-            raise ValueError(f"the pipeline has no adapter {name!r}; it has: {', '.join(known) or 'none'}")
+            raise ValueError(f"the pipeline has no adapter {name!r:.80}; it has: {listed(known)}")
+    if any(layer.merged for layer in _flat(pipe, layers)):
+        raise ValueError("adapters were fused by diffusers itself; call pipe.unfuse_lora() first")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for an error message: the first eight, "none" where there are none."""
+    names = [f"{name:.60}" for name in names]
+    return ", ".join(names[:8]) + f" and {len(names) - 8} more" * (len(names) > 8) or "none"
 
 
 def active_adapters(pipe, layers: Carrying | None = None) -> list[str]:
@@ -89,13 +102,14 @@ def put_in_order(pipe, names: Sequence[str]) -> None:
 
 def factor_of(layer: BaseTunerLayer, name: str) -> float:
     """The scale that multiplies an adapter's ΔW in a layer; 1 as it was trained."""
-    present = layer.scaling[name]
-    return float(present.item() if isinstance(present, Tensor) else present) / _trained(layer, name)
+    present = layer.__dict__.get(BEFORE, {}).get(name, layer.scaling[name])
+    present = float(present.float().mean()) if isinstance(present, Tensor) else present  # one for each sample of a batch
+    return present / trained if (trained := trained_scaling(layer, name)) else 0.0
 
 
 def put_factor(layer: BaseTunerLayer, name: str, factor: float) -> None:
     """Let a scale multiply an adapter's ΔW in a layer."""
-    value, present = factor * _trained(layer, name), layer.scaling[name]
+    value, present = factor * trained_scaling(layer, name), layer.scaling[name]
     layer.__dict__.get(BEFORE, {}).pop(name, None)
     if isinstance(present, Tensor) and present.dim() == 0:  # prepared for swapping under torch.compile
         present.fill_(value)
@@ -121,7 +135,7 @@ def _flat(pipe, layers: Carrying | None) -> list[BaseTunerLayer]:
     return [layer for part in (lora_layers(pipe) if layers is None else layers).values() for layer in part.values()]
 
 
-def _trained(layer: BaseTunerLayer, name: str) -> float:
+def trained_scaling(layer: LoraLayer, name: str) -> float:
     """alpha / rank, or alpha over its root where PEFT was told so."""
     rank = layer.r[name]
     return layer.lora_alpha[name] / (rank**0.5 if layer.use_rslora.get(name) else rank)

@@ -2,10 +2,11 @@
 from collections.abc import Iterable
 
 from lorabook.adapters.adapter import Adapter
-from lorabook.adapters.attach import fit, put_on
-from lorabook.adapters.layers import COMPONENTS, adapter_names, module_name
-from lorabook.adapters.layers import components as components_of
+from lorabook.adapters.attach import put_on
+from lorabook.adapters.files import brief
+from lorabook.adapters.layers import COMPONENTS, adapter_names, models_of, module_name
 from lorabook.adapters.originals import fused_names
+from lorabook.adapters.ready import fit
 from lorabook.adapters.report import LoadReport, report_of
 from lorabook.adapters.source import Source, read_source
 
@@ -37,10 +38,12 @@ def load_adapter(pipe, source, name: str | None = None, *, weight_name: str | No
     found = read_source(source, layers_per_block=layers_per_block(pipe), allow_pickle=allow_pickle, weight_name=weight_name,
                         subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
                         local_files_only=local_files_only)
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"an adapter's name is a text, not {name!r:.80}")
     name = module_name(name or found.name)
-    if name in (*adapter_names(pipe), *fused_names(components_of(pipe))):
+    if name in (*adapter_names(pipe), *fused_names(models_of(pipe))):
         raise ValueError(f"the pipeline has an adapter {name!r} already; give this one another name")
-    where = str(found.path or f"adapter {name!r}")
+    where = brief(found.path or f"adapter {name!r}")
     adapter = chosen(found.adapter, components, where)
     ready = fit(pipe, adapter, where)
     if hotswap_rank is not None:

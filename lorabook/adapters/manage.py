@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from lorabook.adapters.adapter import Adapter
-from lorabook.adapters.attach import fit, origin_of, put_on, take_off
+from lorabook.adapters.attach import origin_of, put_on, take_off
+from lorabook.adapters.files import brief
 from lorabook.adapters.layers import (
     activate,
     active_adapters,
@@ -15,11 +16,13 @@ from lorabook.adapters.layers import (
     check_known,
     factor_of,
     layers_of,
+    listed,
+    models_of,
     put_factor,
 )
-from lorabook.adapters.layers import components as models_of
 from lorabook.adapters.load import chosen, layers_per_block, report
 from lorabook.adapters.originals import fused_in, fused_names
+from lorabook.adapters.ready import fit
 from lorabook.adapters.report import LoadReport
 from lorabook.adapters.schedule import set_steps
 from lorabook.adapters.source import read_source
@@ -51,7 +54,10 @@ class AdapterTable(Sequence):
     def __getitem__(self, index):
         """The row of a number, or of an adapter's name."""
         if isinstance(index, str):
-            return next(row for row in self.rows if row.name == index)
+            found = [row for row in self.rows if row.name == index]
+            if not found:
+                raise KeyError(f"no adapter {index!r}; there are: {listed(row.name for row in self.rows)}")
+            return found[0]
         return self.rows[index]
 
     def __len__(self) -> int:
@@ -109,7 +115,6 @@ def remove_adapter(pipe, name: str) -> None:
 
     Raises: ValueError for an unknown adapter, or one that is fused.
     """
-    _check_not_fused(pipe, name, "removed")
     check_known(pipe, [name])
     set_steps(pipe, {name: ()})
     take_off(pipe, name)
@@ -117,8 +122,7 @@ def remove_adapter(pipe, name: str) -> None:
 
 def unload_adapters(pipe) -> None:
     """Take all adapters off. Raises ValueError where one is fused; nothing is taken off then."""
-    if locked := fused_names(models_of(pipe)):
-        _check_not_fused(pipe, locked[0], "removed")
+    check_known(pipe, fused_names(models_of(pipe)))
     for name in adapter_names(pipe):
         remove_adapter(pipe, name)
 
@@ -129,12 +133,13 @@ def move_adapter(pipe, name: str, device: str | torch.device) -> None:
     Away from its model it cannot take part and is switched off; `enable_adapters` switches it on when it is back. Raises
     ValueError for an unknown adapter, one that is fused, or an unknown device.
     """
-    _check_not_fused(pipe, name, "moved")
     check_known(pipe, [name])
     try:
         place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} is not there: {str(error).splitlines()[0][:120]}") from error
+    if place.type == "meta":
+        raise ValueError("the meta device holds no weights; move the adapter to the CPU, or remove it")
     layers = [layer for part in layers_of(pipe, name).values() for layer in part.values()]
     if any(base_weight(layer).device != place for layer in layers):
         disable_adapters(pipe, name)
@@ -158,11 +163,10 @@ def swap_adapter(pipe, name: str, source, *, components: Iterable[str] | None = 
     Raises: ValueError as `load_adapter`, or where the adapter is fused; the old adapter then stays.
     Warns: where a compiled model will be compiled once more.
     """
-    _check_not_fused(pipe, name, "swapped")
     check_known(pipe, [name])
     found = read_source(source, layers_per_block=layers_per_block(pipe), **find)
-    adapter = chosen(found.adapter, components, str(found.path or "the new adapter"))
-    ready = fit(pipe, adapter, str(found.path or "the new adapter"))
+    adapter = chosen(found.adapter, components, brief(found.path or "the new adapter"))
+    ready = fit(pipe, adapter, brief(found.path or "the new adapter"))
     reason = can_swap(pipe, name, ready)
     if reason is None:
         swap_in(pipe, name, ready, adapter)
@@ -177,8 +181,11 @@ def _replace(pipe, name: str, ready: Mapping, adapter: Adapter) -> None:
     before, order = active_adapters(pipe), layers_of(pipe, name)
     factors = {(part, module): factor_of(layer, name) for part, layers in order.items() for module, layer in layers.items()}
     usual = next(iter(factors.values())) if len(set(factors.values())) == 1 else 1.0
+    first = next(layer for layers in order.values() for layer in layers.values())
+    prepared = isinstance(first.scaling[name], torch.Tensor)
+    most = max(made.rank for layers in ready.values() for made in layers.values())
     take_off(pipe, name)
-    put_on(pipe, name, ready, adapter)
+    put_on(pipe, name, ready, adapter, max(most, first.r[name]) if prepared else None)
     for part, layers in layers_of(pipe, name).items():
         for module, layer in layers.items():
             put_factor(layer, name, factors.get((part, module), usual))
@@ -197,16 +204,11 @@ def _row(pipe, name: str, active: bool) -> AdapterRow:
 
 
 def _names(pipe, names: str | Iterable[str] | None) -> list[str]:
-    names = adapter_names(pipe) if names is None else [names] if isinstance(names, str) else list(names)
-    for name in names:
-        _check_not_fused(pipe, name, "switched")
+    fused = fused_names(models_of(pipe))
+    free = [name for name in adapter_names(pipe) if name not in fused]
+    names = free if names is None else [names] if isinstance(names, str) else list(names)
     check_known(pipe, names)
     return names
-
-
-def _check_not_fused(pipe, name: str, done: str) -> None:
-    if name in fused_names(models_of(pipe)):
-        raise ValueError(f"adapter {name!r} is fused, so it cannot be {done}; call unfuse(pipe, {name!r}) first")
 
 
 def _is_compiled(pipe) -> bool:

@@ -4,9 +4,10 @@ diffusers writes the weights of adapted layers as `….base_layer.weight`, which
 the saved model comes back with random weights; transformers writes the adapter in place of the model. Upstream says to
 unload first: https://github.com/huggingface/diffusers/blob/main/docs/source/en/tutorials/using_peft_for_inference.md
 """
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
+from functools import partial
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -16,7 +17,10 @@ from lorabook.adapters.layers import walk
 
 def save_plainly(model: nn.Module) -> None:
     """Let `model.save_pretrained` write the model without its adapters, what is fused into it included."""
-    model.save_pretrained = MethodType(_save, model)
+    if "save_pretrained" not in model.__dict__:
+        signature = inspect.signature(model.save_pretrained)  # diffusers looks there for what it may hand on
+        model.save_pretrained = partial(_save, model)
+        model.save_pretrained.__signature__ = signature
 
 
 def save_as_before(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from lorabook.adapters.attach import adapter_of, base_weights
 from lorabook.adapters.files import METADATA_KEY, WEIGHT_NAME, write_adapter
 from lorabook.adapters.formats.names import text_name
 from lorabook.adapters.formats.write import FORMATS, as_written, to_diffusers, to_kohya, to_peft
-from lorabook.adapters.layers import adapter_names, base_weight, check_known, components, walk
+from lorabook.adapters.layers import adapter_names, base_weight, check_known, listed, models_of, walk
 from lorabook.adapters.originals import original
 from lorabook.adapters.resize import ResizeReport, difference, resize
 from lorabook.adapters.scales import scales_of
@@ -139,10 +139,10 @@ def chosen_name(pipe, name: str | None) -> str:
     """The adapter that is meant. Raises ValueError where it must be told, or is not there."""
     names = adapter_names(pipe)
     if name is None and len(names) != 1:
-        raise ValueError(f"say which adapter with name=; the pipeline has: {', '.join(names) or 'none'}")
-    if name is not None:
-        check_known(pipe, [name])
-    return name or names[0]
+        raise ValueError(f"say which adapter with name=; the pipeline has: {listed(names)}")
+    name = name or names[0]
+    check_known(pipe, [name])
+    return name
 
 
 def baked(adapter: Adapter, factors: Mapping[str, Mapping[str, float]], bases) -> Adapter:
@@ -186,7 +186,7 @@ def _weights(pipe) -> dict[str, dict[str, Tensor]]:
 
     return {part: {text_name(module) if part.startswith("text_encoder") else module:
                    original(model, module, base_weight(layer)) for module, layer in walk(model)}
-            for part, model in components(pipe).items()}
+            for part, model in models_of(pipe).items()}
 
 
 def _write(adapter: Adapter, target: Path, form: str) -> Path:

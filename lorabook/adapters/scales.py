@@ -2,7 +2,8 @@
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
 
 from lorabook.adapters.block_weights import from_block_weights
 from lorabook.adapters.expand import expand, number, steps_of
@@ -12,13 +13,12 @@ from lorabook.adapters.layers import (
     active_adapters,
     adapter_names,
     check_known,
-    components,
     factor_of,
     lora_layers,
+    models_of,
     put_factor,
     walk,
 )
-from lorabook.adapters.originals import fused_names
 from lorabook.adapters.presets import preset
 from lorabook.adapters.scale_table import ScaleTable
 from lorabook.adapters.schedule import set_steps, steps_on
@@ -42,16 +42,18 @@ def set_scales(pipe, scales: Mapping[str, object], *, only: bool = False) -> Sca
     Raises: ValueError for an adapter, component, block or layer that is not there, a scale that is not a finite number,
         or an adapter that is fused. Then nothing is changed.
     """
-    if locked := [name for name in scales if name in fused_names(components(pipe))]:
-        raise ValueError(f"adapter {locked[0]!r} is fused, so its scale cannot move; call unfuse(pipe, {locked[0]!r}) first")
-    make_scalable(pipe, scales)
-    modules = {part: dict(walk(model)) for part, model in components(pipe).items()}
-    layers = {part: {name: layer for name, layer in found.items() if isinstance(layer, BaseTunerLayer)}
+    if not isinstance(scales, Mapping):
+        raise ValueError(f"scales must be a dictionary by adapter's name, as {{'ink': 0.5}}; not {scales!r:.80}")
+    modules = {part: dict(walk(model)) for part, model in models_of(pipe).items()}
+    layers = {part: {name: layer for name, layer in found.items() if isinstance(layer, LoraLayer)}
               for part, found in modules.items()}
     check_known(pipe, scales, layers)
     said = {name: plain_scales(pipe, value, name) for name, value in scales.items()}
     factors = {name: expand(value, modules, name, _touched(layers, name)) for name, value in said.items()}
     steps = {name: steps_of(value, name) for name, value in said.items()}
+    if any(layer.use_dora.get(name) for name in scales for part in layers.values() for layer in part.values()):
+        make_scalable(pipe, scales)
+        layers = lora_layers(pipe)
     keep_steady(layers)
     for name, parts in factors.items():
         for part, found in parts.items():
@@ -59,9 +61,12 @@ def set_scales(pipe, scales: Mapping[str, object], *, only: bool = False) -> Sca
                 put_factor(layers[part][module], name, factor)
     set_steps(pipe, steps)
     before = active_adapters(pipe, layers)
-    working = {name: any(factor for part in parts.values() for factor in part.values()) for name, parts in factors.items()}
+    # at 0 there is nothing to compute; but a model prepared for swapping is compiled, and goes on as it is
+    working = {name: any(factor or isinstance(layers[part][module].scaling[name], Tensor)
+                         for part, found in parts.items() for module, factor in found.items())
+               for name, parts in factors.items()}
     activate(pipe, [name for name in adapter_names(pipe, layers)
-                    if working.get(name, name in before and not only)], layers)  # at 0 there is nothing to compute
+                    if working.get(name, name in before and not only)], layers)
     return ScaleTable(factors, {name: shares for name, shares in steps.items() if shares})
 
 
@@ -78,20 +83,26 @@ def scales_of(pipe) -> ScaleTable:
 
 def plain_scales(pipe, value, name: str):
     """A number or a dictionary for what was said: presets and block-weight vectors are looked up."""
-    family = "sdxl" if "text_encoder_2" in components(pipe) else "sd"
+    family = "sdxl" if "text_encoder_2" in models_of(pipe) else "sd"
     if isinstance(value, str):
         try:
-            return preset(value, family)
+            return _there(pipe, preset(value, family))
         except ValueError as error:
-            raise ValueError(f"the scale of {name!r} must be a finite number, scales or a preset's name; {error}") from None
+            raise ValueError(f"the scale of {name!r:.60} must be a finite number, scales or a preset's name; "
+                             f"{str(error):.300}") from None
     if isinstance(value, Sequence):
-        return from_block_weights([number(entry, name) for entry in value], family=family)
+        return _there(pipe, from_block_weights([number(entry, name) for entry in value], family=family))
     return value
+
+
+def _there(pipe, scales: Mapping) -> dict:
+    """Without the components that the pipeline lacks."""
+    return {part: value for part, value in scales.items() if part in models_of(pipe)}
 
 
 def factors_for(pipe, name: str, scales) -> dict[str, dict[str, float]]:
     """One number for each layer that an adapter touches, by component and module."""
-    modules = {part: dict(walk(model)) for part, model in components(pipe).items()}
+    modules = {part: dict(walk(model)) for part, model in models_of(pipe).items()}
     return expand(scales, modules, name, _touched(lora_layers(pipe), name))
 
 
@@ -103,13 +114,22 @@ def _touched(layers: Carrying, name: str) -> dict[str, list[str]]:
 @contextmanager
 def kept_scales(pipe):
     """Put every adapter's scale and state back at the end of the block."""
+    make_scalable(pipe, adapter_names(pipe))
     layers = [layer for part in lora_layers(pipe).values() for layer in part.values()]
-    before, taking_part, steps = [dict(layer.scaling) for layer in layers], active_adapters(pipe), steps_on(pipe)
+    keep_steady(lora_layers(pipe))
+    steps, taking_part = steps_on(pipe), active_adapters(pipe)
+    before = [{name: value.clone() if isinstance(value, Tensor) else value for name, value in layer.scaling.items()}
+              for layer in layers]
     try:
         yield
     finally:
         for layer, scaling in zip(layers, before, strict=True):
-            layer.scaling.update({name: value for name, value in scaling.items() if name in layer.scaling})
+            for name in scaling.keys() & layer.scaling.keys():
+                present = layer.scaling[name]
+                if isinstance(present, Tensor) and isinstance(scaling[name], Tensor):  # a compiled model holds on to it
+                    present.copy_(scaling[name])
+                else:
+                    layer.scaling[name] = scaling[name]
         set_steps(pipe, dict.fromkeys(steps_on(pipe), ()) | steps)
         if layers:
             activate(pipe, [name for name in taking_part if name in adapter_names(pipe)])

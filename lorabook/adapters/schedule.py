@@ -1,48 +1,48 @@
 """Scales that change over the denoising: a hook on the UNet that looks which share of the run it is in."""
-import weakref
+import sys
 from collections.abc import Mapping, Sequence
 
+import torch
+from diffusers import DiffusionPipeline
 from torch import nn
 
-from lorabook.adapters.layers import components, layers_of
+from lorabook.adapters.layers import models_of, walk
 
-_KEPT = "_scale_schedule"
+_KEPT, _HOOKED, _PUT_BACK = "_scale_schedule", "_scale_hooks", "_unscheduled"
 Steps = Sequence[tuple[float, float, float]]
 
 
 def set_steps(pipe, steps: Mapping[str, Steps]) -> None:
     """Let adapters' scales be multiplied by a factor in shares of the run; an empty schedule takes it away.
 
-    The run is that of this pipeline's scheduler, also where other pipelines share the model.
-
     Args:
         steps: (from, to, factor) by adapter, half-open shares of the run, as `steps_of` gives them.
     """
     model = denoiser(pipe)
-    if model is None or not (steps or _KEPT in model.__dict__):
+    if model is None or not (any(steps.values()) or model.__dict__.get(_KEPT)):
         return
-    kept = model.__dict__.setdefault(_KEPT, {})
-    kept.update(steps)
-    for name in [name for name, shares in kept.items() if not shares]:
-        del kept[name]
-    hooks = model.__dict__.setdefault("_scale_hooks", [])
-    while hooks:
-        hooks.pop().remove()
-    if kept:
-        owner = weakref.ref(pipe)
-        hooks += [model.register_forward_pre_hook(lambda m, args, named: _begin(owner(), m, args, named), with_kwargs=True),
-                  model.register_forward_hook(lambda m, args, out: _end(m), always_call=True)]
+    _end(model)
+    kept = {name: shares for name, shares in (model.__dict__.get(_KEPT, {}) | dict(steps)).items() if shares}
+    model.__dict__[_KEPT] = kept
+    called = getattr(pipe, "unet", None) or pipe.transformer  # of a compiled model the wrapper, outside its graph
+    if _HOOKED not in called.__dict__:
+        called.__dict__[_HOOKED] = True
+        called.register_forward_pre_hook(_begin, with_kwargs=True)
+        called.register_forward_hook(_end, always_call=True)
 
 
 def steps_on(pipe) -> dict[str, Steps]:
     """The schedules of a pipeline's adapters, by name."""
     model = denoiser(pipe)
-    return dict(model.__dict__.get(_KEPT, {})) if model is not None else {}
+    if model is None:
+        return {}
+    _end(model)  # a run that was interrupted may have left its share's factor
+    return dict(model.__dict__.get(_KEPT, {}))
 
 
 def denoiser(pipe) -> nn.Module | None:
     """The pipeline's UNet or transformer."""
-    models = components(pipe)
+    models = models_of(pipe)
     return models.get("unet", models.get("transformer"))
 
 
@@ -56,27 +56,48 @@ def share_of_run(pipe, timestep) -> float:
     first = getattr(pipe.scheduler, "begin_index", None)
     if first is None:
         first = max(0, len(times) - getattr(pipe, "num_timesteps", len(times)))
+    if hasattr(pipe.scheduler, "counter"):  # PNDM's, which repeats a timestep
+        index = first + pipe.scheduler.counter
     if index is None:  # before the first step, and with schedulers that do not count
         found = (times[first:] == timestep.flatten()[0].to(times)).nonzero()
         index = first + (int(found[0]) if len(found) else 0)
     return (index - first) / max(len(times) - first, 1)
 
 
-def _begin(pipe, model: nn.Module, args: tuple, kwargs: dict) -> None:
-    if pipe is None:
+@torch.compiler.disable
+def _begin(model: nn.Module, args: tuple, kwargs: dict) -> None:
+    model = getattr(model, "_orig_mod", model)
+    _end(model)
+    if not (kept := model.__dict__.get(_KEPT)):
         return
-    timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-    share = share_of_run(pipe, timestep)
-    before = model.__dict__.setdefault("_unscheduled", [])
-    for name, steps in model.__dict__.get(_KEPT, {}).items():
-        factor = next((factor for start, end, factor in steps if start <= share < end), 1.0)
-        for layers in layers_of(pipe, name).values() if factor != 1 else ():
-            for layer in layers.values():
-                before.append((layer, name, layer.scaling[name]))
-                layer.scaling[name] = layer.scaling[name] * factor
+    share = share_of_run(_running(model), kwargs["timestep"] if "timestep" in kwargs else args[1])
+    factors = {name: next((factor for start, end, factor in steps if start <= share < end), 1.0)
+               for name, steps in kept.items()}
+    before = model.__dict__.setdefault(_PUT_BACK, [])
+    for _, layer in walk(model):
+        for name in factors.keys() & getattr(layer, "scaling", {}).keys():
+            before.append((layer, name, layer.scaling[name]))
+            layer.scaling[name] = layer.scaling[name] * factors[name]
 
 
-def _end(model: nn.Module) -> None:
-    for layer, name, scaling in model.__dict__.get("_unscheduled", []):
+@torch.compiler.disable
+def _end(model: nn.Module, *_) -> None:
+    model = getattr(model, "_orig_mod", model)
+    for layer, name, scaling in model.__dict__.get(_PUT_BACK, []):
         layer.scaling[name] = scaling
-    model.__dict__["_unscheduled"] = []
+    model.__dict__[_PUT_BACK] = []
+
+
+def _running(model: nn.Module) -> DiffusionPipeline:
+    """The pipeline in whose call the model is: several may share it, each with a scheduler and a run of its own.
+
+    Nothing that a model is given tells its pipeline, so this looks who called.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, DiffusionPipeline) and denoiser(caller) is model:
+            return caller
+        frame = frame.f_back
+    raise ValueError("scales over the denoising need a pipeline's own call, which tells the share of the run; set them "
+                     "without steps, or call the pipeline")

@@ -66,6 +66,8 @@ def shapes_of(adapter: Adapter, bases: Mapping[str, Mapping[str, Tensor]] | None
         for module, layer in layers.items():
             base = bases.get(part, {}).get(module)
             shape = tuple(base.shape) if base is not None else weight_shape(layer, module)
+            if base is None and len(shape or ()) == 2 and module.endswith(("conv_shortcut", "proj_in", "proj_out")):
+                shape = (*shape, *((1, 1) if module.endswith("conv_shortcut") else kernel))  # some files flatten these
             shapes.setdefault(part, {})[module] = shape or (*_flat_shape(layer), *kernel)
     return shapes
 

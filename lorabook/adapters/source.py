@@ -1,6 +1,5 @@
 """Adapters from anywhere, read into the neutral form before any pipeline is touched."""
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +10,12 @@ from torch import Tensor
 
 from lorabook.adapters.about import base_model_in, is_on_hub, reader_beside, trigger_words_in
 from lorabook.adapters.adapter import Adapter
-from lorabook.adapters.files import WEIGHT_NAME, check_finite, find_adapter, read_adapter
+from lorabook.adapters.files import WEIGHT_NAME, brief, check_finite, check_inside, find_adapter, path_of, read_adapter
 from lorabook.adapters.formats.read import parse
 from lorabook.adapters.layers import COMPONENTS
 
 CONFIG_NAME = "adapter_config.json"
+FIND = {"weight_name", "subfolder", "revision", "token", "cache_dir", "local_files_only"}
 
 
 class Source(NamedTuple):
@@ -39,12 +39,15 @@ def read_source(source, *, layers_per_block: int = 2, allow_pickle: bool = False
     Raises: FileNotFoundError if there is no such adapter; ValueError for a pickle, a damaged file, weights that are not
         finite, or none of a LoRA.
     """
+    if unknown := find.keys() - FIND:
+        raise TypeError(f"unknown argument {min(unknown)!r}; an adapter is found by: {', '.join(sorted(FIND))}")
     if isinstance(source, Adapter):
         return Source(source, None, "adapter", {})
     if isinstance(source, Mapping):
         check_finite(source, "the state dict")
         return Source(parse(source, layers_per_block=layers_per_block, where="the state dict"), None, "adapter", source)
-    source = os.fspath(getattr(source, "adapter", source))
+    source = path_of(source)
+    check_inside(source, find.get("subfolder"), find.get("weight_name"))
     parts = _parts(source, find)
     path = next(iter(parts.values())).parent.parent if parts else find_adapter(source, allow_pickle=allow_pickle, **find)
     weights, metadata, configs = {}, {}, {}
@@ -56,7 +59,7 @@ def read_source(source, *, layers_per_block: int = 2, allow_pickle: bool = False
         metadata |= about
         if config:
             configs[part or _component(found)] = config
-    adapter = parse(weights, metadata, configs=configs or None, layers_per_block=layers_per_block, where=str(path))
+    adapter = parse(weights, metadata, configs=configs or None, layers_per_block=layers_per_block, where=brief(path))
     first = next(iter(configs.values()), None)
     base = base_model_in(metadata, first)
     card = None if base or "://" in source else _card(source, find)

@@ -4,9 +4,10 @@
 s = 0 it sets every scale to 1.0. Upstream: `unscale_lora_layers` in
 https://github.com/huggingface/diffusers/blob/main/src/diffusers/utils/peft_utils.py
 """
-from types import MethodType
+from functools import partial
 
-from peft.tuners.tuners_utils import BaseTunerLayer
+import torch
+from peft.tuners.lora import LoraLayer
 
 from lorabook.adapters.layers import BEFORE, Carrying
 
@@ -16,13 +17,15 @@ def keep_steady(layers: Carrying) -> None:
     for found in layers.values():
         for layer in found.values():
             if "unscale_layer" not in layer.__dict__:
-                layer.scale_layer = MethodType(_scale, layer)
-                layer.unscale_layer = MethodType(_unscale, layer)
-                layer.set_scale = MethodType(_set, layer)
+                # partials of functions with a name, so that the model can be copied and pickled
+                layer.scale_layer = partial(_scale, layer)
+                layer.unscale_layer = partial(_unscale, layer)
+                layer.set_scale = partial(_set, layer)
+            _restore(layer)  # a call that was interrupted may have left its scale
 
 
-def _scale(layer: BaseTunerLayer, scale: float) -> None:
-    _restore(layer)  # a call that failed on its way may have left its scale
+def _scale(layer: LoraLayer, scale: float) -> None:
+    _restore(layer)
     before = layer.__dict__.setdefault(BEFORE, {})
     for name in layer.active_adapters:
         if name in layer.scaling:
@@ -30,23 +33,24 @@ def _scale(layer: BaseTunerLayer, scale: float) -> None:
             layer.scaling[name] = before[name] * scale
 
 
-def _unscale(layer: BaseTunerLayer, scale: float | None = None) -> None:
+def _unscale(layer: LoraLayer, scale: float | None = None) -> None:
     if layer.__dict__.get(BEFORE):
         _restore(layer)
     else:
         type(layer).unscale_layer(layer, scale)
 
 
-def _set(layer: BaseTunerLayer, name: str, scale: float) -> None:
+def _set(layer: LoraLayer, name: str, scale: float) -> None:
     """After a call at 0 diffusers sets each active adapter's scale to 1 instead of dividing: put back what was there."""
     before = layer.__dict__.get(BEFORE) or {}
-    if name in before:
-        layer.scaling[name] = before.pop(name)
+    value = before.pop(name, None)
+    if value is not None and scale == 1 and not torch.as_tensor(layer.scaling[name]).any():
+        layer.scaling[name] = value
     else:
         type(layer).set_scale(layer, name, scale)
 
 
-def _restore(layer: BaseTunerLayer) -> None:
+def _restore(layer: LoraLayer) -> None:
     before = layer.__dict__.get(BEFORE) or {}
-    layer.scaling.update(before)
+    layer.scaling.update({name: value for name, value in before.items() if name in layer.lora_A})
     before.clear()

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 import torch
 
 from lorabook.adapters.adapter import Adapter
-from lorabook.adapters.attach import Ready, describe, padded
-from lorabook.adapters.layers import components, factor_of, layers_of, put_factor
+from lorabook.adapters.attach import describe
+from lorabook.adapters.layers import factor_of, layers_of, models_of, put_factor
+from lorabook.adapters.ready import Ready, padded
 
 
 def can_swap(pipe, name: str, ready: Mapping[str, Mapping[str, Ready]]) -> str | None:
@@ -15,6 +16,8 @@ def can_swap(pipe, name: str, ready: Mapping[str, Mapping[str, Ready]]) -> str |
         ready: the new adapter's weights, from `fit`.
     """
     there = layers_of(pipe, name)
+    if any(layer.use_dora.get(name) for layers in there.values() for layer in layers.values()):
+        return "takes the place of a DoRA"
     extra = [f"{part}.{module}" for part, layers in ready.items() for module in layers if module not in there.get(part, {})]
     if extra:
         return f"has {len(extra)} layers that the one in its place lacks, for example {extra[0]}"
@@ -38,11 +41,15 @@ def swap_in(pipe, name: str, ready: Mapping[str, Mapping[str, Ready]], adapter: 
                 up.zero_()
                 continue
             made = padded(made_here[module], down.shape[0])
+            layer.use_rslora[name] = False
             down.copy_(made.down)
             up.copy_(made.up)
             layer.r[name] = made.rank
             layer.lora_alpha[name] = made.alpha
             put_factor(layer, name, factor)
+        config = models_of(pipe)[part].peft_config[name]
         if made_here:
-            describe(components(pipe)[part].peft_config[name], made_here, adapter.only([part]))
+            describe(config, made_here, adapter.only([part]))
+        else:
+            config.origin = adapter.only([])
 

@@ -6,16 +6,24 @@ in https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/variants.p
 """
 from collections.abc import Iterable
 
-from lorabook.adapters.attach import adapter_of, fit, put_on, take_off
-from lorabook.adapters.layers import activate, active_adapters, layers_of
+from lorabook.adapters.attach import adapter_of, put_on, take_off
+from lorabook.adapters.layers import activate, active_adapters, adapter_names, factor_of, layers_of, put_factor, put_in_order
+from lorabook.adapters.ready import fit
 
 
 def make_scalable(pipe, names: Iterable[str]) -> None:
-    """Let a scale multiply ΔW for each of these adapters, whatever its kind."""
+    """Let a scale multiply ΔW for each of these adapters, whatever its kind; scales, states and order stay."""
     for name in names:
-        if any(layer.use_dora.get(name) for part in layers_of(pipe, name).values() for layer in part.values()):
-            active, adapter = active_adapters(pipe), adapter_of(pipe, name)
+        parts = layers_of(pipe, name)
+        if any(layer.use_dora.get(name) for layers in parts.values() for layer in layers.values()):
+            factors = {part: {module: factor_of(layer, name) for module, layer in layers.items()}
+                       for part, layers in parts.items()}
+            active, order, adapter = active_adapters(pipe), adapter_names(pipe), adapter_of(pipe, name)
             ready = fit(pipe, adapter, f"adapter {name!r}")
             take_off(pipe, name)
             put_on(pipe, name, ready, adapter)
+            for part, layers in layers_of(pipe, name).items():
+                for module, layer in layers.items():
+                    put_factor(layer, name, factors[part][module])
+            put_in_order(pipe, order)
             activate(pipe, active)

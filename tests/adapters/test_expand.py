@@ -2,14 +2,14 @@ import pytest
 
 import lorabook as lb
 from lorabook.adapters.expand import expand, steps_of
-from lorabook.adapters.layers import components, walk
+from lorabook.adapters.layers import models_of, walk
 from lorabook.blocks import KINDS, block_of, kind_of
 
 
 @pytest.fixture(scope="module")
 def modules():
     pipe = lb.load_pipeline("tiny-sd", device="cpu")
-    return {part: [name for name, _ in walk(model)] for part, model in components(pipe).items()}
+    return {part: [name for name, _ in walk(model)] for part, model in models_of(pipe).items()}
 
 
 def where(factors, value):

@@ -2,9 +2,12 @@ import pytest
 import torch
 from adapter_files import ATTENTION, add_random
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
 
 import lorabook as lb
+from lorabook.adapters import manage
 from lorabook.adapters.layers import active_adapters, layers_of
+from lorabook.adapters.source import read_source
 
 
 def draw(pipe):
@@ -98,10 +101,16 @@ def test_moving_to_where_it_is_changes_nothing_and_an_unknown_device_is_an_error
         lb.move_adapter(loaded, "creatures", "moon")
 
 
-def test_moved_away_it_is_switched_off(loaded):
-    lb.move_adapter(loaded, "creatures", "meta")
-    assert active_adapters(loaded) == ["patch_cat"] and lb.list_adapters(loaded)["creatures"].device == "meta"
-    assert draw(loaded).isfinite().all()
+def test_moved_away_from_its_model_it_is_switched_off(loaded, monkeypatch):
+    monkeypatch.setattr(manage, "base_weight", lambda layer: torch.empty(0, device="meta"))  # as if the model were elsewhere
+    lb.move_adapter(loaded, "creatures", "cpu")
+    assert active_adapters(loaded) == ["patch_cat"]
+
+
+def test_the_meta_device_which_holds_nothing_is_refused(loaded):
+    with pytest.raises(ValueError, match="meta device holds no weights"):
+        lb.move_adapter(loaded, "creatures", "meta")
+    assert lb.list_adapters(loaded)["creatures"].device == "cpu"
 
 
 @pytest.mark.parametrize("move", ["remove_adapter", "enable_adapters", "disable_adapters", "swap_adapter", "move_adapter"])
@@ -140,7 +149,6 @@ def test_a_swap_within_the_layers_and_ranks_that_are_there_is_in_place(pipe):
 
 
 def test_a_source_that_does_not_fit_leaves_the_old_one(pipe, tmp_path):
-    from safetensors.torch import save_file
     lb.load_adapter(pipe, "creatures", "style")
     before = draw(pipe)
     save_file({"unet.nowhere.lora_A.weight": torch.ones(1, 2), "unet.nowhere.lora_B.weight": torch.ones(2, 1)},
@@ -161,6 +169,38 @@ def test_a_compiled_model_takes_others_of_different_rank_without_compiling_anew(
         half = draw(pipe)
     assert (swapped - alone("creatures")).abs().max().item() < 1e-4
     assert (half - alone("creatures", scale=0.5)).abs().max().item() < 1e-4
+
+
+def test_a_swap_leaves_the_weights_that_an_adapter_came_from_alone(pipe):
+    first, second = (load_file(read_source(name).path) for name in ("creatures", "ink"))
+    lb.load_adapter(pipe, first, "style")
+    before = draw(pipe)
+    lb.swap_adapter(pipe, "style", second)
+    lb.swap_adapter(pipe, "style", first)
+    assert torch.equal(draw(pipe), before)
+
+
+def test_what_a_swap_left_empty_is_not_saved(pipe, tmp_path):
+    lb.load_adapter(pipe, "patch_cat", "style", hotswap_rank=32)
+    lb.swap_adapter(pipe, "style", "ink")
+    lb.save_adapter(pipe, tmp_path / "saved")
+    found = read_source(tmp_path / "saved").adapter
+    assert found.layers.keys() == {"unet"} and {layer.rank for layer in found.layers["unet"].values()} == {8}
+
+
+@pytest.mark.parametrize("config", [{"use_dora": True}, {"use_rslora": True}])
+def test_what_peft_put_on_its_own_way_is_fused_and_swapped_truly(pipe, config):
+    add_random(pipe, ATTENTION, text=False, **config)
+    before = draw(pipe)
+    with lb.fused(pipe):
+        assert (draw(pipe) - before).abs().max().item() < 1e-3
+    assert (draw(pipe) - before).abs().max().item() < 1e-3
+    lb.remove_adapter(pipe, "random")
+    add_random(pipe, ATTENTION, text=False, **config)
+    weights = {key: value for key, value in load_file(read_source("ink").path).items()
+               if any(f"{end}.lora" in key for end in ATTENTION)}
+    lb.swap_adapter(pipe, "random", weights)
+    assert (draw(pipe) - alone(weights)).abs().max().item() < 1e-4
 
 
 def test_an_adapter_with_more_layers_is_told_apart_on_a_compiled_model(pipe):

@@ -1,3 +1,6 @@
+import copy
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -184,3 +187,70 @@ def test_the_schedules_product_with_nothing_is_the_base(loaded):
     assert torch.equal(loaded.base, draw(loaded))
     lb.set_scales(loaded, {"creatures": 1})
     assert lb.scales_of(loaded).steps == {} and not torch.equal(loaded.base, draw(loaded))
+
+
+def test_an_interrupt_in_the_middle_of_a_run_leaves_the_scales_as_they_were(loaded):
+    lb.set_scales(loaded, {"creatures": {"steps": [[0, 1, 0.5]]}, "patch_cat": 0})
+    before = draw(loaded)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+    hook = loaded.unet.conv_in.register_forward_pre_hook(stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            draw(loaded)
+    hook.remove()
+    assert torch.equal(before, draw(loaded))
+
+
+def test_a_copy_of_the_pipeline_has_a_schedule_of_its_own(loaded):
+    lb.set_scales(loaded, {"creatures": {"steps": [[0, 1, 0]]}, "patch_cat": 0})
+    other = copy.deepcopy(loaded)
+    other.set_progress_bar_config(disable=True)
+    lb.set_scales(loaded, {"creatures": 1})
+    assert torch.equal(draw(other), loaded.base) and not torch.equal(draw(loaded), loaded.base)
+
+
+def test_a_model_with_adapters_can_be_pickled(loaded):
+    lb.set_scales(loaded, {"creatures": {"steps": [[0, 0.5, 0]]}})
+    stored = io.BytesIO()
+    torch.save(loaded.unet, stored)
+    stored.seek(0)
+    assert torch.load(stored, weights_only=False).config == loaded.unet.config
+
+
+def test_a_schedule_needs_a_pipelines_own_call(loaded):
+    lb.set_scales(loaded, {"creatures": {"steps": [[0, 0.5, 0]]}})
+    with pytest.raises(ValueError, match="need a pipeline's own call"):
+        loaded.unet(torch.zeros(1, 4, 16, 16), torch.tensor(1), torch.zeros(1, 77, 128))
+
+
+def test_a_schedule_works_on_a_compiled_model(loaded):
+    lb.set_scales(loaded, {"creatures": {"steps": [[0, 0.5, 0]]}, "patch_cat": 0})
+    expected = draw(loaded)
+    loaded.unet = torch.compile(loaded.unet, backend="eager")
+    assert (draw(loaded) - expected).abs().max().item() < 1e-5
+
+
+def test_scales_are_kept_of_an_adapter_with_room_for_swapping_too(pipe):
+    lb.load_adapter(pipe, "ink", hotswap_rank=8)
+    lb.set_scales(pipe, {"ink": 0.8})
+    with kept_scales(pipe):
+        lb.set_scales(pipe, {"ink": 0.3})
+    assert set(lb.scales_of(pipe)["ink"]["unet"].values()) == {pytest.approx(0.8)}
+
+
+@pytest.mark.parametrize("scales", [0.5, None, "ink", ["ink"], {"creatures": {"steps": 0.5}},
+                                    {"creatures": {"unet": {3: 1}}}, {"creatures": 10**400}])
+def test_what_are_no_scales_is_one_sentence(loaded, scales):
+    with pytest.raises(ValueError) as caught:
+        lb.set_scales(loaded, scales)
+    assert 20 < len(str(caught.value)) <= 400
+
+
+def test_moves_are_refused_while_diffusers_own_fusing_is_on(loaded):
+    loaded.fuse_lora(adapter_names=["creatures"])
+    for move in (lambda: lb.set_scales(loaded, {"creatures": 1}), lambda: lb.remove_adapter(loaded, "creatures"),
+                 lambda: lb.swap_adapter(loaded, "creatures", "ink"), lambda: lb.disable_adapters(loaded, "creatures")):
+        with pytest.raises(ValueError, match=r"fused by diffusers itself; call pipe.unfuse_lora\(\) first"):
+            move()

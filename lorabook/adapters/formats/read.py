@@ -42,11 +42,11 @@ def parse(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = No
             kinds[place] = apart.kind
     if not kinds:
         raise ValueError(f"{where} is not a LoRA: none of its {len(weights)} keys names a low-rank weight"
-                         + (f", for example {ignored[0]}" if ignored else ""))
+                         + (f", for example {ignored[0]:.100}" if ignored else ""))
     # whole differences come with those of biases, which are harmless where they are zero
     if strange := [key for key in ignored if key.startswith(PREFIXES) and weights[key].any()]:
-        raise ValueError(f"{where} has {len(strange)} weights of a kind that is not read here, for example {strange[0]}; "
-                         "what is read is LoRA, LoCon, LoHa, LoKr, DoRA and whole differences")
+        raise ValueError(f"{where} has {len(strange)} weights of a kind that is not read here, for example "
+                         f"{strange[0]:.100}; what is read is LoRA, LoCon, LoHa, LoKr, DoRA and whole differences")
     layers: dict[str, dict[str, Layer]] = {}
     assumed = 0
     for (part, module), tensors in found.items():
@@ -105,11 +105,11 @@ def _scaling(kind, tensors, alpha, rank, config, module) -> tuple[float, bool]:
     """alpha / rank, and whether alpha was known."""
     if kind == "full":
         return 1.0, True
-    if alpha is not None:
+    if alpha is not None and float(alpha) != 0:  # 0 stands for the rank, as in Kohya's and LyCORIS's own readers
         whole = kind == "lokr" and "w1" in tensors and "w2" in tensors
         return (1.0 if whole else float(alpha) / rank), True  # LyCORIS gives a LoKr without low-rank halves no alpha
     given = _setting(config, "alpha_pattern", "lora_alpha" if "lora_alpha" in (config or {}) else "alpha", module)
-    if given is None:
+    if not given:
         return 1.0, False
     return float(given) / (rank**0.5 if config.get("use_rslora") else rank), True
 

@@ -1,6 +1,7 @@
 """The neutral form, written by the keys of diffusers, PEFT and Kohya."""
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -37,7 +38,8 @@ def as_written(adapter: Adapter, form: str, bases: Bases | None = None) -> Adapt
         for module, layer in found.items():
             held = layer.is_plain or (whole and _peft_dora(layer))
             base = (bases or {}).get(part, {}).get(module)
-            layers.setdefault(part, {})[module] = layer if held else as_lora(*layer.factors(base), shapes[part][module])
+            layers.setdefault(part, {})[module] = (
+                _shaped(layer, shapes[part][module]) if held else as_lora(*layer.factors(base), shapes[part][module]))
     return Adapter(**vars(adapter) | {"layers": layers})
 
 
@@ -83,6 +85,13 @@ def config_of(layers: Mapping[str, Layer]) -> LoraConfig:
         rank_pattern={module: layer.rank for module, layer in short.items() if layer.rank != rank},
         alpha_pattern={module: _whole_number(layer.alpha) for module, layer in short.items() if layer.alpha != alpha},
         use_dora=any(layer.magnitude is not None for layer in layers.values()))
+
+
+def _shaped(layer: Layer, shape: tuple[int, ...]) -> Layer:
+    """The same tensors in the shapes that a weight of this shape asks for."""
+    up, down = layer.tensors["up"], layer.tensors["down"]
+    return replace(layer, tensors={"up": up.reshape(*up.shape[:2], *[1] * (len(shape) - 2)),
+                                   "down": down.reshape(down.shape[0], *shape[1:])})
 
 
 def _peft_dora(layer: Layer) -> bool:

@@ -1,0 +1,108 @@
+"""An adapter's weights made ready for a pipeline's layers, checked before anything on it is changed."""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorabook.adapters.adapter import Adapter, Layer
+from lorabook.adapters.family import family
+from lorabook.adapters.layers import base_weight, models_of, walk
+from lorabook.adapters.originals import original
+from lorabook.adapters.shapes import matrix_shape
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A layer's weights as PEFT wants them: down (rank, in, …), up (out, rank, …), alpha."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """Rows of down, columns of up."""
+        return self.down.shape[0]
+
+
+def fit(pipe, adapter: Adapter, where: str) -> dict[str, dict[str, Ready]]:
+    """The adapter's weights for the pipeline's layers, by component and the pipeline's own module names.
+
+    Args:
+        pipe: a diffusers pipeline; nothing on it is changed.
+        adapter: any kind; what is no plain LoRA becomes one, exactly, at the rank that needs.
+        where: what to call it in errors.
+    Raises: ValueError where a layer is not the pipeline's, has another shape, or is not finite once computed.
+    """
+    matched = _match(pipe, adapter, where)
+    ready: dict[str, dict[str, Ready]] = {}
+    for part, model in models_of(pipe).items():
+        for name, (layer, module) in matched.get(part, {}).items():
+            weight = original(model, name, base_weight(module))
+            if weight.is_meta:
+                raise ValueError(f"the weights of {name} are offloaded; load adapters before enable_sequential_cpu_offload")
+            if matrix_shape(layer) != (weight.shape[0], weight[0].numel()):
+                raise ValueError(
+                    f"{where} does not fit {type(pipe).__name__}: layer {name} has the shape {tuple(weight.shape)} and the "
+                    f"adapter {matrix_shape(layer)}; {_made_for(adapter, pipe)}")
+            made = _ready(layer, weight)
+            if not (made.up.isfinite().all() and made.down.isfinite().all()):
+                raise ValueError(f"{where}: layer {name} is beyond what {str(weight.dtype)[6:]} holds; load the pipeline "
+                                 "with dtype=torch.float32")
+            ready.setdefault(part, {})[name] = made
+    return ready
+
+
+def padded(made: Ready, rank: int) -> Ready:
+    """The same ΔW with zeros up to a rank; its alpha grows with the rank, so that the scaling stays."""
+    more = rank - made.rank
+    if more < 0:
+        raise ValueError(f"an adapter of rank {made.rank} does not fit where rank {rank} was prepared; load the first "
+                         f"with hotswap_rank={made.rank} or more")
+    down = torch.cat([made.down, made.down.new_zeros(more, *made.down.shape[1:])])
+    up = torch.cat([made.up, made.up.new_zeros(made.up.shape[0], more, *made.up.shape[2:])], dim=1)
+    return Ready(down, up, made.alpha * rank / made.rank)
+
+
+def _match(pipe, adapter: Adapter, where: str) -> dict[str, dict[str, tuple[Layer, nn.Module]]]:
+    """Each layer with the module it belongs to."""
+    models = models_of(pipe)
+    found: dict[str, dict] = {}
+    lost = []
+    for part, layers in adapter.layers.items():
+        modules = dict(walk(models[part])) if part in models else {}
+        for module, layer in layers.items():
+            own = next((n for n in (module, module.removeprefix("text_model.")) if n in modules), None)
+            if own is None:
+                lost.append(f"{part}.{module}")
+            else:
+                found.setdefault(part, {})[own] = layer, modules[own]
+    absent = [part for part in adapter.layers if part not in models]
+    if absent == ["text_encoder"] and len(adapter.layers) > 1:
+        raise ValueError(f"{where} has layers for {absent[0]}, which this pipeline lacks; load the rest of it with "
+                         f"components={[part for part in adapter.layers if part in models]}")
+    if lost:
+        total = sum(map(len, adapter.layers.values()))
+        there = total - len(lost)
+        count = f"only {there} of its {total} layers are" if there else f"none of its {total} layers is"
+        raise ValueError(f"{where} does not fit {type(pipe).__name__}: {count} there; {_made_for(adapter, pipe)}")
+    return found
+
+
+def _made_for(adapter: Adapter, pipe) -> str:
+    name = f" ({adapter.base_model:.60})" if adapter.base_model else ""
+    return f"it was made for {family(adapter)}{name}, this is {family(pipe)}; load it onto its own base model"
+
+
+def _ready(layer: Layer, weight: Tensor) -> Ready:
+    out, *rest = weight.shape
+    if layer.is_plain:
+        up, down, alpha = layer.tensors["up"], layer.tensors["down"], layer.alpha
+    else:
+        up, down = layer.factors(weight)
+        alpha = down.shape[0]
+    rank = down.shape[0]
+    # weights that a model only keeps in 8 bits (layerwise casting) are computed with in more
+    dtype = weight.dtype if weight.element_size() > 1 else torch.float32
+    return Ready(down.reshape(rank, *rest).to(weight.device, dtype),
+                 up.reshape(out, rank, *[1] * (len(rest) - 1)).to(weight.device, dtype), alpha)
