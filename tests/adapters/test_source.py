@@ -5,8 +5,8 @@ import huggingface_hub
 import pytest
 import torch
 from adapter_files import WRITERS, plain
-from loopback_hub import LoopbackHub
-from safetensors.torch import load_file
+from loopback_hub import TOKEN, LoopbackHub
+from safetensors.torch import load, load_file
 from test_address import Site
 
 import lorabook as lb
@@ -110,3 +110,13 @@ def test_a_bundled_file_knows_its_base_model():
     assert lb.base_model_of("creatures") == "tiny-sd" and lb.load_pipeline(lb.base_model_of("creatures")).unet
     assert json.loads(read_source("creatures").adapter.metadata["training"])["rank"] == 16
     assert Path(read_source("creatures").path).name == WEIGHT_NAME
+
+
+def test_a_fused_pipeline_is_pushed_whole(hub, pipe, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
+    lb.load_adapter(pipe, "ink")
+    lb.fuse(pipe)
+    pipe.push_to_hub("someone/inked", token=TOKEN)
+    weights = load(hub.repos["someone/inked"]["unet/diffusion_pytorch_model.safetensors"])
+    fused = pipe.unet.state_dict()
+    assert weights.keys() == fused.keys() and all(torch.equal(weights[key], fused[key]) for key in fused)
