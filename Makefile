@@ -14,8 +14,8 @@ lab: .venv/ready
 
 test: .venv/ready
 	$(BIN)/ruff check .
-	$(BIN)/pytest tests
-	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
 
 bench: .venv/ready
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

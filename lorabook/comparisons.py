@@ -1,5 +1,4 @@
 """Comparisons in pictures and numbers: the methods of blending side by side."""
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,11 @@ from lorabook.adapters.blend_report import BlendReport
 from lorabook.adapters.manage import remove_adapter
 from lorabook.adapters.merging import METHODS
 from lorabook.adapters.scales import kept_scales
+from lorabook.adapters.tables import as_html, as_text
 from lorabook.grid import ImageGrid
 from lorabook.sweeps import draw, world_of
+
+_HEADS = ("method", "rank", "relative error against the sum of ΔW")
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,15 +32,12 @@ class BlendComparison:
         return [(method, str(report.rank), f"{report.error['total']:.2g}") for method, report in self.reports.items()]
 
     def __str__(self):
-        heads = ("method", "rank", "error against the sum of ΔW")
-        return "\n".join("  ".join(cell.ljust(20) for cell in row).rstrip() for row in (heads, *self._rows()))
+        return as_text(_HEADS, self._rows())
 
     __repr__ = __str__
 
     def _repr_html_(self):
-        rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self._rows())
-        return ("<table><tr><th>method</th><th>rank</th><th>relative error against the sum of ΔW</th></tr>"
-                f"{rows}</table>")
+        return as_html(_HEADS, self._rows())
 
     def _ipython_display_(self):
         from IPython.display import HTML, display

@@ -1,5 +1,4 @@
 """What came of loading an adapter, in a form that shows itself."""
-import html
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +7,7 @@ from pathlib import Path
 from lorabook.adapters.adapter import Adapter
 from lorabook.adapters.address import sha256_of
 from lorabook.adapters.layers import layers_of
+from lorabook.adapters.tables import as_html
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,9 +72,7 @@ class LoadReport:
     __repr__ = __str__
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><th style='text-align:left'>{html.escape(label)}</th><td style='text-align:left'>"
-                       f"{html.escape(text)}</td></tr>" for label, text in self._rows())
-        return f"<table><caption>adapter {html.escape(repr(self.name))}</caption>{rows}</table>"
+        return as_html([], [("adapter", self.name), *self._rows()])
 
 
 def report_of(pipe, name: str, found, adapter: Adapter, left: list[str]) -> LoadReport:

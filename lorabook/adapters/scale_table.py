@@ -1,8 +1,8 @@
 """The scales that are in force, layer by layer and summed up by block."""
-import html
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from lorabook.adapters.tables import as_html
 from lorabook.blocks import block_of, place_of
 
 
@@ -59,6 +59,4 @@ class ScaleTable(Mapping):
     __repr__ = __str__
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><td>{html.escape(name)}</td><td style='text-align:left'>{html.escape(place)}</td>"
-                       f"<td>{text}</td></tr>" for name in self for place, text in self._rows(name))
-        return f"<table><tr><th>adapter</th><th>layers</th><th>scale</th></tr>{rows}</table>"
+        return as_html(["adapter", "layers", "scale"], [(name, *row) for name in self for row in self._rows(name)])
