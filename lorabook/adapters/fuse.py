@@ -189,8 +189,14 @@ def _taken(pipe, name: str, scales, models: Mapping[str, nn.Module]) -> dict[str
             padded = any(isinstance(layer.scaling[name], Tensor) for layer in layers.values())
             rank = max(made.rank for made in ready.values()) if padded else None
             taken[part] = FusedAdapter(ready, present if wanted is None else wanted[part], present, active, rank, adapter,
-                                       adapter_names(pipe))
+                                       _order(pipe))
     return taken
+
+
+def _order(pipe) -> list[str]:
+    """The order the adapters came in, those that are fused already among them."""
+    before = [name for model in models_of(pipe).values() for share in fused_in(model).parts.values() for name in share.order]
+    return list(dict.fromkeys([*before, *adapter_names(pipe)]))
 
 
 def _sums(model: nn.Module, shares: Mapping[str, FusedAdapter], modules: Iterable[str]) -> dict[str, Tensor]:

@@ -110,6 +110,36 @@ def test_components_that_are_not_fused_stay_on(loaded):
     assert layers_of(loaded, "patch_cat").keys() == {"unet", "text_encoder"} and torch.equal(draw(loaded), before)
 
 
+def test_partly_fused_adapters_are_named_and_undone_in_their_order(loaded, tmp_path):
+    before = draw(loaded)
+    lb.fuse(loaded, {"patch_cat": 0.6}, components=["unet"])
+    lb.fuse(loaded)  # what is not fused yet: creatures
+    assert [row.fused for row in lb.list_adapters(loaded)] == [True, True] and close(draw(loaded), before)
+    with pytest.raises(ValueError, match="'patch_cat' is fused"):
+        lb.save_adapter(loaded, tmp_path / "x", name="patch_cat")
+    lb.disable_adapters(loaded)  # there is none that is free
+    lb.unfuse(loaded)
+    assert torch.equal(draw(loaded), before)
+
+
+def test_a_component_that_the_adapter_lacks_is_an_error(loaded):
+    with pytest.raises(ValueError, match="'creatures' has nothing in text_encoder; it is for unet"):
+        lb.fuse(loaded, {"creatures": 1}, components=["text_encoder"])
+
+
+def test_a_fused_pipeline_takes_save_pretraineds_own_arguments(loaded, tmp_path):
+    lb.fuse(loaded)
+    loaded.save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "unet/diffusion_pytorch_model.fp16.safetensors").is_file()
+    assert (tmp_path / "text_encoder/model.fp16.safetensors").is_file()
+
+
+@pytest.mark.parametrize("call", [lambda p: lb.fuse(p, ["creatures"]), lambda p: lb.fuse(p, 0.5), lambda p: lb.unfuse(p, 3)])
+def test_what_are_no_names_and_scales_is_one_sentence(loaded, call):
+    with pytest.raises(ValueError, match="must be a|must be an"):
+        call(loaded)
+
+
 def test_the_block_restores_on_the_way_out_of_an_error(loaded):
     before, checksum = draw(loaded), lb.base_checksum(loaded)
     with pytest.raises(KeyError), lb.fused(loaded, {"creatures": 2}):

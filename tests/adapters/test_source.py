@@ -6,7 +6,7 @@ import pytest
 import torch
 from adapter_files import WRITERS, plain
 from loopback_hub import TOKEN, LoopbackHub
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save_file
 from test_address import Site
 
 import lorabook as lb
@@ -120,3 +120,33 @@ def test_a_fused_pipeline_is_pushed_whole(hub, pipe, monkeypatch):
     weights = load(hub.repos["someone/inked"]["unet/diffusion_pytorch_model.safetensors"])
     fused = pipe.unet.state_dict()
     assert weights.keys() == fused.keys() and all(torch.equal(weights[key], fused[key]) for key in fused)
+
+
+def test_eight_bit_weights_load(pipe, tmp_path):
+    save_file({key: value.to(torch.float8_e4m3fn) for key, value in load_file(read_source("ink").path).items()},
+              tmp_path / "small.safetensors")
+    assert lb.load_adapter(pipe, tmp_path / "small.safetensors").matched == 558
+
+
+def test_flattened_pointwise_convolutions_are_written_as_diffusers_reads_them(pipe, tmp_path):
+    lb.save_adapter("creatures", tmp_path / "k.safetensors", "kohya")
+    save_file({key: value.flatten(1) if value.dim() == 4 and value.shape[2:].numel() == 1 else value
+               for key, value in load_file(tmp_path / "k.safetensors").items() if "conv1" not in key and "conv2" not in key
+               and "conv_" not in key and "sampler" not in key}, tmp_path / "flat.safetensors")
+    lb.save_adapter(tmp_path / "flat.safetensors", tmp_path / "again")
+    pipe.load_lora_weights(tmp_path / "again", adapter_name="it")
+    assert lb.list_adapters(pipe)["it"].ranks == (16,)
+
+
+@pytest.mark.parametrize("source", [None, 3, [], {"a": 1.0}])
+def test_what_is_no_source_is_one_sentence(pipe, source):
+    with pytest.raises(ValueError, match="an adapter comes from|holds something that is no tensor"):
+        lb.load_adapter(pipe, source)
+
+
+def test_components_a_pipeline_lacks_are_named_with_the_remedy(pipe):
+    pipe.text_encoder = None
+    with pytest.raises(ValueError, match=r"has layers for text_encoder, which this pipeline lacks.*components=\['unet'\]"):
+        lb.load_adapter(pipe, "patch_cat")
+    lb.load_adapter(pipe, "patch_cat", components="unet")
+    assert lb.set_scales(pipe, {"patch_cat": "INS"})["patch_cat"].keys() == {"unet"}
