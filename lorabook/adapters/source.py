@@ -70,6 +70,10 @@ def read_source(source, *, layers_per_block: int = 2, allow_pickle: bool = False
 
 
 def _card(source: str, find: Mapping) -> str | None:
+    """The model card beside it; a README in a folder of many adapters is none."""
+    folder = Path(source).expanduser().parent
+    if Path(source).expanduser().is_file() and len(list(folder.glob("*.safetensors"))) > 1:
+        return None
     hub = {key: find.get(key) for key in ("token", "revision", "cache_dir", "local_files_only")}
     return reader_beside(source, hub)("README.md")
 

@@ -103,11 +103,11 @@ def _rank(kind: str, tensors: Mapping[str, Tensor], config: Mapping | None, modu
 
 def _scaling(kind, tensors, alpha, rank, config, module) -> tuple[float, bool]:
     """alpha / rank, and whether alpha was known."""
-    if kind == "full":
+    # LyCORIS gives a LoKr without low-rank halves no scale; PEFT's config does
+    if kind == "full" or (kind == "lokr" and {"w1", "w2"} <= tensors.keys() and not config):
         return 1.0, True
     if alpha is not None and float(alpha) != 0:  # 0 stands for the rank, as in Kohya's and LyCORIS's own readers
-        whole = kind == "lokr" and "w1" in tensors and "w2" in tensors
-        return (1.0 if whole else float(alpha) / rank), True  # LyCORIS gives a LoKr without low-rank halves no alpha
+        return float(alpha) / rank, True
     given = _setting(config, "alpha_pattern", "lora_alpha" if "lora_alpha" in (config or {}) else "alpha", module)
     if not given:
         return 1.0, False
