@@ -28,8 +28,9 @@ _HOME = {
     "swap_adapter": "adapters.manage",
     "generate": "adapters.generate",
     "plot_blocks": "block_plot", "plot_spectra": "block_plot",
-    "sweep": "sweeps",
+    "sweep": "sweeps.sweeping", "block_effects": "comparisons", "ScaleStudio": "studio.studio",
     "push_adapter": "hub",
+    "doctor": "checkup", "results_folder": "places",
     "TextToImageConfig": "training.config", "DreamBoothConfig": "training.config", "TrainingRun": "training.run",
     "train_text_to_image": "training.text_to_image", "train_dreambooth": "training.dreambooth",
 }

@@ -1,9 +1,11 @@
-"""The command line: lorabook demo · inspect · convert"""
+"""The command line: lorabook demo · doctor · inspect · convert"""
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import lorabook as lb
+from lorabook import checkup
 
 
 def demo(output: Path, folder: Path) -> None:
@@ -23,6 +25,13 @@ def demo(output: Path, folder: Path) -> None:
     grid = lb.sweep(pipe, columns={adapter.name: [0, 0.25, 0.5, 0.75, 1]}, rows={"prompt": list(world.prompts)}, seed=1,
                     title="The same prompts and the same noise: the base model (0) and its LoRA at four scales")
     print(f"drew {grid.save(output).absolute()}")
+
+
+def doctor(as_json: bool) -> int:
+    """Look whether this machine is fit, and say what mends it; the exit status is 1 where something is in trouble."""
+    report = checkup.doctor()
+    print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) if as_json else report)
+    return 0 if report.fit else 1
 
 
 def inspect(file: str, picture: Path | None) -> None:
@@ -59,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = command(demo, "demo")
     shown.add_argument("--output", type=Path, default=Path("demo.png"), help="the picture to write")
     shown.add_argument("--output_dir", dest="folder", type=Path, default=Path("demo-lora"), help="folder for the adapter")
+    command(doctor, "doctor").add_argument("--json", dest="as_json", action="store_true", help="print it as JSON")
     looked = command(inspect, "inspect")
     looked.add_argument("file", help="a file, a folder, a bundled name, a Hub id or an address")
     looked.add_argument("--picture", type=Path, help="write the picture of it too, as a PNG")
@@ -77,11 +87,10 @@ def main() -> int:
     told = vars(_parser().parse_args())
     told.pop("command")
     try:
-        told.pop("function")(**told)
+        return told.pop("function")(**told) or 0
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {' '.join(str(error).split())[:400]}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,19 +1,30 @@
-"""Comparisons in pictures and numbers: the methods of blending side by side."""
+"""Comparisons in pictures and numbers: the methods of blending, and the blocks of an adapter, side by side."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 from tqdm.auto import tqdm
 
+from lorabook.adapters.attach import adapter_of
 from lorabook.adapters.blend import blend
 from lorabook.adapters.blend_report import BlendReport
+from lorabook.adapters.layer_view import norm_of, views_of
+from lorabook.adapters.layers import check_known, layers_of
 from lorabook.adapters.manage import remove_adapter
 from lorabook.adapters.merging import METHODS
 from lorabook.adapters.scales import kept_scales
 from lorabook.adapters.tables import as_html, as_text
+from lorabook.block_plot import plot_blocks
+from lorabook.blocks import block_of
 from lorabook.grid import ImageGrid
+from lorabook.metrics import image_similarity
+from lorabook.plots import Plot
 from lorabook.sweeps import draw, world_of
+from lorabook.sweeps.sweeping import sweep
 
 _HEADS = ("method", "rank", "relative error against the sum of ΔW")
+_EFFECTS = ("block", "‖ΔW‖", "share of the spectrum", "change in the picture", "change to CLIP's eye")
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,3 +90,132 @@ def compare_blends(pipe, weights: Mapping[str, object], prompt: str | Sequence[s
     labels = [f"{method}\nerror {report.error['total']:.2g}" for method, report in reports.items()]
     rows = [list(row) for row in zip(*columns, strict=True)]
     return BlendComparison(reports, ImageGrid(rows, labels, prompts))
+
+
+@dataclass(frozen=True)
+class BlockEffect:
+    """How much one block of an adapter matters.
+
+    Attributes:
+        norm: ‖ΔW‖ of its layers together.
+        spectrum: its share of the sum of all singular values, 0 to 1.
+        pixels: root mean square difference of the picture with this block alone from the base, 0 to 1.
+        likeness: 1 − CLIP's cosine similarity of the two pictures.
+    """
+
+    norm: float
+    spectrum: float
+    pixels: float
+    likeness: float
+
+
+@dataclass(frozen=True, repr=False)
+class BlockEffects:
+    """How much each block of an adapter matters by three measures; shows itself as a table, a heat map and pictures.
+
+    Attributes:
+        adapter: its name.
+        blocks: a BlockEffect by block, in the UNet's order, text encoders after it.
+        grid: the base, the adapter with each block alone, and all of it.
+    """
+
+    adapter: str
+    blocks: Mapping[str, BlockEffect]
+    grid: ImageGrid
+
+    @cached_property
+    def ranks(self) -> dict[str, dict[str, int]]:
+        """Each block's place, 1 the strongest, by "norm", "spectrum" and "pixels"."""
+        found = {}
+        for measure in ("norm", "spectrum", "pixels"):
+            order = sorted(self.blocks, key=lambda block: -getattr(self.blocks[block], measure))
+            found[measure] = {block: order.index(block) + 1 for block in self.blocks}
+        return found
+
+    @cached_property
+    def agreement(self) -> dict[str, float]:
+        """Spearman's rank correlation of each two measures: 1 the same order, 0 none, −1 the reverse."""
+        pairs = (("norm", "spectrum"), ("norm", "pixels"), ("spectrum", "pixels"))
+        if len(self.blocks) < 2:
+            return {f"{one} and {other}": 1.0 for one, other in pairs}
+        places = {measure: list(ranks.values()) for measure, ranks in self.ranks.items()}
+        return {f"{one} and {other}": float(np.corrcoef(places[one], places[other])[0, 1]) for one, other in pairs}
+
+    def plot(self) -> Plot:
+        """The change in the picture on the UNet's shape; below each name its places by norm, spectrum and picture."""
+        places = {block: " · ".join(str(self.ranks[measure][block]) for measure in self.ranks) for block in self.blocks}
+        return plot_blocks({block: effect.pixels for block, effect in self.blocks.items()}, notes=places,
+                           title=f"{self.adapter}: each block alone (places by norm · spectrum · picture)",
+                           label="change in the picture, root mean square")
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [(block, f"{effect.norm:.3g}", f"{effect.spectrum:.1%}", f"{effect.pixels:.3f}", f"{effect.likeness:.3f}")
+                for block, effect in self.blocks.items()]
+
+    def __str__(self):
+        agreed = ", ".join(f"{pair} {value:.2f}" for pair, value in self.agreement.items())
+        return f"{as_text(_EFFECTS, self._rows())}\nagreement of the ranks: {agreed}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self):
+        agreed = ", ".join(f"{pair} {value:.2f}" for pair, value in self.agreement.items())
+        return f"{as_html(_EFFECTS, self._rows())}<p>agreement of the ranks: {agreed}</p>"
+
+    def _ipython_display_(self):
+        from IPython.display import HTML, display
+        display(HTML(self._repr_html_()), self.plot(), self.grid)
+
+
+def block_effects(pipe, adapter: str, prompt: str, *, seeds: Sequence[int] = (0, 1), **call) -> BlockEffects:
+    """How much each block of an adapter matters: by its weights, and by what it alone does to the picture.
+
+    The pictures come from one batched pass: the base, each block alone as trained, and all blocks. Other adapters keep
+    their scales; afterwards all is as it was.
+
+    Args:
+        pipe: a pipeline with the adapter.
+        adapter: its name.
+        prompt: what to draw.
+        seeds: whole numbers; the change is the mean over them.
+        **call: as in `sweep` (num_inference_steps, guidance_scale …).
+    Returns: a BlockEffects.
+    Raises: ValueError for an adapter that the pipeline does not have or that is fused, and as `sweep`.
+    """
+    check_known(pipe, [adapter])
+    views = views_of(adapter_of(pipe, adapter))
+    blocks = _layers_by_block(pipe, adapter)
+    columns = [0.0, *({part: {module: float(module in blocks[block].get(part, ())) for module in layers}
+                       for part, layers in layers_of(pipe, adapter).items()} for block in blocks), 1.0]
+    grid = sweep(pipe, prompt, columns={adapter: columns}, rows={"seed": list(seeds)}, **call)
+    grid.columns = ["base", *(f"{block} alone" for block in blocks), "all blocks"]
+    every = sum(float(view.spectrum.sum()) for view in views)
+    found = {}
+    for number, block in enumerate(blocks, 1):
+        mine = [view for view in views if view.block == block]
+        pairs = [(row[number], row[0]) for row in grid.images]
+        found[block] = BlockEffect(norm_of(mine), sum(float(view.spectrum.sum()) for view in mine) / every,
+                                   float(np.mean([_root_mean_square(*pair) for pair in pairs])), _unlike(pipe, pairs))
+    return BlockEffects(adapter, found, grid)
+
+
+def _layers_by_block(pipe, adapter: str) -> dict[str, dict[str, set[str]]]:
+    """The adapter's layers by block and component; a text encoder is a block of its own."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for part, layers in layers_of(pipe, adapter).items():
+        if part.startswith("text_encoder"):
+            found[part] = {part: set(layers)}
+        else:
+            for module in layers:
+                found.setdefault(block_of(module), {}).setdefault(part, set()).add(module)
+    return found
+
+
+def _root_mean_square(one, other) -> float:
+    return float(np.sqrt(np.mean((np.asarray(one, float) - np.asarray(other, float)) ** 2)) / 255)
+
+
+def _unlike(pipe, pairs: Sequence[tuple]) -> float:
+    """1 − the mean similarity of pairs of pictures."""
+    alike = image_similarity(*map(list, zip(*pairs, strict=True)), model=world_of(pipe).judge)
+    return 1 - float(alike.diagonal().mean())

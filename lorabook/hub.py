@@ -13,6 +13,7 @@ from safetensors.torch import save
 
 from lorabook.adapters.files import METADATA_KEY, WEIGHT_NAME, find_adapter, read_adapter
 from lorabook.adapters.training_notes import parsed, shareable
+from lorabook.places import secret
 from lorabook.worlds import bundled
 
 HALF_NAME, GRID_NAME = "pytorch_lora_weights_fp16.safetensors", "images/grid.png"
@@ -34,15 +35,7 @@ With lorabook: `pipe = lb.load_pipeline("{base}")`, then `lb.load_adapter(pipe, 
 
 def find_token(token: str | None = None) -> str | None:
     """The token for the Hub: the one given, else from HF_TOKEN, `hf auth login`, Colab's or Kaggle's secrets."""
-    return (token or "").strip() or get_token() or _kaggle_token()
-
-
-def _kaggle_token() -> str | None:
-    try:
-        from kaggle_secrets import UserSecretsClient
-        return UserSecretsClient().get_secret("HF_TOKEN").strip() or None
-    except Exception:  # this is not Kaggle, or the secret is not there or not for this notebook
-        return None
+    return (token or "").strip() or get_token() or secret("HF_TOKEN")[0]
 
 
 def open_repository(repo_id: str, token: str | None = None, *, private: bool = False) -> str:
@@ -110,7 +103,7 @@ def client(repo_id: str, token: str | None = None) -> HfApi:
                          "digits, - _ and ., at most 96 in all") from None
     found = find_token(token)
     if not found:
-        raise ValueError(f"{repo_id}: there is no token for the Hub; {_REMEDY}")
+        raise ValueError(f"{repo_id}: there is no token for the Hub; {secret('HF_TOKEN')[1] or _REMEDY}")
     if not re.fullmatch("[!-~]+", found):
         raise ValueError(f"{repo_id}: the token for the Hub has blanks or letters that no token has; copy it anew")
     return HfApi(token=found)

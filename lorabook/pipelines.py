@@ -78,13 +78,13 @@ def load_pipeline(model: str | os.PathLike | None = None, *, device: str | None 
     Raises: FileNotFoundError if there is no such model (naming where it was looked for), ValueError for an unknown
         scheduler.
     """
-    scheduler_class = _scheduler_class(scheduler) if scheduler else None
+    chosen = scheduler_class(scheduler) if scheduler else None
     found = find_model(model)
     device = device or default_device()
     dtype = dtype or (torch.float16 if str(device).startswith("cuda") else torch.float32)
     pipe = _from_pretrained(found, dtype, **kwargs)
-    if scheduler_class:
-        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+    if chosen:
+        pipe.scheduler = chosen.from_config(pipe.scheduler.config)
     if low_memory:
         pipe.vae.enable_slicing()
     if low_memory and not str(device).startswith("cpu"):
@@ -123,9 +123,15 @@ def _check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
         raise FileNotFoundError(f"{looked} the Hub cannot be reached ({type(error).__name__})") from error
 
 
-def _scheduler_class(name: str) -> type:
-    known = SCHEDULERS.get(name.lower(), name)
+def scheduler_class(name: str) -> type:
+    """The diffusers class of a scheduler.
+
+    Args:
+        name: one of `SCHEDULERS`, or the class's own name.
+    Raises: ValueError for an unknown name, listing those that are known.
+    """
+    known = SCHEDULERS.get(name.lower(), name) if isinstance(name, str) else ""
     found = getattr(diffusers, known, None) if known.endswith("Scheduler") else None
     if found is None:
-        raise ValueError(f"unknown scheduler {name!r}; the names are: {', '.join(SCHEDULERS)}, or a diffusers class")
+        raise ValueError(f"unknown scheduler {name!r:.60}; the names are: {', '.join(SCHEDULERS)}, or a diffusers class")
     return found

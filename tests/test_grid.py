@@ -48,3 +48,51 @@ def test_an_empty_grid_is_an_error():
 def test_rows_of_unequal_length_are_an_error(picture):
     with pytest.raises(ValueError, match=r"\[1, 2\]"):
         lb.ImageGrid([[picture()], [picture(), picture()]])
+
+
+def test_the_difference_from_a_column_is_absolute_and_black_where_equal(picture):
+    grid = lb.ImageGrid([[picture((10, 20, 30)), picture((40, 10, 30))]], ["base", "ink"])
+    differences = grid.difference_from("base")
+    assert [image.getpixel((0, 0)) for image in differences.images[0]] == [(0, 0, 0), (30, 10, 0)]
+    assert differences.difference_from(1).images[0][0].getpixel((0, 0)) == (30, 10, 0)
+    assert "difference from base" in differences.title
+
+
+@pytest.mark.parametrize("column", ["red", 2, -3, True, None])
+def test_a_column_that_is_not_there_is_an_error(picture, column):
+    with pytest.raises(ValueError, match="has no column .*it has 2: base, ink"):
+        lb.ImageGrid([[picture(), picture()]], ["base", "ink"]).difference_from(column)
+
+
+def test_images_of_different_sizes_have_no_difference(picture):
+    with pytest.raises(ValueError, match="different sizes"):
+        lb.ImageGrid([[picture(), picture(size=(9, 9))]]).difference_from(0)
+
+
+def test_a_gif_shows_the_columns_one_after_another(picture, tmp_path):
+    grid = lb.ImageGrid([[picture("red"), picture("blue"), picture("green")]], ["a", "b", "c, a longer one for lines"])
+    gif = grid.to_gif(tmp_path / "out" / "it.gif", seconds=0.2)
+    with Image.open(tmp_path / "out" / "it.gif") as shown:
+        assert shown.n_frames == 3 and shown.info["duration"] == 200 and shown.info["loop"] == 0
+    assert gif._repr_mimebundle_()["image/gif"] and gif.data.startswith(b"GIF89a")
+
+
+@pytest.mark.parametrize("size", [(8, 8), (64, 48), (500, 400)])
+def test_a_saved_grid_comes_back_with_every_pixel_and_label(tmp_path, size):
+    noise = Image.effect_noise(size, 90).convert("RGB")
+    grid = lb.ImageGrid([[noise, None], [noise.rotate(180), noise]], ["one", "two"], ["up", "down"], "title", {"seed": 3})
+    again = lb.ImageGrid.load(grid.save(tmp_path / "grid.png"))
+    assert (again.columns, again.rows, again.title, again.settings) == (["one", "two"], ["up", "down"], "title", {"seed": 3})
+    assert again.images[0][1] is None and not again.is_whole
+    for before, after in ((grid.images[0][0], again.images[0][0]), (grid.images[1][0], again.images[1][0])):
+        assert before.tobytes() == after.tobytes()
+
+
+def test_what_is_no_saved_grid_is_one_sentence(picture, tmp_path):
+    picture().save(tmp_path / "plain.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(FileNotFoundError, match="no file .*nowhere.png"):
+        lb.ImageGrid.load(tmp_path / "nowhere.png")
+    for name in ("plain.png", "text.png"):
+        with pytest.raises(ValueError, match=f"{name} is no grid that ImageGrid.save wrote"):
+            lb.ImageGrid.load(tmp_path / name)

@@ -186,6 +186,7 @@ def test_the_token_of_kaggle_is_found(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "kaggle_secrets", types.SimpleNamespace(UserSecretsClient=lambda: client))
     assert find_token() == TOKEN and find_token(" given ") == "given"
     monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     assert find_token() == "HF_TOKEN of Kaggle"
     monkeypatch.setattr(client, "get_secret", lambda name: 1 / 0)
     assert find_token() is None

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
 from lorabook.adapters.pickles import PICKLES
+from lorabook.places import secret
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CIVITAI = ("civitai.com", "www.civitai.com", "civitai.red", "www.civitai.red")
@@ -32,7 +33,8 @@ def fetch_adapter(url: str, *, token: str | None = None, cache_dir: str | os.Pat
     Args:
         url: an https address, as CivitAI's download links and the Hub's of a file are; http on the loopback address only.
         token: for that site, and sent to no other that it hands on to; None takes CivitAI's from CIVITAI_TOKEN,
-            CIVITAI_API_TOKEN, CIVITAI_API_KEY or a secret of such a name in Colab, and the Hub's as its client does.
+            CIVITAI_API_TOKEN, CIVITAI_API_KEY or a secret of such a name on Colab or Kaggle, and the Hub's as its client
+            does.
         cache_dir: a folder for what is fetched; None is below the user's cache folder. A Hub file goes to the Hub's cache.
         local_files_only: take it from the cache or not at all.
         allow_pickle: fetch an old .bin, .pt or .ckpt too; it is not opened.
@@ -105,19 +107,11 @@ def _kept(folder: Path) -> Path | None:
 def _token_for(url: str, token: str | None) -> str | None:
     found = (token or "").strip()
     if not found and urlsplit(url).hostname in CIVITAI:
-        told = (place(name) for place in (os.environ.get, _colab_secret) for name in CIVITAI_NAMES)
+        told = [os.environ.get(name) or secret(name)[0] for name in CIVITAI_NAMES]
         found = next((value.strip() for value in told if value and value.strip()), "")
     if not re.fullmatch("[!-~]*", found):
         raise ValueError(f"the token for {_shown(url)} has blanks or letters that no token has; copy it anew")
     return found or None
-
-
-def _colab_secret(name: str) -> str | None:
-    try:
-        from google.colab import userdata
-        return userdata.get(name)
-    except Exception:  # this is not Colab, or the secret is not there or not for this notebook
-        return None
 
 
 class _Redirects(HTTPRedirectHandler):

@@ -1,0 +1,53 @@
+"""How much faster scales are swept in one denoising pass than one call of the pipeline after another.
+
+    python benchmarks/sweep.py [--adapter creatures] [--rounds 3]
+"""
+import argparse
+import statistics
+import time
+
+import numpy as np
+import torch
+
+import lorabook as lb
+from lorabook.worlds import world
+
+
+def one_by_one(pipe, adapter: str, scales: list[float], prompt: str, **call) -> list:
+    """An ordinary call for each scale."""
+    images = []
+    for scale in scales:
+        lb.set_scales(pipe, {adapter: scale})
+        images.append(pipe(prompt, generator=torch.Generator("cpu").manual_seed(0), **call).images[0])
+    return images
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--adapter", default="creatures")
+    parser.add_argument("--rounds", type=int, default=3)
+    told = parser.parse_args()
+    here, pipe = world(), lb.load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    lb.load_adapter(pipe, told.adapter, "it")
+    call = {"num_inference_steps": here.num_inference_steps, "guidance_scale": here.guidance_scale}
+    print(f"{here.model}, {told.adapter}, {call['num_inference_steps']} steps, {torch.get_num_threads()} threads")
+    print(f"{'scales':>6} {'one by one':>11} {'in one pass':>12} {'faster':>7} {'largest difference':>19}")
+    for count in (6, 24):
+        scales = [round(-0.25 + 1.75 * i / (count - 1), 3) for i in range(count)]
+        slow, quick, worst = [], [], 0.0
+        for _ in range(told.rounds):
+            start = time.perf_counter()
+            plain = one_by_one(pipe, "it", scales, here.adapter_prompt, **call)
+            slow.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            grid = lb.sweep(pipe, here.adapter_prompt, columns={"it": scales})
+            quick.append(time.perf_counter() - start)
+            worst = max(worst, *(np.abs(np.asarray(a, float) - np.asarray(b, float)).max() / 255
+                                 for a, b in zip(plain, grid.images[0], strict=True)))
+        before, after = statistics.median(slow), statistics.median(quick)
+        print(f"{count:>6} {before:>10.2f}s {after:>11.2f}s {before / after:>6.1f}× {worst:>19.4f}")
+
+
+if __name__ == "__main__":
+    main()
