@@ -29,7 +29,7 @@ _HOME = {
     "generate": "adapters.generate",
     "plot_blocks": "block_plot", "plot_spectra": "block_plot",
     "sweep": "sweeps.sweeping", "block_effects": "comparisons", "ScaleStudio": "studio.studio",
-    "push_adapter": "hub",
+    "push_adapter": "hub", "energy_kept": "lowrank", "parameter_count": "lowrank",
     "doctor": "checkup", "results_folder": "places",
     "TextToImageConfig": "training.config", "DreamBoothConfig": "training.config", "TrainingRun": "training.run",
     "train_text_to_image": "training.text_to_image", "train_dreambooth": "training.dreambooth",

@@ -16,7 +16,7 @@ from lorabook.adapters.merging import METHODS
 from lorabook.adapters.scales import kept_scales
 from lorabook.adapters.tables import as_html, as_text
 from lorabook.block_plot import plot_blocks
-from lorabook.blocks import block_of
+from lorabook.blocks import block_map
 from lorabook.grid import ImageGrid
 from lorabook.metrics import image_similarity
 from lorabook.plots import Plot
@@ -206,8 +206,7 @@ def _layers_by_block(pipe, adapter: str) -> dict[str, dict[str, set[str]]]:
         if part.startswith("text_encoder"):
             found[part] = {part: set(layers)}
         else:
-            for module in layers:
-                found.setdefault(block_of(module), {}).setdefault(part, set()).add(module)
+            found |= {block: {part: set(modules)} for block, modules in block_map(layers).items()}
     return found
 
 
