@@ -14,14 +14,15 @@ lab: .venv/ready
 
 test: .venv/ready
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not browser" tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser -rs tests/browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
 
 bench: .venv/ready
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-widgets7
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lorabook needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }

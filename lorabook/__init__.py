@@ -6,7 +6,7 @@ import itself takes no time.
 import logging
 from importlib import import_module
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOME = {
     "bundled": "worlds", "world": "worlds",

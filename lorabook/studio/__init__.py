@@ -1,0 +1,1 @@
+"""The sliders: adapters' scales in a person's hands, and the picture that follows them."""

@@ -1,0 +1,143 @@
+"""The studio's settings as text that draws the same picture elsewhere."""
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from pprint import pformat
+
+from lorabook.adapters.block_weights import to_block_weights
+from lorabook.adapters.layers import layers_of, models_of
+from lorabook.adapters.scales import factors_for
+from lorabook.pipelines import find_model, scheduler_class
+from lorabook.studio.diffusers_scales import as_diffusers
+from lorabook.studio.paint import side_of, size_of
+from lorabook.studio.state import AdapterSettings, StudioSettings
+from lorabook.worlds import DATA, bundled
+
+DIALECTS = ("lorabook", "diffusers", "a1111")
+_SAMPLERS = {
+    "DDIMScheduler": "DDIM", "DDPMScheduler": "DDPM", "PNDMScheduler": "PLMS", "EulerDiscreteScheduler": "Euler",
+    "EulerAncestralDiscreteScheduler": "Euler a", "HeunDiscreteScheduler": "Heun", "LCMScheduler": "LCM",
+    "DPMSolverMultistepScheduler": "DPM++ 2M", "DPMSolverSinglestepScheduler": "DPM++ 2S",
+    "UniPCMultistepScheduler": "UniPC",
+}
+
+
+def as_code(settings: StudioSettings, dialect: str, *, pipe, sources: Mapping[str, str | os.PathLike] | None = None) -> str:
+    """Settings as code or as a prompt.
+
+    Args:
+        dialect: "lorabook" or "diffusers", which run as they are; "a1111", a prompt with `<lora:…>` for each adapter,
+            block weights among it, and the line of parameters, for each seed. What a dialect cannot say stands in it as a
+            comment.
+        pipe: the pipeline with the adapters.
+        sources: where each adapter came from; what is absent is taken as a bundled one of its name.
+    Raises: ValueError for another dialect.
+    """
+    if dialect not in DIALECTS:
+        raise ValueError(f"there is no code for {dialect!r:.60}; there is for: {', '.join(DIALECTS)}")
+    sources = {name: os.fspath((sources or {}).get(name, name)) for name in settings.adapters}
+    write = {"lorabook": _lorabook, "diffusers": _diffusers, "a1111": _a1111}[dialect]
+    return write(settings, {name: one for name, one in settings.adapters.items() if one.on}, sources, pipe)
+
+
+def _lorabook(settings: StudioSettings, adapters: Mapping[str, AdapterSettings], sources: Mapping[str, str], pipe) -> str:
+    scheduler = f", scheduler={settings.scheduler!r}" if settings.scheduler else ""
+    lines = ["import torch", "", "import lorabook as lb", "",
+             f"pipe = lb.load_pipeline({_model(pipe)!r}{scheduler})"]
+    for name, adapter in adapters.items():
+        source = sources[name]
+        if adapter.rank:
+            lines.append(f"lb.resize_adapter({source!r}, {f'{name}_rank_{adapter.rank}'!r}, rank={adapter.rank})")
+            source = f"{name}_rank_{adapter.rank}"
+        lines.append(f"lb.load_adapter(pipe, {source!r}, {name!r})")
+    scales = {name: adapter.scales(layers_of(pipe, name)) for name, adapter in adapters.items()}
+    if settings.blend_method not in (None, "cat") and scales:
+        lines.append(f"lb.blend(pipe, {_said(scales)}, method={settings.blend_method!r}, new_name=\"blended\", "
+                     "across_bases=True)")
+    elif scales:
+        lines.append(f"lb.set_scales(pipe, {_said(scales)})")
+    return "\n".join([*lines, _call(settings, pipe), "lb.ImageGrid([images])"]) + "\n"
+
+
+def _diffusers(settings: StudioSettings, adapters: Mapping[str, AdapterSettings], sources: Mapping[str, str], pipe) -> str:
+    model = find_model(_model(pipe))
+    scheduler = scheduler_class(settings.scheduler).__name__ if settings.scheduler else None
+    dtype = next(iter(models_of(pipe).values())).dtype
+    half = f", torch_dtype={dtype}" if str(dtype) != "torch.float32" else ""
+    device = f".to({pipe.device.type!r})" if pipe.device.type != "cpu" else ""
+    names = ", ".join(["AutoPipelineForText2Image", *([scheduler] if scheduler else [])])
+    lines = ["import torch", f"from diffusers import {names}", "",
+             f"pipe = AutoPipelineForText2Image.from_pretrained({model!r}{half}){device}"]
+    if scheduler:
+        lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)")
+    said = {name: as_diffusers(pipe, name, adapter.scales(models_of(pipe))) for name, adapter in adapters.items()}
+    for name, adapter in adapters.items():
+        folder, file = _file(sources[name])
+        weight_name = f", weight_name={file!r}" if file else ""
+        lines.append(f"pipe.load_lora_weights({folder!r}{weight_name}, adapter_name={name!r})")
+        lines += [f"# {name}: {said[name][1]}"] * bool(said[name][1])
+        lines += [f"# {name}: this is not cut to rank {adapter.rank}; lb.resize_adapter does that"] * bool(adapter.rank)
+    if settings.blend_method not in (None, "cat"):
+        lines.append(f"# diffusers adds adapters up; {settings.blend_method!r} is a method of lb.blend")
+    if adapters:
+        lines.append(f"pipe.set_adapters({list(adapters)!r}, {_said([scales for scales, _ in said.values()])})")
+    return "\n".join([*lines, _call(settings, pipe)]) + "\n"
+
+
+def _a1111(settings: StudioSettings, adapters: Mapping[str, AdapterSettings], sources: Mapping[str, str], pipe) -> str:
+    words, cannot = [settings.prompt], []
+    for name, adapter in adapters.items():
+        weights, why = _block_weights(pipe, name, adapter)
+        words.append(f"<lora:{name}:{adapter.scale:g}{weights}>")
+        cannot += [why] * bool(why)
+        cannot += [f"{name} is cut to rank {adapter.rank}, which needs a file of its own"] * bool(adapter.rank)
+    if settings.blend_method not in (None, "cat"):
+        cannot.append(f"A1111 adds adapters up and does not blend them by {settings.blend_method!r}")
+    sampler = (scheduler_class(settings.scheduler) if settings.scheduler else type(pipe.scheduler)).__name__
+    size = f"{settings.width or side_of(pipe)}x{settings.height or side_of(pipe)}"
+    head = [" ".join(words)] + [f"Negative prompt: {settings.negative_prompt}"] * bool(settings.negative_prompt)
+    texts = ["\n".join([*head, f"Steps: {settings.num_inference_steps}, Sampler: {_SAMPLERS.get(sampler, sampler)}, "
+                        f"CFG scale: {settings.guidance_scale:g}, Seed: {seed}, Size: {size}"]) for seed in settings.seeds]
+    return "\n\n".join(texts) + "\n" + "".join(f"# {why}\n" for why in cannot)
+
+
+def _block_weights(pipe, name: str, adapter: AdapterSettings) -> tuple[str, str]:
+    """The `:lbw=` of an adapter, and why it cannot be said."""
+    if not adapter.blocks and not adapter.parts:
+        return "", ""
+    factors = factors_for(pipe, name, replace(adapter, scale=1.0).scales(models_of(pipe)))
+    why = ""
+    for count in (12, 20) if "text_encoder_2" in models_of(pipe) else (17, 26):
+        try:
+            return ":lbw=" + ",".join(f"{number:g}" for number in to_block_weights(factors, count)), ""
+        except ValueError as error:
+            why = f"{name}: {error}"
+    return "", why
+
+
+def _call(settings: StudioSettings, pipe) -> str:
+    told = {"negative_prompt": settings.negative_prompt, **size_of(pipe, settings)}
+    more = "".join(f", {key}={value!r}" for key, value in told.items() if value)
+    return (f"images = [pipe({settings.prompt!r}{more},\n               num_inference_steps={settings.num_inference_steps}, "
+            f"guidance_scale={settings.guidance_scale:g},\n               "
+            f"generator=torch.Generator(\"cpu\").manual_seed(seed)).images[0] for seed in {settings.seeds!r}]")
+
+
+def _said(scales) -> str:
+    return pformat(scales, sort_dicts=False, width=110)
+
+
+def _model(pipe) -> str:
+    """The Hub id, folder or bundled name that the pipeline was loaded from."""
+    name = pipe.config.get("_name_or_path") or ""
+    path = Path(name)
+    return path.resolve().relative_to(DATA).as_posix() if name and path.resolve().is_relative_to(DATA) else name
+
+
+def _file(source: str) -> tuple[str, str | None]:
+    """Folder and file of an adapter, or Hub id and None, as diffusers wants them."""
+    path = bundled(f"adapters/{source}") or Path(source).expanduser()
+    if path.is_file():
+        return str(path.parent), path.name
+    return (str(path), None) if path.is_dir() else (source, None)

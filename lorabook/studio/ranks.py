@@ -1,0 +1,126 @@
+"""Adapters on a pipeline cut to smaller ranks, and back."""
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from lorabook.adapters.adapter import Adapter
+from lorabook.adapters.attach import adapter_of, base_weights, describe
+from lorabook.adapters.layers import adapter_names, check_known, factor_of, layers_of, models_of, put_factor
+from lorabook.adapters.manage import swap_adapter
+from lorabook.adapters.ready import Ready, fit
+from lorabook.adapters.resize import Svd, svd_of_layer
+from lorabook.adapters.shapes import as_lora, shapes_of
+from lorabook.lowrank import truncated
+
+
+@dataclass(frozen=True)
+class _Decomposed:
+    """An adapter as trained, with the largest rank of its layers on the pipeline, and each layer's decomposition."""
+
+    adapter: Adapter
+    bases: Mapping[str, Mapping[str, Tensor]]
+    largest: int
+
+    @cached_property
+    def svds(self) -> dict[tuple[str, str], Svd]:
+        found = {}
+        for part, layers in self.adapter.layers.items():
+            for module, layer in layers.items():
+                svd = svd_of_layer(*layer.factors(self.bases.get(part, {}).get(module)))
+                found[part, module] = tuple(half.float() for half in svd)
+        return found
+
+    def cut(self, rank: int) -> Adapter:
+        """The adapter with each layer at the best approximation of a rank; smaller layers stay as they are."""
+        shapes = shapes_of(self.adapter, self.bases)
+        layers = {part: {module: as_lora(*truncated(*self.svds[part, module], rank), shapes[part][module])
+                         if len(self.svds[part, module][1]) > rank else layer for module, layer in found.items()}
+                  for part, found in self.adapter.layers.items()}
+        return replace(self.adapter, layers=layers)
+
+    def energy(self, rank: int) -> float:
+        """The share of ‖ΔW‖² that is left at a rank."""
+        squares = [svd[1].double().square() for svd in self.svds.values()]
+        total = float(sum(values.sum() for values in squares))
+        return float(sum(values[:rank].sum() for values in squares)) / total if total else 1.0
+
+
+class Ranks:
+    """What was cut on a pipeline, with the originals beside."""
+
+    def __init__(self, pipe):
+        self.pipe = pipe
+        self._kept: dict[str, _Decomposed] = {}
+        self.cut: dict[str, int] = {}
+
+    def largest(self, name: str) -> int:
+        """The largest rank among an adapter's layers, as trained."""
+        if name in self._kept:
+            return self._kept[name].largest
+        check_known(self.pipe, [name])
+        return max(layer.lora_A[name].weight.shape[0] for found in layers_of(self.pipe, name).values()
+                   for layer in found.values())
+
+    def energy(self, name: str, rank: int) -> float:
+        """The share of an adapter's ‖ΔW‖² that is left at a rank, 0 to 1."""
+        return self._original(name).energy(rank)
+
+    def set(self, name: str, rank: int | None) -> None:
+        """Cut an adapter to a rank, from what it was as trained; None puts that back. Its scales stay."""
+        if rank is not None and rank >= self.largest(name):
+            rank = None
+        if rank == self.cut.get(name):
+            return
+        kept = self._original(name)
+        _put(self.pipe, name, kept.adapter if rank is None else kept.cut(rank))
+        self.cut.pop(name, None)
+        if rank is not None:
+            self.cut[name] = rank
+
+    def forget(self, name: str) -> None:
+        """Another adapter has this name now, or none has."""
+        self._kept.pop(name, None)
+        self.cut.pop(name, None)
+
+    def close(self) -> None:
+        """Put all back."""
+        for name in [name for name in self.cut if name in adapter_names(self.pipe)]:
+            self.set(name, None)
+        self._kept.clear()
+
+    @torch.no_grad()
+    def _original(self, name: str) -> _Decomposed:
+        if name not in self._kept:
+            check_known(self.pipe, [name])
+            adapter = adapter_of(self.pipe, name)
+            layers = {part: {module: layer.map(Tensor.clone) for module, layer in found.items()}
+                      for part, found in adapter.layers.items()}  # a swap writes into what is on the pipeline
+            self._kept[name] = _Decomposed(replace(adapter, layers=layers), base_weights(self.pipe, adapter),
+                                           self.largest(name))
+        return self._kept[name]
+
+
+def _put(pipe, name: str, adapter: Adapter) -> None:
+    """Put an adapter of the same layers in the place of one, really at its rank; its scales stay."""
+    there = layers_of(pipe, name)
+    if any(isinstance(layer.scaling[name], Tensor) for found in there.values() for layer in found.values()):
+        swap_adapter(pipe, name, adapter)  # a model prepared for swapping has padded ranks
+        return
+    for part, ready in fit(pipe, adapter, f"adapter {name!r}").items():
+        for module, made in ready.items():
+            _place(there[part][module], name, made)
+        describe(models_of(pipe)[part].peft_config[name], ready, adapter.only([part]))
+
+
+def _place(layer: LoraLayer, name: str, made: Ready) -> None:
+    down, up, factor = layer.lora_A[name], layer.lora_B[name], factor_of(layer, name)
+    down.weight, up.weight = (nn.Parameter(half.clone(), requires_grad=False) for half in (made.down, made.up))
+    width = "channels" if isinstance(down, nn.Conv2d) else "features"
+    setattr(down, f"out_{width}", made.rank)
+    setattr(up, f"in_{width}", made.rank)
+    layer.r[name], layer.lora_alpha[name], layer.use_rslora[name] = made.rank, made.alpha, False
+    put_factor(layer, name, factor)
