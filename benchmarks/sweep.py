@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 import lorabook as lb
+from lorabook.sweeps.batched import draw_batch
+from lorabook.sweeps.cells import Cell, Present, factors_of
 from lorabook.worlds import world
 
 
@@ -20,6 +22,13 @@ def one_by_one(pipe, adapter: str, scales: list[float], prompt: str, **call) -> 
         lb.set_scales(pipe, {adapter: scale})
         images.append(pipe(prompt, generator=torch.Generator("cpu").manual_seed(0), **call).images[0])
     return images
+
+
+def in_one_pass(pipe, adapter: str, scales: list[float], prompt: str, **call) -> np.ndarray:
+    """The same pictures as numbers from 0 to 1, as the VAE gives them."""
+    cells = [Cell({"prompt": prompt, "seed": 0, **call}, said=[(adapter, scale, True)]) for scale in scales]
+    factors = [factors_of(pipe, cell, Present.of(pipe)) for cell in cells]
+    return np.asarray(draw_batch(pipe, cells, factors, {"output_type": "np"}))
 
 
 def main() -> None:
@@ -35,18 +44,18 @@ def main() -> None:
     print(f"{'scales':>6} {'one by one':>11} {'in one pass':>12} {'faster':>7} {'largest difference':>19}")
     for count in (6, 24):
         scales = [round(-0.25 + 1.75 * i / (count - 1), 3) for i in range(count)]
-        slow, quick, worst = [], [], 0.0
+        slow, quick = [], []
         for _ in range(told.rounds):
             start = time.perf_counter()
-            plain = one_by_one(pipe, "it", scales, here.adapter_prompt, **call)
+            one_by_one(pipe, "it", scales, here.adapter_prompt, **call)
             slow.append(time.perf_counter() - start)
             start = time.perf_counter()
-            grid = lb.sweep(pipe, here.adapter_prompt, columns={"it": scales})
+            lb.sweep(pipe, here.adapter_prompt, columns={"it": scales})
             quick.append(time.perf_counter() - start)
-            worst = max(worst, *(np.abs(np.asarray(a, float) - np.asarray(b, float)).max() / 255
-                                 for a, b in zip(plain, grid.images[0], strict=True)))
+        plain = one_by_one(pipe, "it", scales, here.adapter_prompt, **call, output_type="np")
+        worst = np.abs(np.asarray(plain) - in_one_pass(pipe, "it", scales, here.adapter_prompt, **call)).max()
         before, after = statistics.median(slow), statistics.median(quick)
-        print(f"{count:>6} {before:>10.2f}s {after:>11.2f}s {before / after:>6.1f}× {worst:>19.4f}")
+        print(f"{count:>6} {before:>10.2f}s {after:>11.2f}s {before / after:>6.1f}× {worst:>19.1e}")
 
 
 if __name__ == "__main__":

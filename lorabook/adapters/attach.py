@@ -1,4 +1,5 @@
 """Adapters put on a pipeline as PEFT's LoRA layers, taken off again, and read back from there."""
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -102,6 +103,20 @@ def origin_of(pipe, part: str, name: str) -> Adapter | None:
     """What an adapter was when it was loaded (kinds other than plain LoRA with their tensors), or None."""
     config = (getattr(models_of(pipe)[part], "peft_config", None) or {}).get(name)
     return getattr(config, "origin", None)
+
+
+def remember_source(pipe, name: str, source) -> None:
+    """Keep beside PEFT's config where an adapter came from, if that can be said again."""
+    said = getattr(source, "adapter", source)  # a TrainingRun's file
+    for model in models_of(pipe).values():
+        if name in (getattr(model, "peft_config", None) or {}):
+            model.peft_config[name].came_from = os.fspath(said) if isinstance(said, (str, os.PathLike)) else None
+
+
+def source_of(pipe, name: str) -> str | None:
+    """Where an adapter came from, as `load_adapter` was told; None where nothing is known."""
+    configs = [(getattr(model, "peft_config", None) or {}).get(name) for model in models_of(pipe).values()]
+    return next((config.came_from for config in configs if getattr(config, "came_from", None)), None)
 
 
 def base_weights(pipe, adapter: Adapter) -> dict[str, dict[str, Tensor]]:

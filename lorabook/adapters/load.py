@@ -2,7 +2,7 @@
 from collections.abc import Iterable
 
 from lorabook.adapters.adapter import Adapter
-from lorabook.adapters.attach import put_on
+from lorabook.adapters.attach import put_on, remember_source
 from lorabook.adapters.files import brief
 from lorabook.adapters.layers import COMPONENTS, adapter_names, models_of, module_name
 from lorabook.adapters.originals import fused_names
@@ -49,6 +49,7 @@ def load_adapter(pipe, source, name: str | None = None, *, weight_name: str | No
     if hotswap_rank is not None:
         _check_room(ready, hotswap_rank)
     put_on(pipe, name, ready, adapter, hotswap_rank)
+    remember_source(pipe, name, source)
     return report(pipe, name, found, adapter)
 
 

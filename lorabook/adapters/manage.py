@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from lorabook.adapters.adapter import Adapter
-from lorabook.adapters.attach import origin_of, put_on, take_off
+from lorabook.adapters.attach import origin_of, put_on, remember_source, take_off
 from lorabook.adapters.files import brief
 from lorabook.adapters.layers import (
     activate,
@@ -174,6 +174,7 @@ def swap_adapter(pipe, name: str, source, *, components: Iterable[str] | None = 
         if _is_compiled(pipe):
             warnings.warn(f"the new adapter {reason}, so the model is compiled once more on its next call", stacklevel=2)
         _replace(pipe, name, ready, adapter)
+    remember_source(pipe, name, source)
     return report(pipe, name, found, adapter)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from pprint import pformat
 
+from lorabook.adapters.attach import source_of
 from lorabook.adapters.block_weights import to_block_weights
 from lorabook.adapters.layers import layers_of, models_of
 from lorabook.adapters.scales import factors_for
@@ -31,12 +32,12 @@ def as_code(settings: StudioSettings, dialect: str, *, pipe, sources: Mapping[st
             block weights among it, and the line of parameters, for each seed. What a dialect cannot say stands in it as a
             comment.
         pipe: the pipeline with the adapters.
-        sources: where each adapter came from; what is absent is taken as a bundled one of its name.
+        sources: where each adapter came from; what is absent is where `load_adapter` took it from, else its name.
     Raises: ValueError for another dialect.
     """
     if dialect not in DIALECTS:
         raise ValueError(f"there is no code for {dialect!r:.60}; there is for: {', '.join(DIALECTS)}")
-    sources = {name: os.fspath((sources or {}).get(name, name)) for name in settings.adapters}
+    sources = {name: os.fspath((sources or {}).get(name) or source_of(pipe, name) or name) for name in settings.adapters}
     write = {"lorabook": _lorabook, "diffusers": _diffusers, "a1111": _a1111}[dialect]
     return write(settings, {name: one for name, one in settings.adapters.items() if one.on}, sources, pipe)
 

@@ -122,7 +122,7 @@ def label(what: str, value) -> str:
         told = ", ".join(f"{start:.0%} to {end:.0%}" + ("" if factor == 1 else f" × {factor:g}")
                          for start, end, factor in _shares(value) if factor)
         return f"{what.removesuffix('.steps')} {told or 'never'}"
-    return f"{short} {_plain(value)}"
+    return f"{short.replace('.unet.', ' ').replace('block_', '')} {_plain(value)}"
 
 
 def _plain(value) -> str:
