@@ -30,7 +30,7 @@ from lorabook.studio.state import StudioSettings
 from lorabook.sweeps import world_of
 from lorabook.worlds import BUNDLED
 
-STEPS = 5  # the bundled model's pictures look as with 30 already: benchmarks/studio.py
+STEPS = 4  # the bundled model's pictures look as with 30 already: benchmarks/studio.py
 _PREVIEW, _MOST_BASES = {True: 2, False: 5}, 4  # steps of a preview, of the bundled model and of others; base pictures kept
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from lorabook.studio.paint import Painted, Stopped
 from lorabook.studio.state import StudioSettings
+from lorabook.studio.threads import give_threads_back
 
 YOUNG = 0.4  # seconds for which a shown picture is new enough to stop the next preview, so that a drag still shows some
 
@@ -28,6 +29,7 @@ class Renderer:
 
     def request(self, settings: StudioSettings) -> None:
         """Let these settings be painted as soon as may be; returns at once."""
+        give_threads_back()
         with self._changed:
             if self._closed:
                 return
