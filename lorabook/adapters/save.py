@@ -49,7 +49,7 @@ class SaveReport(os.PathLike):
         return str(self.path)
 
     def __str__(self):
-        cost = f", {self.error:.1%} off its ΔW" if self.resized else ", its ΔW unchanged"
+        cost = f", {self.error:.1%} off its ΔW" if self.resized else ", ΔW exact"
         return f"{self.path}: {self.format}, {' and '.join(self.kinds)}, rank up to {self.rank}{cost}"
 
     __repr__ = __str__

@@ -2,12 +2,9 @@
 import inspect
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
 from lorabook.adapters.layers import active_adapters, lora_layers
+from lorabook.sweeps.drawing import encoded
 
-_NAMES = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 _MOST = 16  # prompts that are kept
 
 
@@ -26,15 +23,8 @@ class Encoder:
         if key not in self._made:
             while len(self._made) >= _MOST:
                 self._made.pop(next(iter(self._made)))
-            self._made[key] = _encoded(pipe, texts, guided)
+            self._made[key] = encoded(pipe, prompt, negative or None, guided)
         return self._made[key]
-
-
-@torch.no_grad()
-def _encoded(pipe, texts: Mapping, guided: bool) -> dict[str, Tensor]:
-    made = pipe.encode_prompt(**texts, device=pipe._execution_device, num_images_per_prompt=1,
-                              do_classifier_free_guidance=guided)
-    return {name: value for name, value in zip(_NAMES, made, strict=False) if value is not None}
 
 
 def _encodes_apart(pipe) -> bool:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from lorabook.adapters.layers import Carrying, activate, adapter_names, lora_layers, put_factor, trained_scaling
 from lorabook.sweeps.cells import Cell, Factors
-from lorabook.sweeps.drawing import without_bar
+from lorabook.sweeps.drawing import encoded, without_bar
 
 TOGETHER = {"height", "width", "eta", "guidance_rescale", "cross_attention_kwargs", "clip_skip"}  # the same for a batch
-_EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
 def can_batch(pipe, call: Mapping[str, object]) -> bool:
@@ -109,7 +108,7 @@ def _encoded(pipe, layers: Carrying, cells: Sequence[Cell], factors: Sequence[Fa
              clip_skip: int | None, told: Mapping[str, object]) -> dict[str, Tensor]:
     """The prompts' embeddings, each prompt encoded once at each setting of the text encoders' scales."""
     encoders = {part: found for part, found in layers.items() if part.startswith("text_encoder")}
-    made: dict[tuple, tuple] = {}
+    made: dict[tuple, dict[str, Tensor]] = {}
     rows = []
     for cell, each in zip(cells, factors, strict=True):
         scales = tuple((part, module, name, each[name][part][module]) for part, found in encoders.items()
@@ -118,14 +117,10 @@ def _encoded(pipe, layers: Carrying, cells: Sequence[Cell], factors: Sequence[Fa
         if key not in made:
             for part, module, name, factor in scales:
                 put_factor(encoders[part][module], name, factor)
-            with torch.no_grad():
-                made[key] = pipe.encode_prompt(
-                    prompt=key[0], negative_prompt=key[1], device=pipe._execution_device, num_images_per_prompt=1,
-                    do_classifier_free_guidance=guided, clip_skip=clip_skip,
-                    lora_scale=(told.get("cross_attention_kwargs") or {}).get("scale"))
+            made[key] = encoded(pipe, *key[:2], guided, clip_skip=clip_skip,
+                                lora_scale=(told.get("cross_attention_kwargs") or {}).get("scale"))
         rows.append(made[key])
-    stacked = [None if column[0] is None else torch.cat(column) for column in zip(*rows, strict=True)]
-    return {name: value for name, value in zip(_EMBEDDINGS, stacked, strict=False) if value is not None}
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def _after_step(stepped: Callable[[], None] | None):

@@ -104,6 +104,7 @@ def test_a_path_moves_its_layers_only(pipe):
     lb.load_adapter(pipe, "creatures")
     lb.set_scales(pipe, {"creatures": 0.8})
     grid = lb.sweep(pipe, "a red cat", columns={"creatures.unet.up.block_1": [0.8, 0.1]}, **QUICK)
+    assert list(grid.columns) == ["creatures up.1 0.8", "creatures up.1 0.1"]
     assert apart(grid.images[0][0], plainly(pipe, "a red cat", 0)) <= 1
     lb.set_scales(pipe, {"creatures": {"unet": {"*": 0.8, "up": {"block_1": 0.125}}}})
     assert apart(grid.images[0][1], plainly(pipe, "a red cat", 0)) <= 1
