@@ -3,14 +3,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from lorabook.plots import COLORS, GREEN, STYLE, Plot
+from lorabook.plots import GREEN, STYLE, Plot, line_look
 
 WIDTH = 10.5  # inches, as wide as a notebook's cell
 SMALLEST = 1e-5  # of the largest singular value; what is below is not drawn
@@ -33,8 +33,7 @@ def plot_blocks(values: Mapping[str, float], *, title: str = "", label: str = ""
         notes: a few letters to stand under a block's name.
     Raises: ValueError if there are no values.
     """
-    import matplotlib
-    with matplotlib.rc_context(STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, blocks_height(values)))
         alt = draw_blocks(figure, values, title=title, label=label, notes=notes)
     return Plot(figure, alt)
@@ -48,8 +47,7 @@ def plot_spectra(spectra: Mapping[str, Sequence[float]], *, title: str = "") -> 
         title: what stands above.
     Raises: ValueError if there are no values, or none above zero.
     """
-    import matplotlib
-    with matplotlib.rc_context(STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.2))
         alt = draw_spectra(figure, spectra, title=title)
     return Plot(figure, alt)
@@ -184,7 +182,7 @@ def _line(label: str, number: int, labels: Mapping) -> dict:
     """Colour and marker: blues going down, oranges going up, so that lightness tells the blocks of a side apart."""
     found = _BLOCK.fullmatch(label)
     if not any(_BLOCK.fullmatch(other) for other in labels):
-        return {"color": COLORS[number % len(COLORS)], "marker": "os^Dv"[number % 5]}
+        return line_look(number)
     if not found:
         return {"color": GREEN if label.startswith("text") else _GREY, "linestyle": "--",
                 "marker": "vx"[label.endswith("2")]}

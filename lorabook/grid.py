@@ -2,15 +2,20 @@
 import base64
 import io
 import json
+import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
+import matplotlib
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-_TEXT, _PAPER, _FRAME, _GAP = (40, 40, 44), (255, 255, 255), (225, 225, 228), 6
+from lorabook import mime
+
+_TEXT, _PAPER, _FRAME, _GAP, _MARGIN = (40, 40, 44), (255, 255, 255), (225, 225, 228), 6, 10
 SMALLEST, LARGEST = 128, 320  # pixels of a cell's longer side, when shown
 KEY = "lorabook"  # of the text in a PNG that holds a grid's settings
 
@@ -26,7 +31,7 @@ class ImageGrid:
         settings: what repeats it: for a sweep, the arguments of `sweep`.
     """
 
-    images: list[list[Image.Image | None]]
+    images: list[list[Image.Image | None]] = field(repr=False)
     columns: Sequence[str] = field(default_factory=list)
     rows: Sequence[str] = field(default_factory=list)
     title: str = ""
@@ -45,6 +50,17 @@ class ImageGrid:
     def is_whole(self) -> bool:
         """Whether every image is there; a sweep that was interrupted lacks some."""
         return all(image is not None for row in self.images for image in row)
+
+    @property
+    def alt(self) -> str:
+        """What the grid shows in a sentence of at most 300 letters, for those who do not see it."""
+        rows, columns = len(self.images), len(self.images[0])
+        sizes = {image.size for row in self.images for image in row if image}
+        size = " × ".join(map(str, map(max, zip(*sizes, strict=True)))) + " pixels" if sizes else "no pixels yet"
+        told = {"": [self.title.rstrip(".")] * bool(self.title), "columns: ": self.columns, "rows: ": self.rows}
+        parts = [name + textwrap.shorten(", ".join(labels), 70, placeholder=" …") for name, labels in told.items() if labels]
+        return (f"Pictures in {_counted(rows, 'row')} and {_counted(columns, 'column')}, {size} each"
+                f"{': ' if parts else ''}{'; '.join(parts)}.")
 
     def picture(self, *, reduced: bool = True) -> Image.Image:
         """The whole grid as one image: small images are enlarged, pixel for pixel, and large ones reduced.
@@ -119,7 +135,7 @@ class ImageGrid:
                   for frame in frames]
         made = io.BytesIO()
         frames[0].save(made, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
-        gif = Gif(made.getvalue(), f"{', '.join(self.columns)}, one after another")
+        gif = Gif(made.getvalue(), f"An animation, one column after another. {self.alt}")
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_bytes(gif.data)
@@ -130,26 +146,26 @@ class ImageGrid:
         shown = [[image and _shown(image, reduced) for image in row] for row in self.images]
         sizes = [image.size for row in shown for image in row if image] or [(SMALLEST, SMALLEST)]
         cell_w, cell_h = (max(edges) for edges in zip(*sizes, strict=True))
-        font = ImageFont.load_default(max(13, min(cell_w, LARGEST) // 10))
-        left = _widest(self.rows, font, max(cell_w, 150)) + 2 * _GAP if self.rows else _GAP
-        heads = [_wrapped(c, font, cell_w) for c in self.columns]
-        title = _wrapped(self.title, font, left + len(self.images[0]) * (cell_w + _GAP)) if self.title else ""
+        font = _font(max(12, min(cell_w, LARGEST) // 11))
+        heads = [_wrapped(label, font, cell_w) for label in self.columns]
+        sides = [_wrapped(label, font, max(cell_w, 150)) for label in self.rows]
         line = font.size + 4
-        top = _GAP + (line * (title.count("\n") + 1) + _GAP if title else 0)
+        cell_h = max([cell_h, *(line * (side.count("\n") + 1) for side in sides)])
+        left = _MARGIN + (_widest(sides, font) + _GAP if sides else 0)
+        right = left + len(self.images[0]) * (cell_w + _GAP) - _GAP + _MARGIN
+        title = _wrapped(self.title, font, right - 2 * _MARGIN) if self.title else ""
+        top = _MARGIN + (line * (title.count("\n") + 1) + _GAP if title else 0)
         first = top + (max(h.count("\n") for h in heads) + 1) * line + _GAP if heads else top
-        sheet = Image.new("RGB", (left + len(self.images[0]) * (cell_w + _GAP),
-                                  first + len(self.images) * (cell_h + _GAP)), _PAPER)
+        sheet = Image.new("RGB", (right, first + len(self.images) * (cell_h + _GAP) - _GAP + _MARGIN), _PAPER)
         draw = ImageDraw.Draw(sheet)
-        if title:
-            draw.multiline_text((left, _GAP), title, _TEXT, font)
+        draw.multiline_text((_MARGIN, _MARGIN), title, _TEXT, font)
         for x, head in enumerate(heads):
             draw.multiline_text((left + x * (cell_w + _GAP) + cell_w / 2, first - _GAP), head, _TEXT, font,
                                 anchor="md", align="center")
         places = []
         for y, row in enumerate(shown):
-            if self.rows:
-                label = _wrapped(self.rows[y], font, max(cell_w, 150))
-                draw.multiline_text((left - _GAP, first + y * (cell_h + _GAP) + cell_h / 2), label, _TEXT, font,
+            if sides:
+                draw.multiline_text((left - _GAP, first + y * (cell_h + _GAP) + cell_h / 2), sides[y], _TEXT, font,
                                     anchor="rm", align="right")
             places.append([self._placed(sheet, draw, image, self.images[y][x],
                                         (left + x * (cell_w + _GAP), first + y * (cell_h + _GAP), cell_w, cell_h))
@@ -175,6 +191,9 @@ class ImageGrid:
         picture.save(encoded, "PNG", optimize=True)
         return encoded.getvalue()
 
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        return mime.bundle(self._repr_png_(), self.alt)
+
 
 @dataclass(frozen=True)
 class Gif:
@@ -188,8 +207,19 @@ class Gif:
     data: bytes = field(repr=False)
     alt: str
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        return {"image/gif": base64.b64encode(self.data).decode(), "text/plain": self.alt}
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        data = {"image/gif": base64.b64encode(self.data).decode(), "text/plain": self.alt}
+        return data, {"image/gif": {"alt": self.alt}}
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and has letters like ‖ and Δ."""
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _shown(image: Image.Image, reduced: bool) -> Image.Image:
@@ -202,11 +232,14 @@ def _shown(image: Image.Image, reduced: bool) -> Image.Image:
 
 
 def _wrapped(label: str, font, width: int) -> str:
-    """The label broken into lines that fit `width` pixels."""
+    """The label broken into lines that fit `width` pixels; its own lines stay."""
     letters = max(4, int(width / (font.getlength("abcdefghij") / 10)))
-    return "\n".join(textwrap.wrap(str(label), letters)) or " "
+    while True:
+        lines = [line for part in str(label).splitlines() for line in textwrap.wrap(part, letters)]
+        if letters <= 4 or all(font.getlength(line) <= width for line in lines):
+            return "\n".join(lines) or " "
+        letters -= 1
 
 
-def _widest(labels: Sequence[str], font, limit: int) -> int:
-    lines = [line for label in labels for line in _wrapped(label, font, limit).split("\n")]
-    return round(max(font.getlength(line) for line in lines))
+def _widest(labels: Sequence[str], font) -> int:
+    return math.ceil(max(font.getlength(line) for label in labels for line in label.split("\n")))

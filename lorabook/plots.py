@@ -2,13 +2,19 @@
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-         "font.size": 11, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white"}
+from lorabook import mime
+
+_INK, _PAPER = "black", "white"  # both are named, so that a figure reads on a dark page and under a dark style of matplotlib
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3,
+         "grid.color": "#b0b0b0", "font.size": 11, "savefig.pad_inches": 0.15,
+         "figure.facecolor": _PAPER, "axes.facecolor": _PAPER, "savefig.facecolor": _PAPER,
+         "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK}
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's colours, told apart by colour-blind readers
 COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#000000")
 SIMILARITIES = {"prompt_similarity": "pictures like their prompt", "image_similarity": "pictures like the training images"}
@@ -18,7 +24,7 @@ SIMILARITIES = {"prompt_similarity": "pictures like their prompt", "image_simila
 class Plot:
     """A matplotlib figure that shows itself, with its content in words for those who do not see it."""
 
-    figure: Figure
+    figure: Figure = field(repr=False)
     alt: str
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -30,8 +36,17 @@ class Plot:
 
     def _repr_png_(self) -> bytes:
         encoded = io.BytesIO()
-        self.figure.savefig(encoded, format="png", dpi=90, bbox_inches="tight")
+        with rc_context(STYLE):  # the paper and the margin are looked up only now
+            self.figure.savefig(encoded, format="png", dpi=90, bbox_inches="tight")
         return encoded.getvalue()
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        return mime.bundle(self._repr_png_(), self.alt)
+
+
+def line_look(number: int) -> dict[str, str]:
+    """Colour, marker and dashes of a line among others, so that no two of 15 look alike."""
+    return {"color": COLORS[number % 5], "marker": "os^Dv"[number % 5], "linestyle": ("-", "--", ":")[number // 5 % 3]}
 
 
 def plot_losses(history: Sequence[dict], *, title: str = "") -> Plot:
@@ -42,12 +57,11 @@ def plot_losses(history: Sequence[dict], *, title: str = "") -> Plot:
             `prompt_similarity`, `image_similarity`.
     Raises: ValueError if the history has no losses.
     """
-    import matplotlib
     losses, checked = _points(history, "loss"), _points(history, "validation_loss")
     if not losses:
         raise ValueError("the history has no losses to draw")
     likeness = {words: points for key, words in SIMILARITIES.items() if (points := _points(history, key))}
-    with matplotlib.rc_context(STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(10.5 if likeness else 7, 3.2))
         axes = figure.subplots(1, 2 if likeness else 1, squeeze=False)[0]
         steps, values = zip(*losses, strict=True)
@@ -77,19 +91,49 @@ def plot_runs(runs: Mapping[str, object], *, title: str = "") -> Plot:
         runs: by label, anything with a `history`, as TrainingRun.
     Raises: ValueError if a run has no validation loss.
     """
-    import matplotlib
     lines = {label: _points(run.history, "validation_loss") for label, run in runs.items()}
     if empty := [label for label, points in lines.items() if not points]:
         raise ValueError(f"run {empty[0]!r} has no validation loss; train it with validation_split")
-    with matplotlib.rc_context(STYLE):
+    return plot_lines(lines, xlabel="step", ylabel="validation loss", title=title)
+
+
+def plot_lines(lines: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str, ylabel: str, title: str = "") -> Plot:
+    """Lines in one figure, each with a marker and dashes of its own; the vertical axis starts at 0.
+
+    Args:
+        lines: by label, the points of each as (x, y).
+    Raises: ValueError if there is no line, or one has no points.
+    """
+    if not lines or not all(lines.values()):
+        raise ValueError("there is nothing to draw: give each line its points, as (x, y)")
+    with rc_context(STYLE):
         figure = Figure(figsize=(7, 3.2))
         axes = figure.subplots()
         for number, (label, points) in enumerate(lines.items()):
-            axes.plot(*zip(*points, strict=True), color=COLORS[number % 5], marker="os^Dv"[number % 5], label=label)
-        axes.set(xlabel="step", ylabel="validation loss", title=title, ylim=(0, None))
+            axes.plot(*zip(*points, strict=True), label=label, **line_look(number))
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, None))
         axes.legend(frameon=False)
     ends = ", ".join(f"{label} {points[-1][1]:.2f}" for label, points in lines.items())
-    return Plot(figure, f"Validation loss against steps; at the end: {ends}.")
+    return Plot(figure, f"{ylabel.capitalize()} against {xlabel}; at the end: {ends}.")
+
+
+def plot_bars(values: Mapping[str, float], *, label: str, title: str = "") -> Plot:
+    """A bar a value, the first on top.
+
+    Args:
+        values: by name.
+        label: what the values are, and their unit.
+    Raises: ValueError if there is no value.
+    """
+    if not values:
+        raise ValueError("there is nothing to draw: give at least one value")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7, 0.6 + 0.4 * len(values)))
+        axes = figure.subplots()
+        axes.bar_label(axes.barh(list(values), list(values.values()), color=BLUE), fmt=" {:.3g}")
+        axes.invert_yaxis()
+        axes.set(xlabel=label, title=title)
+    return Plot(figure, f"{label.capitalize()}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items()) + ".")
 
 
 def _points(history: Sequence[dict], key: str) -> list[tuple[int, float]]:

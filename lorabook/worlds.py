@@ -9,10 +9,13 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 class World:
     """What a notebook or a call assumes when it is told nothing.
 
-    `model`, `data` and `adapter` are a bundled name or a Hub id; `judge` is the CLIP model of `metrics`; `resolution`
-    is in pixels; `prompts` suit an adapter trained on `data`, and `adapter_prompt` the ready adapter. The fields of a
+    `model`, `data` and the adapters are a bundled name or a Hub id; `judge` is the CLIP model of `metrics`; `resolution`
+    is in pixels; `prompts` suit an adapter trained on `data`. Each ready adapter has a prompt that asks for what it
+    knows: `adapter`, a `style` (and the same without the style), an adapter that knows a `pet` by its rare word, another
+    that knows a `thing`, and one more style; `blend_prompt` asks for `adapter` and `style` together. The fields of a
     `subject` are what DreamBooth is told: its pictures, its and its class's prompt, places and the like that it was not
-    seen in, and how it learns.
+    seen in, and how it learns. `as_told` says that pictures come out as the notebooks' text tells them, so that what
+    the text says of single pictures may be asserted.
     """
 
     name: str
@@ -32,6 +35,15 @@ class World:
     prompts: tuple[str, ...]
     adapter: str
     adapter_prompt: str
+    style: str
+    style_prompt: str
+    style_plain_prompt: str
+    pet: str
+    pet_prompt: str
+    thing: str
+    thing_prompt: str
+    second_style: str
+    blend_prompt: str
     subject: str
     instance_prompt: str
     class_prompt: str
@@ -39,6 +51,7 @@ class World:
     subject_learning_rate: float
     subject_text_encoder_lr: float
     subject_train_steps: int
+    as_told: bool
 
 
 BUNDLED = World(
@@ -48,9 +61,12 @@ BUNDLED = World(
     prompts=("a cartoon blue creature with wings", "a cartoon red creature with horns",
              "a drawing of a green cat on a white background"),
     adapter="creatures", adapter_prompt="a cartoon purple creature with horns and wings",
+    style="ink", style_prompt="an ink drawing of a bird", style_plain_prompt="a drawing of a bird",
+    pet="patch_cat", pet_prompt="a drawing of sks cat", thing="striped_boat", thing_prompt="a drawing of sks boat",
+    second_style="mosaic", blend_prompt="an ink drawing of a creature with horns and wings",
     subject="subjects/patch_cat", instance_prompt="a drawing of sks cat", class_prompt="a drawing of a cat",
     subject_prompts=("a drawing of sks cat on a sandy beach", "a drawing of a black cat", "a drawing of a red boat"),
-    subject_learning_rate=2e-3, subject_text_encoder_lr=3e-4, subject_train_steps=300)
+    subject_learning_rate=2e-3, subject_text_encoder_lr=3e-4, subject_train_steps=300, as_told=True)
 
 HUB = World(
     name="hub", model="stable-diffusion-v1-5/stable-diffusion-v1-5", data="reach-vb/pokemon-blip-captions",
@@ -59,9 +75,13 @@ HUB = World(
     validation_split=0.02, mixed_precision="fp16",
     prompts=("a cartoon blue creature with wings", "a red creature with horns", "yoda"),
     adapter="Norod78/SD15-Rubber-Duck-LoRA", adapter_prompt="a rubber duck wearing a crown",
+    style="wooyvern/sd-1.5-dark-fantasy-1.1", style_prompt="a dark castle", style_plain_prompt="a castle",
+    pet="Norod78/sd15-megaphone-lora", pet_prompt="a megaphone",
+    thing="Norod78/sd15-megaphone-lora", thing_prompt="a megaphone",
+    second_style="Norod78/sd15-megaphone-lora", blend_prompt="a rubber duck in a dark castle",
     subject="diffusers/dog-example", instance_prompt="a photo of sks dog", class_prompt="a photo of a dog",
     subject_prompts=("a photo of sks dog in a bucket", "a photo of a black dog", "a photo of a red boat"),
-    subject_learning_rate=1e-4, subject_text_encoder_lr=1e-5, subject_train_steps=500)
+    subject_learning_rate=1e-4, subject_text_encoder_lr=1e-5, subject_train_steps=500, as_told=False)
 
 
 def world(name: str | None = None) -> World:

@@ -1,7 +1,9 @@
+import base64
 import io
 
 import pytest
-from PIL import Image
+from IPython.core.formatters import DisplayFormatter
+from PIL import Image, ImageChops
 
 import lorabook as lb
 
@@ -33,6 +35,38 @@ def test_it_shows_itself_and_is_saved_as_a_png(picture, tmp_path):
     grid = grid_of(picture)
     assert Image.open(io.BytesIO(grid._repr_png_())).format == "PNG"
     assert Image.open(grid.save(tmp_path / "new" / "grid.png")).size == grid.picture().size
+
+
+def test_a_notebook_gets_the_picture_and_its_content_in_words(picture):
+    grid = grid_of(picture, columns=["scale 0", "scale 1"], rows=["a cat"], title="One seed.")
+    data, metadata = DisplayFormatter().format(grid)
+    assert base64.b64decode(data["image/png"]) == grid._repr_png_()
+    assert metadata["image/png"]["alt"] == ("Pictures in 1 row and 2 columns, 64 × 64 pixels each: One seed; "
+                                            "columns: scale 0, scale 1; rows: a cat.")
+    assert "0x" not in data["text/plain"] and "scale 1" in data["text/plain"]
+
+
+def test_the_words_for_a_large_grid_stay_short(picture):
+    labels = [f"a long label of column {number}" for number in range(40)]
+    alt = lb.ImageGrid([[None] * 40] * 40, labels, labels, "title " * 50).alt
+    assert len(alt) <= 300 and "40 rows" in alt and "column 0" in alt and "…" in alt
+
+
+def test_labels_are_drawn_with_the_letters_of_mathematics(picture):
+    drawn = {grid_of(picture, title=letter).picture().tobytes() for letter in ("‖", "Δ", "√", "≈", "\U0010fffd")}
+    assert len(drawn) == 5
+
+
+@pytest.mark.parametrize("label", ["W" * 30, "a prompt of many words " * 12, "‖ΔW‖\n" * 12])
+def test_no_label_is_cut_off(picture, label):
+    sheet = lb.ImageGrid([[picture("red", (64, 64))]], [label], [label], label).picture()
+    ink = ImageChops.invert(sheet).getbbox()
+    assert min(ink[0], ink[1], sheet.width - ink[2], sheet.height - ink[3]) >= 4
+
+
+def test_a_label_keeps_its_own_lines(picture):
+    one, two = (grid_of(picture, title=title).picture() for title in ("a b", "a\nb"))
+    assert two.height > one.height
 
 
 def test_labels_that_do_not_fit_are_an_error(picture):
@@ -74,7 +108,9 @@ def test_a_gif_shows_the_columns_one_after_another(picture, tmp_path):
     gif = grid.to_gif(tmp_path / "out" / "it.gif", seconds=0.2)
     with Image.open(tmp_path / "out" / "it.gif") as shown:
         assert shown.n_frames == 3 and shown.info["duration"] == 200 and shown.info["loop"] == 0
-    assert gif._repr_mimebundle_()["image/gif"] and gif.data.startswith(b"GIF89a")
+    data, metadata = gif._repr_mimebundle_()
+    assert data["image/gif"] and gif.data.startswith(b"GIF89a")
+    assert metadata["image/gif"]["alt"] == gif.alt and "columns: a, b, c" in gif.alt
 
 
 @pytest.mark.parametrize("size", [(8, 8), (64, 48), (500, 400)])

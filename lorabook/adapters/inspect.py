@@ -1,6 +1,4 @@
 """What is inside an adapter, without a pipeline: where it changes the model, how strongly, in how many directions."""
-import base64
-import html
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch.nn.utils.rnn import pad_sequence
 
+from lorabook import mime
 from lorabook.adapters.adapter import Adapter
 from lorabook.adapters.address import sha256_of
 from lorabook.adapters.layer_view import LayerView, doubts_about, norm_of, views_of
@@ -154,6 +153,9 @@ class Inspection:
     def _repr_png_(self) -> bytes:
         return self._shown[0]
 
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        return mime.bundle(*self._shown)
+
     def _file(self) -> str:
         if self.path is None:
             return "weights in memory"
@@ -193,10 +195,8 @@ class Inspection:
     __repr__ = __str__
 
     def _repr_html_(self):
-        png, alt = self._shown
-        picture = f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></p>'
-        return picture + "".join(f"<p><b>{title}</b></p>" * bool(title) + as_html(heads, rows)
-                                 for title, heads, rows in self._sections())
+        return mime.image_tag(*self._shown) + "".join(f"<p><b>{title}</b></p>" * bool(title) + as_html(heads, rows)
+                                                      for title, heads, rows in self._sections())
 
 
 def inspect_adapter(source, **find) -> Inspection:

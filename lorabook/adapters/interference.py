@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lorabook import mime
 from lorabook.adapters.adapter import Adapter, Factors
 from lorabook.blocks import block_map
 from lorabook.lowrank import principal_angles, svd_of_product
@@ -79,8 +81,7 @@ class Interference:
 
     def plot(self) -> Plot:
         """Cosine and overlap by block, as a figure."""
-        import matplotlib
-        with matplotlib.rc_context(STYLE):
+        with rc_context(STYLE):
             figure = Figure(figsize=(10.5, 1.2 + 0.38 * len(self.blocks)))
             left, right = figure.subplots(1, 2, sharey=True)
             left.barh(list(self.blocks), [overlap.cosine for overlap in self.blocks.values()], color=BLUE)
@@ -112,10 +113,15 @@ class Interference:
         head = "".join(f"<th>{cell}</th>" for cell in HEADS)
         rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows())
         title = html.escape(f"{self.names[0]} and {self.names[1]}")
-        return f"<table><caption>{title}</caption><tr>{head}</tr>{rows}</table>"
+        plot = self.plot()
+        picture = mime.image_tag(plot._repr_png_(), plot.alt)
+        return f"{picture}<table><caption>{title}</caption><tr>{head}</tr>{rows}</table>"
 
     def _repr_png_(self):
         return self.plot()._repr_png_()
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        return self.plot()._repr_mimebundle_()
 
 
 def compare_adapters(a: Adapter, b: Adapter, *, names: tuple[str, str] = ("first", "second"),

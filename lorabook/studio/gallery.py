@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import ipywidgets as widgets
 from PIL import Image
 
+from lorabook import mime
 from lorabook.studio.controls import button, png, row, stack, words
 from lorabook.studio.state import StudioSettings
 
@@ -30,6 +31,9 @@ class Kept:
 
     def _repr_png_(self) -> bytes:
         return png(self.picture)
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        return mime.bundle(self._repr_png_(), f"{self.settings.prompt}: {in_words(self.settings)}")
 
 
 class Gallery:

@@ -30,7 +30,7 @@ STYLES = f"""<style>
 .lorabook-status {{ flex: 1 1 260px; min-width: 0; }}
 .lorabook-status .widget-html-content {{ text-align: right; font-size: 12px; line-height: 1.35; color: {_FAINT};
   font-variant-numeric: tabular-nums; white-space: normal; }}
-.lorabook-status.lorabook-wrong .widget-html-content {{ color: #b3261e; font-weight: 600; }}
+.lorabook-status.lorabook-wrong .widget-html-content {{ color: var(--jp-error-color1, #b3261e); font-weight: 600; }}
 .lorabook-words {{ gap: 14px; flex-flow: row wrap; }}
 .lorabook-body {{ gap: 22px; flex-flow: row wrap; align-items: flex-start; }}
 .lorabook-left {{ flex: 0 1 auto; gap: 12px; max-width: 100%; }}
@@ -88,7 +88,7 @@ STYLES = f"""<style>
   background: {_SUNK}; padding: 1px 2px 1px 10px; border-left: 4px solid; gap: 2px; min-height: 32px; }}
 .lorabook-down {{ border-left-color: {BLUE}; }}
 .lorabook-up {{ border-left-color: {ORANGE}; }}
-.lorabook-mid {{ border-left-color: #555; }}
+.lorabook-mid {{ border-left-color: #8a8a8a; }}
 .lorabook-beside-one {{ border-left-color: {GREEN}; flex: 1 1 200px; }}
 .lorabook-untouched {{ background: none; border: 1px dotted {_LINE}; }}
 .lorabook-untouched .widget-html-content {{ font-size: 12px; line-height: 30px; color: {_FAINT}; }}

@@ -3,6 +3,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image, ImageChops
 
@@ -32,15 +33,14 @@ def scale_map(mine: AdapterSettings, touched: list[str]) -> dict[str, float]:
 
 
 def _map(name: str, mine: AdapterSettings, touched: list[str]) -> Image.Image:
-    import matplotlib
     values = scale_map(mine, touched)
     more = [f"{part} × {scale:g}" for part, scale in mine.parts.items()] + [f"rank {mine.rank}"] * (mine.rank is not None)
     title = textwrap.shorten(" · ".join([f"{name}: scale by block", *more]), 78, placeholder=" …")
-    with matplotlib.rc_context(STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, blocks_height(values)))
         draw_blocks(figure, values, title=title)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=_DPI, bbox_inches="tight")
+        encoded = io.BytesIO()
+        figure.savefig(encoded, format="png", dpi=_DPI, bbox_inches="tight")
     with Image.open(encoded) as drawn:
         return _trimmed(drawn.convert("RGB"))
 

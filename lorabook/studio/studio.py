@@ -1,5 +1,4 @@
 """The sliders: a pipeline's adapters in a person's hands, and the picture that follows."""
-import base64
 import io
 import os
 from collections.abc import Callable
@@ -7,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from lorabook import mime
 from lorabook.adapters.layers import adapter_names, listed
 from lorabook.adapters.load import load_adapter
 from lorabook.adapters.report import LoadReport
@@ -176,14 +176,14 @@ class ScaleStudio:
     def __repr__(self):
         return f"ScaleStudio: {in_words(self.settings)} · {self.settings.prompt!r}"
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         """The widget, and the static picture for places that cannot show it."""
         self.wait(_PATIENCE)
         encoded = io.BytesIO()
         self.static().quantize(256, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
-        return {"text/plain": repr(self), "image/png": base64.b64encode(encoded.getvalue()).decode(),
-                "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0,
-                                                             "model_id": self.widget.model_id}}
+        data, metadata = mime.bundle(encoded.getvalue(), repr(self))
+        widget = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
+        return data | {"text/plain": repr(self), "application/vnd.jupyter.widget-view+json": widget}, metadata
 
     def static(self) -> Image.Image:
         """What is drawn, and where the sliders stand, as one picture."""

@@ -7,7 +7,7 @@ from lorabook.grid import ImageGrid
 from lorabook.plots import plot_losses
 
 SHARE = 20  # a curve is drawn again after this many times the seconds that drawing it took
-PATIENCE = 15  # seconds before the first curve; shorter runs need none
+PATIENCE = 60  # seconds before the first curve; a shorter run has the bar alone, unless it draws pictures
 
 
 def in_notebook() -> bool:

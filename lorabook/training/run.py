@@ -1,9 +1,9 @@
 """What a training call returns."""
-import base64
 import html
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorabook import mime
 from lorabook.grid import ImageGrid
 from lorabook.plots import Plot, plot_losses
 
@@ -58,9 +58,6 @@ class TrainingRun:
         return f"{told}; adapter: {self.adapter}{f', pushed to {self.pushed}' if self.pushed else ''}"
 
     def _repr_html_(self):
-        pictures = [(self.plot(), self.plot().alt)]
-        if self.grid:
-            pictures.append((self.grid, "Pictures of the validation prompt while the adapter learned."))
-        shown = "".join(f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,'
-                        f'{base64.b64encode(picture._repr_png_()).decode()}"></p>' for picture, alt in pictures)
+        pictures = [self.plot(), *([self.grid] if self.grid else [])]
+        shown = "".join(mime.image_tag(picture._repr_png_(), picture.alt) for picture in pictures)
         return f"<p>{html.escape(str(self))}</p>{shown}"

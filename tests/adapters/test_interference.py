@@ -125,6 +125,7 @@ def test_it_shows_itself_as_a_table():
     found = compare_adapters(random_adapter(1), random_adapter(1, scaling=-1), names=("ink", "<b>"))
     assert "'ink' and '<b>'" in str(found) and "-1.000" in str(found) and repr(found) == str(found)
     page = found._repr_html_()
+    assert '<img alt="By block: down.0' in page
     assert page.count("<tr>") == 5 and "&lt;b&gt;" in page and "<td>text_encoder</td>" in page
 
 

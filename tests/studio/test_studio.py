@@ -276,9 +276,10 @@ def test_a_pipeline_without_adapters_can_begin_with_the_shelf(pipe):
 
 
 def test_a_notebook_gets_the_widget_and_a_picture_in_its_stead(studio):
-    shown = studio._repr_mimebundle_()
+    shown, metadata = studio._repr_mimebundle_()
     assert shown["application/vnd.jupyter.widget-view+json"]["model_id"] == studio.widget.model_id
     assert shown["image/png"].startswith("iVBOR") and len(shown["image/png"]) < 300_000
+    assert PROMPT in metadata["image/png"]["alt"]
     assert PROMPT in shown["text/plain"] and studio.static().width > 600
 
 
