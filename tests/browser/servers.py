@@ -1,6 +1,7 @@
 """JupyterLab and Voilà, started on a notebook with the studio in it."""
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,22 +11,35 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import pytest
 
+READY = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.isReady"  # JupyterLab can run cells
 ROOT = Path(__file__).resolve().parents[2]
 OLD = ROOT / ".venv-widgets7"  # ipywidgets as Google Colab has it
 OLD_PACKAGES = ("ipywidgets==7.7.1", "jupyterlab_widgets<2", "widgetsnbextension<4", "notebook<7", "jupyterlab<4",
                 "voila==0.5.13")
 CELLS = ("import lorabook as lb\n"
          "pipe = lb.load_pipeline('tiny-sd', device='cpu')\n"
-         "lb.load_adapter(pipe, 'ink')\n"
-         "lb.load_adapter(pipe, 'creatures');",
+         "for name in {adapters!r}:\n"
+         "    lb.load_adapter(pipe, name)",
          "studio = lb.ScaleStudio(pipe, prompt={prompt!r}, num_inference_steps={steps})\n"
          "studio")
 
 
-def write_notebook(folder: Path, prompt: str, steps: int) -> Path:
+def lacking(what: str) -> None:
+    """Skip; or fail where CI is set, where nothing may be left out."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
+
+
+def chromium() -> str:
+    """The path of a Chromium."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return found or lacking("there is no Chromium: apt-get install chromium")
+
+
+def write_notebook(folder: Path, prompt: str, steps: int, adapters=("ink", "creatures")) -> Path:
     """A notebook that shows a studio."""
-    cells = [nbformat.v4.new_code_cell(source.format(prompt=prompt, steps=steps)) for source in CELLS]
+    cells = [nbformat.v4.new_code_cell(source.format(prompt=prompt, steps=steps, adapters=adapters)) for source in CELLS]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path = folder / "studio.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)

@@ -1,7 +1,6 @@
 """The studio in real browsers: each test opens it once and does all that a person would, in one go."""
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import time
@@ -12,43 +11,23 @@ if not os.environ.get("CI"):
     pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
 
 from hand import Expected, Hand, apart, beside_the_shots  # noqa: E402
-from playwright.sync_api import expect, sync_playwright  # noqa: E402
-from servers import old_python, serving, write_notebook  # noqa: E402
+from playwright.sync_api import expect  # noqa: E402
+from servers import READY, lacking, old_python, serving, write_notebook  # noqa: E402
 
 import lorabook as lb  # noqa: E402
 
 pytestmark = pytest.mark.browser
 PROMPT, STEPS = "a cartoon purple creature with horns and wings", 4
 expect.set_options(timeout=60_000)
-_READY = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.isReady"
 _NAMELESS = """studio => [...studio.querySelectorAll('button, input, select, textarea, [tabindex]')]
   .filter(one => one.offsetParent && !(one.ariaLabel || one.title || one.textContent.trim() || one.labels?.[0]?.textContent))
   .map(one => one.outerHTML)"""
 
 
-def lacking(what: str) -> None:
-    """Skip; or fail where CI is set, where nothing may be left out."""
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
-
-
-@pytest.fixture
-def page():
-    """A page of headless Chromium, 1280 by 900."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        lacking("there is no Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        made = browser.new_page(viewport={"width": 1280, "height": 900})
-        made.set_default_timeout(60_000)
-        yield made
-        browser.close()
-
-
 def test_in_jupyterlab(page, tmp_path):
     with serving("lab", write_notebook(tmp_path, PROMPT, STEPS)) as address:
         page.goto(address)
-        page.wait_for_function(_READY)
+        page.wait_for_function(READY)
         page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
         page.locator('li[data-command="runmenu:run-all"]').click()
         do_everything(page, "lab", tmp_path)
