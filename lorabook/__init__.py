@@ -6,7 +6,7 @@ import itself takes no time.
 import logging
 from importlib import import_module
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _HOME = {
     "bundled": "worlds", "world": "worlds",
@@ -30,7 +30,7 @@ _HOME = {
     "plot_blocks": "block_plot", "plot_spectra": "block_plot",
     "sweep": "sweeps.sweeping", "block_effects": "comparisons", "ScaleStudio": "studio.studio",
     "push_adapter": "hub", "energy_kept": "lowrank", "parameter_count": "lowrank",
-    "doctor": "checkup", "results_folder": "places",
+    "doctor": "checkup", "glossary": "terms", "results_folder": "places",
     "TextToImageConfig": "training.config", "DreamBoothConfig": "training.config", "TrainingRun": "training.run",
     "train_text_to_image": "training.text_to_image", "train_dreambooth": "training.dreambooth",
 }

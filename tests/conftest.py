@@ -10,6 +10,11 @@ import lorabook as lb
 from styles import creature
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that it does not keep one worker when the other has nothing left to do."""
+    items.sort(key=lambda item: item.path.name not in ("test_stock_colab.py", "test_offline.py"))
+
+
 @pytest.fixture
 def pipe():
     """A fresh bundled pipeline, without progress bars."""
