@@ -11,7 +11,7 @@ FIELD = """
     backend centre centred centres changelog checkpointing checksum checksums colour colours conda config configs cpu
     crossfade ctrl cuda dataclass dataclasses dataset ddim denoised denoiser denoising diff docstring doi downsamplers dpm
     dropdown eigenvectors favourite http https latents lbw loha lokr loopback metadata mps neighbour neighbours normalised
-    openrail optimise optimiser quantised recognised resized resnet resnets safetensors sdxl sks str subfolder svd
+    openrail optimise optimiser quantised recognised redistributable resized resnet resnets safetensors sdxl sks str subfolder svd
     timesteps tokenizer tokenizers tooltip tooltips tuple unet unfuse unfused unfusing unipc upsampler
 """
 NAMES = """
