@@ -9,10 +9,11 @@ from stored import BOOKS, PAGES, ROOT, prose
 WORD = re.compile(r"(?<![\w.*/@])[A-Za-z][a-z]{2,}(?:['’][a-z]+)?(?![\w/]|\.\w)")  # no names such as LoRA, up.1, a_b
 FIELD = """
     backend centre centred centres changelog checkpointing checksum checksums colour colours conda config configs cpu
-    crossfade ctrl cuda dataclass dataclasses dataset ddim denoised denoiser denoising diff docstring doi downsamplers dpm
-    dropdown eigenvectors favourite http https latents lbw loha lokr loopback metadata mps neighbour neighbours normalised
-    openrail optimise optimiser quantised recognised redistributable resized resnet resnets safetensors sdxl sks str subfolder svd
-    timesteps tokenizer tokenizers tooltip tooltips tuple unet unfuse unfused unfusing unipc upsampler
+    crossfade ctrl cuda dataclass dataclasses dataset ddim denoised denoiser denoising diff docstring doi downsamplers
+    dpm dropdown eigenvectors favourite http https latents lbw loha lokr loopback metadata mps neighbour neighbours
+    normalised openrail optimise optimiser quantised recognised redistributable resized resnet resnets safetensors
+    sdxl sks str subfolder svd timesteps tokenizer tokenizers tooltip tooltips tuple unet unfuse unfused unfusing
+    unipc upsampler
 """
 NAMES = """
     colab creativeml eckart frobenius golub hako ipywidgets jupyter kaggle kalajdzievski karras kohya liu lorabook
