@@ -154,13 +154,13 @@ class BlockEffects:
 
     def __str__(self):
         agreed = ", ".join(f"{pair} {value:.2f}" for pair, value in self.agreement.items())
-        return f"{as_text(_EFFECTS, self._rows())}\nagreement of the ranks: {agreed}"
+        return f"{as_text(_EFFECTS, self._rows())}\nagreement of the places: {agreed}"
 
     __repr__ = __str__
 
     def _repr_html_(self):
         agreed = ", ".join(f"{pair} {value:.2f}" for pair, value in self.agreement.items())
-        return f"{as_html(_EFFECTS, self._rows())}<p>agreement of the ranks: {agreed}</p>"
+        return f"{as_html(_EFFECTS, self._rows())}<p>agreement of the places: {agreed}</p>"
 
     def _ipython_display_(self):
         from IPython.display import HTML, display

@@ -60,7 +60,7 @@ def test_the_ranks_agree_as_spearman_says(pipe):
     gaps = [effects.ranks["norm"][block] - effects.ranks["pixels"][block] for block in effects.blocks]
     n = len(gaps)
     assert effects.agreement["norm and pixels"] == pytest.approx(1 - 6 * sum(gap**2 for gap in gaps) / (n * (n**2 - 1)))
-    assert "agreement of the ranks" in effects._repr_html_() and "up.1" in str(effects) and effects.plot()._repr_png_()
+    assert "agreement of the places" in effects._repr_html_() and "up.1" in str(effects) and effects.plot()._repr_png_()
 
 
 def test_block_effects_of_an_unknown_adapter_name_those_there(pipe):
