@@ -50,6 +50,19 @@ def quick_run(tmp_path_factory):
     return lb.train_text_to_image(quick_config(output_dir=str(folder)))
 
 
+@pytest.fixture
+def page():
+    """A page of headless Chromium, 1280 by 900."""
+    from playwright.sync_api import sync_playwright
+    from servers import chromium
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        made = browser.new_page(viewport={"width": 1280, "height": 900})
+        made.set_default_timeout(60_000)
+        yield made
+        browser.close()
+
+
 def tiny_sdxl(folder) -> str:
     """A random pipeline of SDXL's topology and tiny width, saved in a folder; tokenizer and VAE are tiny-sd's."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel

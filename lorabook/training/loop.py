@@ -39,30 +39,33 @@ def train(accelerator: Accelerator, family: StableDiffusion, examples: Examples,
                                dropout=config.caption_dropout)
     losses: list[Tensor] = []
     rows: list[int] = []
-    started = time.perf_counter()
-    for batch in batches:
-        torch.manual_seed(seed_of(order.seed, 3, batch.number, order.process))  # dropout's, whatever ran before
-        with accelerator.autocast():
-            loss = training_loss(family, examples, batch, order, config, weights)
-        accelerator.backward(loss)
-        losses.append(loss.detach())
-        rows += batch.rows.tolist()
-        if (batch.number + 1) % every:
-            continue
-        with held_interrupts():
-            average_gradients(accelerator, parameters)
-            accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-            optimizer.step()
-            rate = schedule.get_last_lr()[0]
-            schedule.step()
-            optimizer.zero_grad()
-            progress.step += 1
-            progress.history.append({"step": progress.step, "loss": torch.stack(losses).mean(), "learning_rate": rate,
-                                     "seconds": time.perf_counter() - started}
-                                    | ({"rows": rows} if getattr(config, "debug_loss", False) else {}))
-        losses, rows = [], []
-        after_step()
+    with noted_interrupts() as noted:
         started = time.perf_counter()
+        for batch in batches:
+            if noted:
+                raise KeyboardInterrupt
+            torch.manual_seed(seed_of(order.seed, 3, batch.number, order.process))  # dropout's, whatever ran before
+            with accelerator.autocast():
+                loss = training_loss(family, examples, batch, order, config, weights)
+            accelerator.backward(loss)
+            losses.append(loss.detach())
+            rows += batch.rows.tolist()
+            if (batch.number + 1) % every:
+                continue
+            with held_interrupts():
+                average_gradients(accelerator, parameters)
+                accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+                optimizer.step()
+                rate = schedule.get_last_lr()[0]
+                schedule.step()
+                optimizer.zero_grad()
+                progress.step += 1
+                progress.history.append({"step": progress.step, "loss": torch.stack(losses).mean(), "learning_rate": rate,
+                                         "seconds": time.perf_counter() - started}
+                                        | ({"rows": rows} if getattr(config, "debug_loss", False) else {}))
+            losses, rows = [], []
+            after_step()
+            started = time.perf_counter()
 
 
 def training_loss(family: StableDiffusion, examples: Examples, batch: Batch, order: Order, config: TrainingConfig,
@@ -107,3 +110,26 @@ def held_interrupts():
         signal.signal(signal.SIGINT, before)
         if seen and callable(before):
             before(*seen[0])
+
+
+@contextmanager
+def noted_interrupts():
+    """Note the interrupts that come in the block: Python drops the exception of one that meets a destructor or a callback.
+
+    Gives a list, empty until then.
+    """
+    noted: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield noted
+        return
+
+    def note(number, frame):
+        noted.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)

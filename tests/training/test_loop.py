@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 import lorabook as lb
 from lorabook.training.loop import held_interrupts
+from lorabook.training.watch import Watch
 
 
 def losses(folder, **changes):
@@ -57,3 +58,22 @@ def test_an_interrupt_waits_for_the_end_of_a_step():
         signal.raise_signal(signal.SIGINT)
         reached.append("the end")
     assert reached == ["the end"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_a_destructor_swallows_stops_the_run_all_the_same(tmp_path, monkeypatch):
+    class Swallows:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    looked, look = [], Watch.__call__
+
+    def look_and_swallow(watch):
+        look(watch)
+        looked.append(watch.progress.step)
+        Swallows()
+
+    monkeypatch.setattr(Watch, "__call__", look_and_swallow)
+    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), max_train_steps=5))
+    assert looked == [1] and not run.finished and len(run.losses) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
