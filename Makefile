@@ -18,7 +18,7 @@ lab: .venv/ready
 
 test: .venv/ready
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not browser" tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal -m "not browser" tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m browser -rs tests/browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
 

@@ -24,6 +24,20 @@ def pipe():
 
 
 @pytest.fixture
+def small(pipe):
+    """The bundled pipeline with a random UNet of two blocks, which is quick to compile, and an adapter "random"."""
+    from adapter_files import add_random
+    from diffusers import UNet2DConditionModel
+    torch.manual_seed(0)
+    pipe.register_modules(unet=UNet2DConditionModel(
+        sample_size=16, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=128, attention_head_dim=4,
+        norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")))
+    add_random(pipe, text=False)
+    return pipe
+
+
+@pytest.fixture
 def creature_folder(tmp_path):
     """Six creatures with metadata.jsonl."""
     folder = tmp_path / "creatures"

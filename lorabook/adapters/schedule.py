@@ -24,7 +24,7 @@ def set_steps(pipe, steps: Mapping[str, Steps]) -> None:
     _end(model)
     kept = {name: shares for name, shares in (model.__dict__.get(_KEPT, {}) | dict(steps)).items() if shares}
     model.__dict__[_KEPT] = kept
-    called = getattr(pipe, "unet", None) or pipe.transformer  # of a compiled model the wrapper, outside its graph
+    called = pipe.transformer if getattr(pipe, "unet", None) is None else pipe.unet  # of a compiled one, the wrapper
     if _HOOKED not in called.__dict__:
         called.__dict__[_HOOKED] = True
         called.register_forward_pre_hook(_begin, with_kwargs=True)

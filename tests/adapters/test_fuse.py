@@ -65,11 +65,11 @@ def test_one_after_another_is_as_together_and_undone_in_any_order(loaded, order)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_twenty_rounds_leave_the_base_bit_for_bit(dtype):
+def test_ten_rounds_leave_the_base_bit_for_bit(dtype):
     pipe = lb.load_pipeline("tiny-sd", device="cpu", dtype=dtype)
     checksum = lb.base_checksum(pipe)
     lb.load_adapter(pipe, "creatures")
-    for round_ in range(20):
+    for round_ in range(10):
         lb.fuse(pipe, {"creatures": 0.7 + 0.1 * round_})
         lb.unfuse(pipe)
     assert lb.base_checksum(pipe) == checksum

@@ -12,7 +12,7 @@ from lorabook.worlds import BUNDLED, HUB
 
 HERE = Path(__file__).parent
 PATHS = sorted((HERE.parents[1] / "notebooks").glob("*.ipynb"))
-FEWER = {"02": "trial_steps = 3", "04": "num_class_images = 4", "07": "rounds = 2"}  # by notebook; the rest as it stands
+FEWER = {"02": "trial_steps = 3", "04": "num_class_images = 4", "07": "rounds, repeats = 2, 2"}  # the rest as it stands
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
