@@ -1,5 +1,6 @@
 import os
 import random
+import signal
 import warnings
 
 import pytest
@@ -8,6 +9,9 @@ from PIL import Image
 
 import lorabook as lb
 from styles import creature
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's jobs in the background inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
