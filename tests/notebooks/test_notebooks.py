@@ -76,10 +76,6 @@ def test_no_widget_state_is_half_stored(book):
     assert all("interact" in cell.source for cell in shown)
 
 
-def test_nothing_but_the_world_asks_which_world_it_is_in(book):
-    assert not re.search(r"world\.name|is_available\(\)\s*:", " ".join(c.source for c in code_cells(book)))
-
-
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_stays_below_a_megabyte(path):
     assert path.stat().st_size < 1_000_000

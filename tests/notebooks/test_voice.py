@@ -70,8 +70,15 @@ def test_every_other_notebook_opens_with_a_link_to_the_glossary(name):
 
 
 @pytest.mark.parametrize("name", BOOKS)
-def test_after_the_parameters_nothing_asks_for_the_world(name):
+def test_after_the_parameters_nothing_asks_for_the_world_and_nothing_ever_for_its_name_or_a_gpu(name):
     code = of_kind("code", BOOKS[name])
     parameters = next(number for number, cell in code if "parameters" in cell.metadata.get("tags", []))
-    asking = [(number, re.findall(r"\b(?:world|is_available|mini)\b", cell.source)) for number, cell in code]
-    assert [(number, *words) for number, words in asking if words and number > parameters] == []
+    words = r"\b(?:world\.name|is_available|mini)\b"
+    asking = [(number, re.findall(words + r"|\bworld\b" * (number > parameters), cell.source)) for number, cell in code]
+    assert [(number, *found) for number, found in asking if found] == []
+
+
+def test_the_teachers_page_tells_the_same_minutes_on_a_t4():
+    page = (ROOT / "docs/teaching.md").read_text()
+    rows = re.findall(r"^\| (\d\d) [^|]*\|[^|]*\|[^|]*\| (\d+) \|$", page, re.M)
+    assert {number: f"{minutes} min" for number, minutes in rows} == {name[:2]: told(name)[1] for name in BOOKS}
