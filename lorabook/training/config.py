@@ -9,6 +9,7 @@ from lorabook.training.flags import check, check_numbers, check_types, command, 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+DATA = ("dataset_name", "train_data_dir", "instance_data_dir")
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "all", "none")
 WITHOUT_EFFECT = {
     "class_labels_conditioning": "class_labels_conditioning has no effect: it is for DeepFloyd IF's upscaler, which is not trained here",
@@ -98,6 +99,9 @@ class TrainingConfig:
                 object.__setattr__(self, option.name, os.fspath(value))
             if isinstance(value, tuple):
                 object.__setattr__(self, option.name, list(value))
+            if option.name in DATA and not isinstance(value, str | os.PathLike | None):
+                raise ValueError(f"{option.name} names a folder or data set, and {type(value).__name__} is none; save such "
+                                 f"pictures, lb.load_captioned_images(…).save_to_disk(folder), and give that folder")
         check_types(self)
         check_numbers(
             self, at_least_one=("rank", "train_batch_size", "num_train_epochs", "gradient_accumulation_steps",
@@ -149,6 +153,7 @@ class TextToImageConfig(TrainingConfig):
 
     train_data_dir: str | None = flag(None, "captioned images: a folder")
     max_train_samples: int | None = flag(None, "use only the first so many images")
+    allow_empty_captions: bool = flag(False, "train where no image has a caption, on empty ones; else that is an error")
     random_flip: bool = flag(False, "mirror half of the images")
     debug_loss: bool = flag(False, "report the loss of each image by its number")
 

@@ -44,7 +44,8 @@ def check_numbers(config, **rules: tuple[str, ...]) -> None:
 def check(config, name: str, holds: bool, expected: str) -> None:
     """Raise ValueError, naming the field and its value, unless `holds`."""
     if not holds:
-        raise ValueError(f"{name} must be {expected}, not {getattr(config, name)!r}")
+        value = " ".join(repr(getattr(config, name)).split())
+        raise ValueError(f"{name} must be {expected}, not {value if len(value) < 120 else value[:120] + ' …'}")
 
 
 def told(config) -> dict:

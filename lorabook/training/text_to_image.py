@@ -30,6 +30,7 @@ def train_text_to_image(config: TextToImageConfig) -> TrainingRun:
     source = config.train_data_dir or config.dataset_name or world().data
     images = load_captioned_images(source, caption_column=config.caption_column, image_column=config.image_column,
                                    config_name=config.dataset_config_name, max_samples=config.max_train_samples,
+                                   allow_empty_captions=config.allow_empty_captions,
                                    **({"cache_dir": config.cache_dir} if config.cache_dir else {}))
     learned, held_out = split(images, config.validation_split)
     check_batch(config, len(learned))

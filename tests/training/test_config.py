@@ -85,3 +85,9 @@ def test_the_command_line_ends_in_one_sentence_without_a_traceback(tmp_path):
                            f"--output_dir={tmp_path}/out"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "error: rank must be at least 1, not 0\n"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("pictures", [[1, 2], {"image": []}, iter(())])
+def test_pictures_in_memory_are_to_be_saved_first(pictures):
+    with pytest.raises(ValueError, match="train_data_dir names a folder.*save_to_disk"):
+        lb.TextToImageConfig(train_data_dir=pictures)

@@ -131,3 +131,15 @@ def test_the_last_images_are_kept_out():
     images = lb.load_captioned_images("creatures")
     learned, held_out = split(images, 0.1)
     assert (len(learned), len(held_out)) == (270, 30) and held_out[-1]["text"] == images[-1]["text"]
+
+
+def test_training_stops_where_no_image_has_a_caption_unless_that_is_meant(tmp_path, picture):
+    (tmp_path / "set").mkdir()
+    picture(size=(64, 64)).save(tmp_path / "set" / "a.png")
+    (tmp_path / "set" / "words.csv").write_text("nr,words\n1,red\n")
+    told = dict(dataset_name=None, train_data_dir=str(tmp_path / "set"), output_dir=str(tmp_path / "run"), max_train_steps=1,
+                train_batch_size=1, validation_prompt=None)
+    with pytest.raises(ValueError, match="none of the 1 images.*allow_empty_captions; these files.*words.csv"):
+        lb.train_text_to_image(quick_config(**told))
+    assert not (tmp_path / "run").exists()
+    assert lb.train_text_to_image(quick_config(**told, allow_empty_captions=True)).adapter.is_file()
