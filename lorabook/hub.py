@@ -2,17 +2,18 @@
 import io
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.utils import get_session, logging, validate_repo_id
+from PIL import Image
 from safetensors.torch import save
 
 from lorabook.adapters.files import METADATA_KEY, WEIGHT_NAME, find_adapter, read_adapter
-from lorabook.adapters.training_notes import parsed, shareable
+from lorabook.adapters.outgoing import outgoing, outgoing_command, outgoing_file
+from lorabook.adapters.training_notes import parsed
 from lorabook.places import secret
 from lorabook.worlds import bundled
 
@@ -74,7 +75,7 @@ def push_adapter(source, repo_id: str, *, token: str | None = None, private: boo
     """
     path = find_adapter(source)
     weights, metadata = read_adapter(path)
-    files = {WEIGHT_NAME: path.read_bytes()} | ({HALF_NAME: _half(path, weights, metadata)} if fp16 else {})
+    files = {WEIGHT_NAME: outgoing_file(path)} | ({HALF_NAME: _half(path, weights, outgoing(metadata))} if fp16 else {})
     pictures = _pictures(source, path, parsed(metadata.get("training")).get("validation_prompt") or "")
     try:
         api = client(repo_id, token)
@@ -82,7 +83,8 @@ def push_adapter(source, repo_id: str, *, token: str | None = None, private: boo
         card = model_card(path, repo_id, licence=licence, prompts=prompts, command=getattr(source, "command", None),
                           pictures={name: prompt for name, (prompt, _) in pictures.items()})
         files |= {name: content for name, (_, content) in pictures.items()} | {"README.md": card.encode()}
-        if holders := [name for name, content in files.items() if api.token.encode() in content]:
+        looked = [*files.items(), (path.name, path.read_bytes())]  # as it lies here, too: it would be given on as it is
+        if holders := [name for name, content in looked if api.token.encode() in content]:
             raise ValueError(f"{repo_id}: nothing was sent, as {holders[0]} would hold the token; train without it there")
         # an open file goes over plain HTTP; a path or bytes by Xet, a second service that mirrors and firewalls may lack
         additions = [CommitOperationAdd(name, io.BytesIO(content)) for name, content in files.items()]
@@ -150,10 +152,18 @@ def _pictures(source, path: Path, prompt: str) -> dict[str, tuple[str, bytes]]:
     if grid:
         found[GRID_NAME] = "", grid._repr_png_()
     elif folder and (folder / "grid.png").is_file():
-        found[GRID_NAME] = "", (folder / "grid.png").read_bytes()
+        found[GRID_NAME] = "", _bare(folder / "grid.png")
     drawn = sorted((folder / "validation").glob("step-*_seed-*.png")) if folder and prompt else []
     last = [p for p in drawn if p.name.split("_")[0] == drawn[-1].name.split("_")[0]]
-    return found | {f"images/{p.name}": (prompt, p.read_bytes()) for p in last[:4]}
+    return found | {f"images/{p.name}": (prompt, _bare(p)) for p in last[:4]}
+
+
+def _bare(path: Path) -> bytes:
+    """A picture's pixels without the texts in its file; a saved grid's hold the settings, which may name folders."""
+    content = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.save(content, "PNG")
+    return content.getvalue()
 
 
 def model_card(path: Path, repo_id: str, *, licence: str | None = None, prompts: Sequence[str] = (),
@@ -169,6 +179,7 @@ def model_card(path: Path, repo_id: str, *, licence: str | None = None, prompts:
     Raises: ValueError if the file is damaged.
     """
     weights, metadata = read_adapter(path)
+    metadata = outgoing(metadata)
     base, words, pictures = metadata.get("base_model"), parsed(metadata.get("trigger_words"), list), pictures or {}
     wide = any("text_encoder_2." in key or ("attn2.to_k" in key and 2048 in value.shape) for key, value in weights.items())
     examples = [{"text": prompt, "output": {"url": name}} for name, prompt in pictures.items() if prompt]
@@ -198,7 +209,7 @@ def _body(repo_id: str, metadata: dict, base: str, words: list, examples: list, 
                     prompt=json.dumps(prompt, ensure_ascii=False)),
         "## Training\n\n| setting | value |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in cells.items())
         if cells else "",
-        f"The command that made it:\n\n```bash\n{_shareable_command(command)}\n```" if command else ""]
+        f"The command that made it:\n\n```bash\n{outgoing_command(command)}\n```" if command else ""]
     return "\n\n".join(section for section in sections if section)
 
 
@@ -209,16 +220,7 @@ def _settings(metadata: dict) -> dict[str, object]:
         for part in (key.removesuffix(f".{name}") for key in lora if key.endswith(f".{name}")):
             values = {lora[f"{part}.{name}"], *(lora.get(f"{part}.{label}_pattern") or {}).values()}
             rows[f"{label}, {part}"] = ", ".join(str(value) for value in sorted(values))
-    return rows | shareable(parsed(metadata.get("training")))
-
-
-def _shareable_command(command: str) -> str:
-    kept, command = [], re.sub(r"(--?[\w-]*token[\w-]*)\s+(?!-)\S+", r"\1", command, flags=re.IGNORECASE)
-    for word in shlex.split(command):
-        flag, value = re.fullmatch(r"(--?[\w-]+=?)?(.*)", word, re.DOTALL).groups("")
-        if "token" not in word.lower():
-            kept.append(flag + (shlex.quote(shareable(value)) if value else ""))
-    return " ".join(kept)
+    return rows | parsed(metadata.get("training"))
 
 
 def _on_hub(model: str | None) -> bool:

@@ -1,5 +1,6 @@
 """Adapters written: in any form, at any rank, with or without the scales they have now."""
 import html
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from lorabook.adapters.formats.names import text_name
 from lorabook.adapters.formats.write import FORMATS, as_written, to_diffusers, to_kohya, to_peft
 from lorabook.adapters.layers import adapter_names, base_weight, check_known, listed, models_of, walk
 from lorabook.adapters.originals import original
+from lorabook.adapters.outgoing import outgoing, public_name, shareable
 from lorabook.adapters.resize import ResizeReport, difference, resize
 from lorabook.adapters.scales import scales_of
 from lorabook.adapters.shapes import as_lora
@@ -129,7 +131,7 @@ def extract_adapter(tuned, base, rank: int, target: str | os.PathLike | None = N
     if not layers:
         raise ValueError("the two pipelines have the same weights, so there is nothing to extract")
     name = base.config.get("_name_or_path") or ""
-    adapter = Adapter(layers, base_model=(Path(name).name if Path(name).exists() else name) or None)
+    adapter = Adapter(layers, base_model=public_name(name) or None)
     if target is None:
         return adapter
     return save_adapter(adapter, target, format)
@@ -195,6 +197,7 @@ def _write(adapter: Adapter, target: Path, form: str) -> Path:
         about.setdefault("base_model", adapter.base_model)
     if adapter.trigger_words:
         about.setdefault("trigger_words", list(adapter.trigger_words))
+    about = outgoing({key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()})
     is_file = target.suffix == ".safetensors"
     if form == "peft":
         return _write_peft(adapter, target, is_file, about)
@@ -210,7 +213,7 @@ def _write_peft(adapter: Adapter, target: Path, is_file: bool, about: dict) -> P
     for part, layers in adapter.layers.items():
         folder = target.parent if is_file else target / part if len(adapter.layers) > 1 else target
         weights, config = to_peft(layers)
-        config.base_model_name_or_path = adapter.base_model
+        config.base_model_name_or_path = shareable(adapter.base_model)
         write_adapter(target if is_file else folder / "adapter_model.safetensors", weights, config={}, about=about)
         config.save_pretrained(folder)
     return target

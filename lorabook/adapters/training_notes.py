@@ -1,7 +1,8 @@
 """How an adapter was trained, as far as its metadata say so and others may see it."""
 import json
-import re
 from collections.abc import Mapping
+
+from lorabook.adapters.outgoing import shareable
 
 KOHYA = {"ss_network_module": "network", "ss_network_args": "network settings", "ss_network_dim": "rank",
          "ss_network_alpha": "alpha", "ss_num_train_images": "images", "ss_num_reg_images": "class images",
@@ -25,8 +26,7 @@ def training_in(metadata: Mapping[str, str]) -> dict[str, str]:
     """
     settings = parsed(metadata.get("training"))
     settings |= {label: metadata[key] for key, label in KOHYA.items() if metadata.get(key) not in (None, "", "None", "{}")}
-    return {key: _short(shareable(value)) for key, value in settings.items()
-            if not key.endswith("_dir") and "token" not in f"{key} {value}".lower()}
+    return {key: _short(value) for key, value in shareable(settings).items() if not key.endswith("_dir")}
 
 
 def parsed(text: str | None, kind: type = dict):
@@ -36,17 +36,6 @@ def parsed(text: str | None, kind: type = dict):
     except (ValueError, TypeError, RecursionError):
         value = None
     return value if isinstance(value, kind) else kind()
-
-
-def shareable(value):
-    """Settings without tokens and without the folders of a machine: of a path that starts at its root its last part."""
-    if isinstance(value, dict):
-        return {key: shareable(inner) for key, inner in value.items() if "token" not in f"{key} {inner}".lower()}
-    if isinstance(value, list):
-        return [shareable(inner) for inner in value]
-    if isinstance(value, str) and re.match(r"[/~\\]|[A-Za-z]:[\\/]", value):
-        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
-    return value
 
 
 def _short(value) -> str:

@@ -30,6 +30,7 @@ from lorabook.training.trackers import open_trackers
 from lorabook.training.validation import FilmStrip, validation_loss
 from lorabook.training.watch import Watch
 
+COMMAND = "command.txt"
 # what may change when a run is gone on with; anything else makes it another run
 FREE = {"output_dir", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "max_train_steps",
         "num_train_epochs", "validation_prompt", "num_validation_images", "validation_epochs", "report_to", "logging_dir",
@@ -100,7 +101,9 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     strip = _film_strip(setup, lesson, progress.step)
 
     def write(target: Path) -> Path:
-        return write_lora(target, carriers, told)
+        adapter = write_lora(target, carriers, told)
+        (target / COMMAND).write_text(f"{told.command}\n")  # with its paths, which the adapter file does not name
+        return adapter
 
     def save() -> None:
         progress.tensors, progress.numbers = pack(dict(trained(carriers)), **state)

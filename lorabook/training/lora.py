@@ -1,4 +1,5 @@
 """The LoRA that is trained: put on a pipeline's UNet and text encoders, and written as diffusers writes it."""
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import lorabook
 from lorabook.adapters.files import WEIGHT_NAME, write_adapter
 from lorabook.adapters.formats.read import parse
 from lorabook.adapters.formats.write import to_diffusers, to_kohya
+from lorabook.adapters.outgoing import outgoing, public_name
 from lorabook.blocks import block_map, block_of, target_modules
 from lorabook.training.config import TrainingConfig
 from lorabook.training.families import StableDiffusion
@@ -90,12 +92,17 @@ def lora_weights(carriers: dict[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def write_lora(folder: Path, carriers: dict[str, nn.Module], config: TrainingConfig) -> Path:
-    """Write the LoRA into a folder, with its alpha, base model, trigger words and settings in the metadata."""
+    """Write the LoRA into a folder, with its alpha, base model, trigger words and settings in the metadata.
+
+    They name no folder of this machine: of the base model and the data their names or Hub ids.
+    """
     weights = lora_weights(carriers)
     base = config.pretrained_model_name_or_path or world().model
-    about = {"base_model": str(base), "lorabook_version": lorabook.__version__, "training": config.told}
+    told = {key: public_name(value) if isinstance(value, str) else value for key, value in config.told.items()}
+    about = {"base_model": public_name(base), "lorabook_version": lorabook.__version__, "training": json.dumps(told)}
     if prompt := getattr(config, "instance_prompt", None):
-        about |= {"instance_prompt": prompt, "trigger_words": [prompt]}
+        about |= {"instance_prompt": prompt, "trigger_words": json.dumps([prompt])}
+    about = outgoing(about)
     settings = {part: model.peft_config[NAME].to_dict() | {"base_model_name_or_path": None}  # a path on this machine
                 for part, model in carriers.items()}
     adapter = parse(weights, configs=settings)

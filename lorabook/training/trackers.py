@@ -8,6 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
+from lorabook.adapters.outgoing import shareable
 from lorabook.captions import first_line
 from lorabook.training.config import TrainingConfig
 
@@ -30,7 +31,7 @@ def open_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
     """Begin reporting; a tracker that refuses is left out, in one sentence."""
     if not accelerator.log_with:
         return
-    settings = {key: value for key, value in config.told.items() if isinstance(value, (int, float, str, bool))}
+    settings = {key: value for key, value in shareable(config.told).items() if isinstance(value, (int, float, str, bool))}
     wandb = {"dir": str(Path(config.output_dir).absolute())}
     if any(getattr(name, "value", name) == "wandb" for name in accelerator.log_with) and not _wandb_login():
         wandb["mode"] = "offline"

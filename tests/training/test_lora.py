@@ -1,6 +1,13 @@
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
 import pytest
 import torch
 from conftest import quick_config
+from loopback_hub import TOKEN, LoopbackHub
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import lorabook as lb
@@ -8,6 +15,7 @@ from lorabook.adapters.layers import layers_of
 from lorabook.blocks import block_of
 from lorabook.training.families import family_of
 from lorabook.training.lora import add_lora, chosen_layers, trained
+from lorabook.worlds import DATA
 
 
 def test_only_the_named_blocks_are_adapted(tmp_path, pipe):
@@ -55,3 +63,28 @@ def test_kohyas_file_loads_in_diffusers_to_the_same_picture(tmp_path, pipe):
                              generator=torch.Generator().manual_seed(0)).images)
         pipe.unload_lora_weights()
     assert abs(pictures[0] - pictures[1]).max() < 0.02
+
+
+def test_an_adapter_names_no_folder_of_this_machine_and_neither_does_what_is_pushed(tmp_path, creature_folder, monkeypatch):
+    base = tmp_path / "models/my-base"
+    shutil.copytree(DATA / "tiny-sd", base)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with LoopbackHub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        run = lb.train_text_to_image(quick_config(
+            pretrained_model_name_or_path=str(base), dataset_name=None, train_data_dir=str(creature_folder),
+            max_train_steps=1, output_dir=str(tmp_path / "secret-run"), cache_dir=str(tmp_path / "secret-cache"),
+            output_kohya_format=True, pretrained_vae_model_name_or_path=str(base / "vae"), alpha=6.0,
+            push_to_hub=True, hub_model_id="mine"))
+        sent = [content for files in hub.repos.values() for content in files.values()]
+    written = [path.read_bytes() for path in run.folder.rglob("pytorch_lora_weights*.safetensors")]
+    assert len(written) == 4 and len(sent) == 2
+    for content in (*written, *sent):
+        assert not any(part.encode() in content for part in (*tmp_path.parts[2:], str(Path.home()), "secret-"))
+    with safe_open(run.adapter, "pt") as file:
+        metadata = file.metadata()
+    training, lora = json.loads(metadata["training"]), json.loads(metadata["lora_adapter_metadata"])
+    assert (metadata["base_model"], training["pretrained_model_name_or_path"]) == ("my-base", "my-base")
+    assert (lora["unet.r"], lora["unet.lora_alpha"]) == (2, 6.0)
+    assert (training["rank"], training["learning_rate"], training["max_train_steps"]) == (2, 1e-3, 1)
+    assert f"--output_dir={run.folder}" in (run.folder / "command.txt").read_text()
