@@ -1,6 +1,7 @@
 """Makes the tokenizer: byte-pair pieces of our own captions, so that their words are whole and all else falls apart."""
 import json
 import random
+from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
@@ -36,6 +37,14 @@ def make_tokenizer() -> CLIPTokenizer:
         vocab.setdefault(left + right, len(vocab))
     vocab[START], vocab[END] = len(vocab), len(vocab) + 1
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+
+
+def add_older_files(folder: str | Path) -> None:
+    """The vocabulary and the merges in files of their own, beside tokenizer.json, for transformers 4."""
+    folder = Path(folder)
+    pieces = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(pieces["vocab"], ensure_ascii=False) + "\n")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, pieces["merges"]), ""]))
 
 
 if __name__ == "__main__":

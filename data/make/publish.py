@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 import lorabook as lb
 from judge import generated
+from make_tokenizer import add_older_files
 from world import COLORS, KINDS, PLACES, caption
 
 TINY_SD = Path(__file__).resolve().parent.parent / "tiny-sd"
@@ -36,10 +38,19 @@ def looks(pipe) -> lb.ImageGrid:
                         prompts[0], ["plain", "with a black outline", "smiling"])
 
 
+def name_as_all_read(folder: Path) -> None:
+    """The text encoder's keys with `text_model.`, as every version of transformers reads them; from 5.6 on it writes none."""
+    file = folder / "model.safetensors"
+    weights = {f"text_model.{key.removeprefix('text_model.')}": weight for key, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
 if __name__ == "__main__":
     trained = StableDiffusionPipeline.from_pretrained(sys.argv[1])
     trained.unet.half()
     trained.save_pretrained(TINY_SD)
+    name_as_all_read(TINY_SD / "text_encoder")
+    add_older_files(TINY_SD / "tokenizer")
     for config in (TINY_SD / "model_index.json", *TINY_SD.glob("*/config.json")):
         config.write_text(re.sub(r'\n *"_name_or_path": "[^"]*",', "", config.read_text()))
     pipe = lb.load_pipeline("tiny-sd", device="cpu", dtype=torch.float32)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from make_tokenizer import add_older_files
 from styles import creature, ink, mosaic
 
 WIDTH = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, projection_dim=64)
@@ -81,6 +82,7 @@ def main():
             print(f"{step} loss {loss.item():.3f} {time.time() - start:.0f} s", flush=True)
     clip.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
+    add_older_files(args.out)
     CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=64, image_mean=[0.5] * 3, image_std=[0.5] * 3,
                           ).save_pretrained(args.out)
 

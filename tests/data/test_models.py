@@ -1,6 +1,9 @@
+import json
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors import safe_open
 from transformers import CLIPModel, CLIPTokenizer
 
 import lorabook as lb
@@ -25,6 +28,19 @@ def test_the_text_encoder_is_the_text_tower_of_tiny_clip(pipe):
     tower = CLIPModel.from_pretrained(lb.bundled("tiny-clip")).text_model.state_dict()
     ours = {key.removeprefix("text_model."): value for key, value in pipe.text_encoder.state_dict().items()}
     assert tower.keys() == ours.keys() and all(torch.equal(tower[key], ours[key]) for key in tower)
+
+
+def test_the_text_encoders_keys_are_those_that_transformers_reads_from_4_on():
+    with safe_open(lb.bundled("tiny-sd") / "text_encoder/model.safetensors", "pt") as file:
+        assert all(key.startswith("text_model.") for key in file.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize("folder", ["tiny-sd/tokenizer", "tiny-clip"])
+def test_the_tokenizers_files_for_transformers_4_hold_what_tokenizer_json_holds(folder):
+    folder = lb.bundled(folder)
+    pieces = json.loads((folder / "tokenizer.json").read_text())["model"]
+    assert json.loads((folder / "vocab.json").read_text()) == pieces["vocab"]
+    assert (folder / "merges.txt").read_text().splitlines()[1:] == [" ".join(pair) for pair in pieces["merges"]]
 
 
 @pytest.mark.parametrize("text", ["", "éclair, 日本 🎉", "a photo of an astronaut riding a horse, masterpiece, 8k"])
