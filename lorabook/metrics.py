@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from lorabook.quiet import quiet
+from lorabook.whole import read_whole
 from lorabook.worlds import DATA, bundled, world
 
 try:  # https://github.com/huggingface/transformers: the default image processor needs torchvision from version 5 on
@@ -22,10 +23,15 @@ except ImportError:
 
 @lru_cache(maxsize=2)
 def _judge(model: str) -> tuple[CLIPModel, AutoTokenizer, ImageProcessor]:
-    found = bundled(model) or model
+    found = str(bundled(model) or model)
     looked = f"CLIP model {model!r} not found: no folder {Path(model).absolute()}, none in the bundled {DATA}, and"
     if not Path(found).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         raise FileNotFoundError(f"{looked} it is not a Hub id of the form owner/name")
+    with read_whole(found, bundled=bundled(model) is not None):
+        return _read(found, looked)
+
+
+def _read(found: str, looked: str) -> tuple[CLIPModel, AutoTokenizer, ImageProcessor]:
     try:
         with quiet():
             return (CLIPModel.from_pretrained(found).eval().requires_grad_(False),

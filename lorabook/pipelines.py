@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from lorabook.quiet import quiet
+from lorabook.whole import read_whole
 from lorabook.worlds import DATA, bundled, world
 
 # diffusers renamed the argument; asking for the old name warns on new versions
@@ -75,14 +76,15 @@ def load_pipeline(model: str | os.PathLike | None = None, *, device: str | None 
             keeps the model's own.
         low_memory: move each component to the GPU only while it runs, decode images one by one.
         **kwargs: passed on to `from_pretrained` (revision, variant, cache_dir, token …).
-    Raises: FileNotFoundError if there is no such model (naming where it was looked for), ValueError for an unknown
-        scheduler.
+    Raises: FileNotFoundError if there is no such model (naming where it was looked for), or its folder lacks weights
+        (a model of the Hub that lacks some is loaded, with a warning); ValueError for an unknown scheduler.
     """
     chosen = scheduler_class(scheduler) if scheduler else None
     found = find_model(model)
     device = device or default_device()
     dtype = dtype or (torch.float16 if str(device).startswith("cuda") else torch.float32)
-    pipe = _from_pretrained(found, dtype, **kwargs)
+    with read_whole(found, bundled=Path(found).resolve().is_relative_to(DATA)):
+        pipe = _from_pretrained(found, dtype, **kwargs)
     if chosen:
         pipe.scheduler = chosen.from_config(pipe.scheduler.config)
     if low_memory:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lorabook"
-FLOORS = [{"worlds", "blocks", "captions", "quiet", "lowrank", "bootstrap", "places", "terms", "mime"},
+FLOORS = [{"worlds", "blocks", "captions", "quiet", "lowrank", "bootstrap", "places", "terms", "mime", "whole"},
           {"pipelines", "images", "grid", "plots", "metrics"}, {"block_plot"}, {"adapters"}, {"sweeps", "hub"},
           {"comparisons", "checkup"}, {"training", "studio"}, {"__main__", "__init__"}]
 MODULES = sorted(PACKAGE.rglob("*.py"))

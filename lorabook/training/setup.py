@@ -23,6 +23,7 @@ from lorabook.training.flags import filled
 from lorabook.training.lora import check_layers
 from lorabook.training.optimizers import check_optimizer
 from lorabook.training.trackers import trackers_of
+from lorabook.whole import read_whole
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -143,7 +144,8 @@ def _pipeline(config: TrainingConfig, accelerator: Accelerator, dtype: torch.dty
     """The base pipeline, with the VAE and tokenizer that were asked for."""
     parts = {}
     if config.pretrained_vae_model_name_or_path:
-        parts["vae"] = _part(AutoencoderKL, config.pretrained_vae_model_name_or_path, "VAE", torch_dtype=dtype)
+        with read_whole(config.pretrained_vae_model_name_or_path):
+            parts["vae"] = _part(AutoencoderKL, config.pretrained_vae_model_name_or_path, "VAE", torch_dtype=dtype)
     if getattr(config, "tokenizer_name", None):
         parts["tokenizer"] = _part(AutoTokenizer, config.tokenizer_name, "tokenizer", use_fast=False)
     pipe = load_pipeline(config.pretrained_model_name_or_path, device=accelerator.device, dtype=dtype,
