@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 
+from lorabook.adapters.locks import lock_of
 from lorabook.adapters.presets import PRESETS, VECTORS
 from lorabook.adapters.scales import factors_for, plain_scales
 from lorabook.studio.block_sliders import BlockSliders
@@ -65,7 +66,9 @@ class AdapterPanel:
             return
         self.name, pipe = name, self._painter.pipe
         if name not in self.maps:
-            self.maps[name] = BlockSliders(name, touched_blocks(pipe, name), self._blocks,
+            with lock_of(pipe):
+                touched = touched_blocks(pipe, name)
+            self.maps[name] = BlockSliders(name, touched, self._blocks,
                                            lambda block, value: self._set(blocks={block: value}))
         self._map.children = (self.maps[name].box,)
         self._finer(self.fine.value)
@@ -100,7 +103,8 @@ class AdapterPanel:
     def _preset(self, name: str) -> None:
         if name != _NO_PRESET and self.name is not None:
             pipe = self._painter.pipe
-            wanted = nearest_settings(factors_for(pipe, self.name, plain_scales(pipe, name, self.name)))
+            with lock_of(pipe):
+                wanted = nearest_settings(factors_for(pipe, self.name, plain_scales(pipe, name, self.name)))
             self._preset_scales = self.name, _scales(wanted)
             self._put_all(wanted)
 
@@ -114,8 +118,9 @@ class AdapterPanel:
     def _finer(self, wanted: bool) -> None:
         name, pipe = self.name, self._painter.pipe
         if wanted and name is not None and name not in self._parts:
-            self._parts[name] = PartSliders(name, touched_kinds(pipe, name), touched_parts(pipe, name),
-                                            lambda part, value: self._set(parts={part: value}))
+            with lock_of(pipe):
+                kinds, parts = touched_kinds(pipe, name), touched_parts(pipe, name)
+            self._parts[name] = PartSliders(name, kinds, parts, lambda part, value: self._set(parts={part: value}))
             self._parts[name].show(self._settings.adapters.get(name, _OFF))
         self._more.children = (self._parts[name].box,) if wanted and name in self._parts else ()
 

@@ -32,12 +32,13 @@ def as_code(settings: StudioSettings, dialect: str, *, pipe, sources: Mapping[st
             block weights among it, and the line of parameters, for each seed. What a dialect cannot say stands in it as a
             comment.
         pipe: the pipeline with the adapters.
-        sources: where each adapter came from; what is absent is where `load_adapter` took it from, else its name.
+        sources: where each adapter came from; what is absent is where `load_adapter` took it from. One that was never in a
+            file has a comment that says how to write it into one.
     Raises: ValueError for another dialect.
     """
     if dialect not in DIALECTS:
         raise ValueError(f"there is no code for {dialect!r:.60}; there is for: {', '.join(DIALECTS)}")
-    sources = {name: os.fspath((sources or {}).get(name) or source_of(pipe, name) or name) for name in settings.adapters}
+    sources = {name: os.fspath((sources or {}).get(name) or source_of(pipe, name) or "") for name in settings.adapters}
     write = {"lorabook": _lorabook, "diffusers": _diffusers, "a1111": _a1111}[dialect]
     return write(settings, {name: one for name, one in settings.adapters.items() if one.on}, sources, pipe)
 
@@ -47,7 +48,8 @@ def _lorabook(settings: StudioSettings, adapters: Mapping[str, AdapterSettings],
     lines = ["import torch", "", "import lorabook as lb", "",
              f"pipe = lb.load_pipeline({_model(pipe)!r}{scheduler})"]
     for name, adapter in adapters.items():
-        source = sources[name]
+        source, comments = _written(name, sources[name])
+        lines += comments
         if adapter.rank:
             lines.append(f"lb.resize_adapter({source!r}, {f'{name}_rank_{adapter.rank}'!r}, rank={adapter.rank})")
             source = f"{name}_rank_{adapter.rank}"
@@ -74,7 +76,10 @@ def _diffusers(settings: StudioSettings, adapters: Mapping[str, AdapterSettings]
         lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)")
     said = {name: as_diffusers(pipe, name, adapter.scales(models_of(pipe))) for name, adapter in adapters.items()}
     for name, adapter in adapters.items():
-        folder, file = _file(sources[name])
+        source, comments = _written(name, sources[name])
+        lines += comments
+        lines += [f"# {name}: diffusers fetches no web address; download the file and give its path"] * ("://" in source)
+        folder, file = _file(source)
         weight_name = f", weight_name={file!r}" if file else ""
         lines.append(f"pipe.load_lora_weights({folder!r}{weight_name}, adapter_name={name!r})")
         lines += [f"# {name}: {said[name][1]}"] * bool(said[name][1])
@@ -91,6 +96,7 @@ def _a1111(settings: StudioSettings, adapters: Mapping[str, AdapterSettings], so
     for name, adapter in adapters.items():
         weights, why = _block_weights(pipe, name, adapter)
         words.append(f"<lora:{name}:{adapter.scale:g}{weights}>")
+        cannot += [comment.removeprefix("# ") for comment in _written(name, sources[name], "kohya")[1]]
         cannot += [why] * bool(why)
         cannot += [f"{name} is cut to rank {adapter.rank}, which needs a file of its own"] * bool(adapter.rank)
     if settings.blend_method not in (None, "cat"):
@@ -136,9 +142,18 @@ def _model(pipe) -> str:
     return path.resolve().relative_to(DATA).as_posix() if name and path.resolve().is_relative_to(DATA) else name
 
 
+def _written(name: str, source: str, form: str = "diffusers") -> tuple[str, list[str]]:
+    """An adapter's source; for one that is in memory only, the file it may be written into, and a comment that says how."""
+    if source:
+        return source, []
+    file = f"{name}.safetensors"
+    return file, [f"# {name} is in memory only; write it first, where the studio is: "
+                  f"lb.save_adapter(pipe, {file!r}, {form!r}, name={name!r})"]
+
+
 def _file(source: str) -> tuple[str, str | None]:
     """Folder and file of an adapter, or Hub id and None, as diffusers wants them."""
     path = bundled(f"adapters/{source}") or Path(source).expanduser()
-    if path.is_file():
+    if path.is_file() or source.endswith(".safetensors") and "://" not in source:
         return str(path.parent), path.name
     return (str(path), None) if path.is_dir() else (source, None)

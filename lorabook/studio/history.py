@@ -40,6 +40,11 @@ class History:
         self._kept = self._kept[-self._most:]
         self._place, self._moved = len(self._kept) - 1, (changed, now)
 
+    def drop(self) -> None:
+        """Take the newest settings out, as if they had never been."""
+        self._kept.pop()
+        self._place, self._moved = len(self._kept) - 1, (frozenset(), -math.inf)
+
     def undo(self) -> StudioSettings:
         """Go back by one, where there is one; returns the settings then in force."""
         return self._go(-1 if self.can_undo else 0)

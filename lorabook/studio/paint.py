@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from threading import RLock
 
 import torch
 from PIL import Image
@@ -21,9 +20,12 @@ from lorabook.adapters.layers import (
     models_of,
     walk,
 )
+from lorabook.adapters.locks import lock_of
+from lorabook.adapters.memory import is_memory
 from lorabook.adapters.schedule import denoiser
 from lorabook.pipelines import scheduler_class
 from lorabook.studio.applied import BLEND, Applied
+from lorabook.studio.drawable import check_drawable
 from lorabook.studio.encoding import Encoder
 from lorabook.studio.nearest import nearest_settings
 from lorabook.studio.state import StudioSettings
@@ -100,7 +102,8 @@ class Painter:
 
     def __init__(self, pipe):
         self.pipe = pipe
-        self._applied, self._encoder, self._lock = Applied(pipe), Encoder(), RLock()
+        check_drawable(pipe)
+        self._applied, self._encoder = Applied(pipe), Encoder()
         self._room: Room = {}
         self._bases: dict[tuple, list[Image.Image]] = {}
 
@@ -113,35 +116,39 @@ class Painter:
             stopped: asked before each step whether to give up.
         Raises: Stopped; ValueError in one sentence for settings that do not fit the pipeline.
         """
-        with self._lock:
+        with lock_of(self.pipe):
             start = time.perf_counter()
+            check_drawable(self.pipe)
             steps = min(settings.num_inference_steps, _PREVIEW[world_of(self.pipe) is BUNDLED]) if preview else (
                 settings.num_inference_steps)
             self.apply(settings)
             base = self._base(settings, steps, stopped) if settings.compare else None
             images = self._drawn(settings, steps, stopped)
+            if steps == settings.num_inference_steps:
+                self._room.clear()  # a drag has come to rest; the next one makes it anew
             return Painted(settings, images, base, time.perf_counter() - start, steps < settings.num_inference_steps)
 
     def apply(self, settings: StudioSettings) -> None:
         """Put the settings on the pipeline without drawing: scales, ranks, blends."""
-        with self._lock:
+        with lock_of(self.pipe):
             self._applied.apply(settings)
 
     def largest_rank(self, name: str) -> int:
-        """The largest rank that an adapter has as trained."""
+        """The largest rank that an adapter has as trained; known at once after the first time."""
         return self._applied.ranks.largest(name)
 
     def energy_kept(self, name: str, rank: int) -> float:
-        """The share of an adapter's ‖ΔW‖² that is left at a rank, 0 to 1."""
+        """The share of an adapter's ‖ΔW‖² that is left at a rank, 0 to 1; known at once after the first time."""
         return self._applied.ranks.energy(name, rank)
 
     def forget(self, name: str) -> None:
         """Say that another adapter has this name now, or that it was removed."""
-        self._applied.ranks.forget(name)
+        with lock_of(self.pipe):
+            self._applied.ranks.forget(name)
 
     def close(self) -> None:
         """Take blends and smaller ranks back; scales stay as they are."""
-        with self._lock:
+        with lock_of(self.pipe):
             self._applied.close()
             self._room.clear()
             self._bases.clear()
@@ -161,12 +168,31 @@ class Painter:
         told = {"num_inference_steps": steps, "guidance_scale": settings.guidance_scale,
                 **self._encoder(pipe, settings.prompt, settings.negative_prompt, settings.guidance_scale > 1),
                 **size_of(self.pipe, settings)}
-        with folded(pipe, components=("unet", "transformer"), room=self._room):
-            return _called(pipe, told, settings.seeds, stopped)
+        try:
+            with folded(pipe, components=("unet", "transformer"), room=self._room):
+                return _called(pipe, told, settings.seeds, stopped)
+        except (RuntimeError, MemoryError) as error:
+            if not is_memory(error):
+                raise
+        self._room.clear()
+        return _in_parts(pipe, told, settings.seeds, stopped)
+
+
+def _in_parts(pipe, told: Mapping, seeds: Sequence[int], stopped: Callable[[], bool]) -> list[Image.Image]:
+    """A picture for each seed in one batch; in two where the memory is too small for it."""
+    try:
+        return _called(pipe, told, seeds, stopped)
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory(error):
+            raise
+        if len(seeds) == 1:
+            raise ValueError("the picture does not fit into the memory; choose a smaller size") from None
+    half = len(seeds) // 2
+    return [image for some in (seeds[:half], seeds[half:]) for image in _in_parts(pipe, told, some, stopped)]
 
 
 def _called(pipe, told: Mapping, seeds: Sequence[int], stopped: Callable[[], bool]) -> list[Image.Image]:
-    """A picture for each seed in one batch; in two where the memory is too small for it."""
+    """A picture for each seed in one batch."""
     def step_ended(*_):
         if stopped():
             raise Stopped
@@ -174,13 +200,7 @@ def _called(pipe, told: Mapping, seeds: Sequence[int], stopped: Callable[[], boo
 
     step_ended()
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    try:
-        return pipe(**told, num_images_per_prompt=len(seeds), generator=generators, callback_on_step_end=step_ended).images
-    except torch.OutOfMemoryError:
-        if len(seeds) == 1:
-            raise ValueError("the picture does not fit into this GPU's memory; choose a smaller size") from None
-    half = len(seeds) // 2
-    return [image for some in (seeds[:half], seeds[half:]) for image in _called(pipe, told, some, stopped)]
+    return pipe(**told, num_images_per_prompt=len(seeds), generator=generators, callback_on_step_end=step_ended).images
 
 
 def _own_copy(pipe, scheduler: str | None):

@@ -1,7 +1,6 @@
 """Adapters on a pipeline cut to smaller ranks, and back."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from lorabook.adapters.adapter import Adapter
 from lorabook.adapters.attach import adapter_of, base_weights, describe
 from lorabook.adapters.layers import adapter_names, check_known, factor_of, layers_of, models_of, put_factor
+from lorabook.adapters.locks import lock_of
 from lorabook.adapters.manage import swap_adapter
 from lorabook.adapters.ready import Ready, fit
 from lorabook.adapters.resize import Svd, svd_of_layer
@@ -19,25 +19,24 @@ from lorabook.lowrank import truncated
 
 @dataclass(frozen=True)
 class _Decomposed:
-    """An adapter as trained, with the largest rank of its layers on the pipeline, and each layer's decomposition."""
+    """An adapter as trained, with the decomposition and the shape of each layer; no base weight is held on to."""
 
     adapter: Adapter
-    bases: Mapping[str, Mapping[str, Tensor]]
-    largest: int
+    svds: Mapping[tuple[str, str], Svd]
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
 
-    @cached_property
-    def svds(self) -> dict[tuple[str, str], Svd]:
-        found = {}
-        for part, layers in self.adapter.layers.items():
-            for module, layer in layers.items():
-                svd = svd_of_layer(*layer.factors(self.bases.get(part, {}).get(module)))
-                found[part, module] = tuple(half.float() for half in svd)
-        return found
+    @classmethod
+    def of(cls, adapter: Adapter, bases: Mapping[str, Mapping[str, Tensor]]):
+        """Of an adapter, whose weights are copied: a swap writes into what is on the pipeline."""
+        kept = {part: {module: layer.map(Tensor.clone) for module, layer in found.items()}
+                for part, found in adapter.layers.items()}
+        svds = {(part, module): tuple(half.float() for half in svd_of_layer(*layer.factors(bases.get(part, {}).get(module))))
+                for part, found in kept.items() for module, layer in found.items()}
+        return cls(replace(adapter, layers=kept), svds, shapes_of(adapter, bases))
 
     def cut(self, rank: int) -> Adapter:
         """The adapter with each layer at the best approximation of a rank; smaller layers stay as they are."""
-        shapes = shapes_of(self.adapter, self.bases)
-        layers = {part: {module: as_lora(*truncated(*self.svds[part, module], rank), shapes[part][module])
+        layers = {part: {module: as_lora(*truncated(*self.svds[part, module], rank), self.shapes[part][module])
                          if len(self.svds[part, module][1]) > rank else layer for module, layer in found.items()}
                   for part, found in self.adapter.layers.items()}
         return replace(self.adapter, layers=layers)
@@ -55,15 +54,13 @@ class Ranks:
     def __init__(self, pipe):
         self.pipe = pipe
         self._kept: dict[str, _Decomposed] = {}
+        self._largest: dict[str, int] = {}
         self.cut: dict[str, int] = {}
 
     def largest(self, name: str) -> int:
         """The largest rank among an adapter's layers, as trained."""
-        if name in self._kept:
-            return self._kept[name].largest
-        check_known(self.pipe, [name])
-        return max(layer.lora_A[name].weight.shape[0] for found in layers_of(self.pipe, name).values()
-                   for layer in found.values())
+        return self._known(self._largest, name, lambda: max(
+            layer.lora_A[name].weight.shape[0] for found in layers_of(self.pipe, name).values() for layer in found.values()))
 
     def energy(self, name: str, rank: int) -> float:
         """The share of an adapter's ‖ΔW‖² that is left at a rank, 0 to 1."""
@@ -83,8 +80,8 @@ class Ranks:
 
     def forget(self, name: str) -> None:
         """Another adapter has this name now, or none has."""
-        self._kept.pop(name, None)
-        self.cut.pop(name, None)
+        for known in (self._kept, self._largest, self.cut):
+            known.pop(name, None)
 
     def close(self) -> None:
         """Put all back."""
@@ -94,14 +91,21 @@ class Ranks:
 
     @torch.no_grad()
     def _original(self, name: str) -> _Decomposed:
-        if name not in self._kept:
-            check_known(self.pipe, [name])
+        self.largest(name)  # to be known before it is cut
+
+        def decompose() -> _Decomposed:
             adapter = adapter_of(self.pipe, name)
-            layers = {part: {module: layer.map(Tensor.clone) for module, layer in found.items()}
-                      for part, found in adapter.layers.items()}  # a swap writes into what is on the pipeline
-            self._kept[name] = _Decomposed(replace(adapter, layers=layers), base_weights(self.pipe, adapter),
-                                           self.largest(name))
-        return self._kept[name]
+            return _Decomposed.of(adapter, base_weights(self.pipe, adapter))
+        return self._known(self._kept, name, decompose)
+
+    def _known(self, kept: dict, name: str, find: Callable):
+        """What is kept of an adapter; the pipeline is looked at, and waited for, the first time only."""
+        if name not in kept:
+            with lock_of(self.pipe):
+                if name not in kept:
+                    check_known(self.pipe, [name])
+                    kept[name] = find()
+        return kept[name]
 
 
 def _put(pipe, name: str, adapter: Adapter) -> None:

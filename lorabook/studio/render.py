@@ -1,13 +1,16 @@
 """One worker that draws the newest settings and stops what they make stale."""
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from lorabook.adapters.locks import PipelineLock
 from lorabook.studio.paint import Painted, Stopped
 from lorabook.studio.state import StudioSettings
 from lorabook.studio.threads import give_threads_back
 
 YOUNG = 0.4  # seconds for which a shown picture is new enough to stop the next preview, so that a drag still shows some
+_LOOK = 0.05  # seconds after which one that waits for the pipeline looks whether it should go on waiting
 
 
 class Renderer:
@@ -17,10 +20,10 @@ class Renderer:
     """
 
     def __init__(self, paint: Callable[..., Painted], show: Callable[[Painted], None],
-                 fail: Callable[[str, StudioSettings], None]):
-        """Args: `Painter.paint`; what takes each result; what takes an error's sentence and its settings. The last two
-        are called in the worker's thread."""
-        self._paint, self._show, self._fail = paint, show, fail
+                 fail: Callable[[str, StudioSettings], None], lock: Callable[[], PipelineLock] = PipelineLock):
+        """Args: `Painter.paint`; what takes each result; what takes an error's sentence and its settings; what gives
+        the lock of what is painted on. The second and third are called in the worker's thread, without the lock."""
+        self._paint, self._show, self._fail, self._lock = paint, show, fail, lock
         self._changed = threading.Condition()
         self._wanted: StudioSettings | None = None
         self._worker: threading.Thread | None = None
@@ -39,17 +42,22 @@ class Renderer:
                 self._worker.start()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is left to do; returns whether that came within `timeout` seconds."""
+        """Wait until nothing is left to do; returns whether that came within `timeout` seconds.
+
+        Where the caller itself has the pipeline (within `lb.fused`, or a callback of a call), nothing would come, so it
+        does not wait.
+        """
         if threading.current_thread() is self._worker:
             return False
         with self._changed:
-            return self._changed.wait_for(lambda: self._worker is None, timeout)
+            return self._changed.wait_for(lambda: self._worker is None, 0 if self._lock().is_mine() else timeout)
 
     def close(self) -> None:
         """Stop what runs, within one step, and take no more requests."""
         with self._changed:
             self._closed, self._wanted = True, None
-        self.wait()
+            if threading.current_thread() is not self._worker:
+                self._changed.wait_for(lambda: self._worker is None)
 
     def _work(self) -> None:
         try:
@@ -73,7 +81,8 @@ class Renderer:
     def _draw(self, settings: StudioSettings) -> None:
         try:
             for preview in (True, False):
-                painted = self._paint(settings, preview=preview, stopped=lambda preview=preview: self._is_stale(preview))
+                with self._turn():
+                    painted = self._paint(settings, preview=preview, stopped=lambda preview=preview: self._is_stale(preview))
                 if self._is_stale(preview):
                     return
                 self._show(painted)
@@ -85,6 +94,22 @@ class Renderer:
         except Exception as error:
             if self._wanted is None and not self._closed:
                 self._fail(in_one_sentence(error), settings)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The lock, for one picture; raises Stopped where newer settings come while others have it."""
+        lock = self._lock()
+        mine = lock.acquire(0)
+        while not mine:
+            mine = lock.acquire(_LOOK)
+            if self._is_stale(preview=False):
+                if mine:
+                    lock.release()
+                raise Stopped
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _is_stale(self, preview: bool) -> bool:
         young = time.monotonic() - self._shown < YOUNG

@@ -9,10 +9,13 @@ from PIL import Image
 from lorabook import mime
 from lorabook.adapters.layers import adapter_names, listed
 from lorabook.adapters.load import load_adapter
+from lorabook.adapters.locks import lock_of
+from lorabook.adapters.manage import remove_adapter
 from lorabook.adapters.report import LoadReport
 from lorabook.adapters.save import SaveReport
 from lorabook.grid import ImageGrid
 from lorabook.studio.code import as_code
+from lorabook.studio.drawable import check_drawable
 from lorabook.studio.files import read_settings, write_adapter, write_picture
 from lorabook.studio.gallery import Kept, in_words
 from lorabook.studio.history import History
@@ -51,18 +54,19 @@ class ScaleStudio:
 
         Raises: ValueError for settings out of range; FileNotFoundError if there is no such folder.
         """
+        check_drawable(pipe)
         if adapters_folder is None and world_of(pipe) is BUNDLED:
             adapters_folder = DATA / "adapters"
         files = [] if adapters_folder is None else adapter_files(adapters_folder)
         self.pipe, self.gallery = pipe, []
-        self._sources: dict[str, str] = {}
         self._painted: Painted | None = None
         self._error: str | None = None
-        self._history = History(settings_of(pipe, prompt, **more))
-        self._painter = Painter(pipe)
-        self._view = View(self, self._painter, files, side_of(pipe))
-        self._renderer = Renderer(self._painter.paint, self._show, self._fail)
-        self._follow()
+        with lock_of(pipe):
+            self._history = History(settings_of(pipe, prompt, **more))
+            self._painter = Painter(pipe)
+            self._view = View(self, self._painter, files, side_of(pipe))
+            self._renderer = self._new_renderer()
+            self._follow()
 
     @property
     def widget(self):
@@ -83,10 +87,12 @@ class ScaleStudio:
         if not isinstance(settings, StudioSettings):
             raise ValueError(f"settings must be StudioSettings, not {settings!r:.80}; change them as "
                              "studio.settings.with_(prompt=...)")
-        known = {*self.settings.adapters, *adapter_names(self.pipe)}
-        if missing := [name for name in settings.adapters if name not in known]:
-            raise ValueError(f"the pipeline has no adapter {missing[0]!r:.80}; it has: {listed(sorted(known))}; "
-                             "load it first with studio.load(file)")
+        if new := settings.adapters.keys() - self.settings.adapters.keys():
+            with lock_of(self.pipe):
+                known = {*self.settings.adapters, *adapter_names(self.pipe)}
+            if new - known:
+                raise ValueError(f"the pipeline has no adapter {min(new - known)!r:.80}; it has: {listed(sorted(known))}; "
+                                 "load it first with studio.load(file)")
         self._history.push(settings)
         self._follow()
 
@@ -133,28 +139,37 @@ class ScaleStudio:
 
     def code(self, dialect: str = "lorabook") -> str:
         """Code that draws the present picture elsewhere: "lorabook", "diffusers", or "a1111" for the A1111 prompt line."""
-        return as_code(self.settings, dialect, pipe=self.pipe, sources=self._sources)
+        with lock_of(self.pipe):
+            return as_code(self.settings, dialect, pipe=self.pipe)
 
     def load(self, file) -> LoadReport:
-        """Load another adapter, from all that `load_adapter` takes; it takes part from now on."""
+        """Load another adapter, from all that `load_adapter` takes; it takes part from now on.
+
+        Raises: as `load_adapter`. The pipeline, the settings and the sliders are then as before.
+        """
         self._renderer.close()  # which stops what runs; the next one begins with what is loaded then
-        self._renderer = Renderer(self._painter.paint, self._show, self._fail)
-        try:
-            report = load_adapter(self.pipe, file)
-        except Exception:
-            self._renderer.request(self.settings)
-            raise
-        self._painter.forget(report.name)
-        self._sources[report.name] = os.fspath(file)
-        self.put(self.settings.with_adapter(report.name))
-        self._view.adapter.choose(report.name)
+        self._renderer, before, report = self._new_renderer(), self.settings, None
+        with lock_of(self.pipe):
+            try:
+                report = load_adapter(self.pipe, file)
+                self._painter.forget(report.name)
+                self.put(before.with_adapter(report.name))
+                self._view.adapter.choose(report.name)
+            except BaseException:
+                if report is not None:
+                    remove_adapter(self.pipe, report.name)
+                if self.settings != before:
+                    self._history.drop()
+                self._renderer.request(before)
+                raise
         return report
 
     def save_adapter(self, path: str | os.PathLike) -> SaveReport:
         """Write what takes part as one adapter, its scales baked in. Raises ValueError where none takes part."""
         self.wait(_PATIENCE)
-        self._painter.apply(self.settings)
-        return write_adapter(self.pipe, path)
+        with lock_of(self.pipe):
+            self._painter.apply(self.settings)
+            return write_adapter(self.pipe, path)
 
     def save_picture(self, path: str | os.PathLike) -> Path:
         """Write the present picture as a PNG, its settings inside; several as a grid. Returns the path."""
@@ -188,12 +203,16 @@ class ScaleStudio:
     def static(self) -> Image.Image:
         """What is drawn, and where the sliders stand, as one picture."""
         grid = self._grid(self._painted, enlarged).picture() if self._painted else None
-        touched = {name: touched_blocks(self.pipe, name) for name in self.settings.adapters}
+        with lock_of(self.pipe):
+            touched = {name: touched_blocks(self.pipe, name) for name in self.settings.adapters}
         return static_picture(grid, self.settings, touched)
 
     def _present(self) -> Painted:
         """The pictures of the present settings, in full."""
         if not self.wait(_PATIENCE):
+            if lock_of(self.pipe).is_mine():
+                raise ValueError("the studio draws when the block or the call that has its pipeline is at its end; ask for "
+                                 "the picture after it")
             raise TimeoutError(f"the picture is not there after {_PATIENCE} seconds; wait for it with studio.wait()")
         if self._error or self._painted is None:
             raise ValueError(self._error or "the studio is closed, so there is no picture")
@@ -210,8 +229,11 @@ class ScaleStudio:
     def _follow(self) -> None:
         """Let the view and the picture follow the present settings."""
         self._error = None
+        self._renderer.request(self.settings)  # first, since it stops what runs, and the view may wait for the pipeline
         self._view.show(self.settings, self._history.can_undo, self._history.can_redo)
-        self._renderer.request(self.settings)
+
+    def _new_renderer(self) -> Renderer:
+        return Renderer(self._painter.paint, self._show, self._fail, lambda: lock_of(self.pipe))
 
     def _show(self, painted: Painted) -> None:
         self._painted = painted

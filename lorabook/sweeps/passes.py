@@ -9,6 +9,7 @@ from lorabook.adapters.blend import blend
 from lorabook.adapters.layers import adapter_names
 from lorabook.adapters.load import load_adapter
 from lorabook.adapters.manage import remove_adapter
+from lorabook.adapters.memory import is_memory
 from lorabook.adapters.scales import kept_scales
 from lorabook.adapters.schedule import set_steps, steps_on
 from lorabook.pipelines import scheduler_class
@@ -50,8 +51,8 @@ def _draw_group(pipe, cells: Mapping[int, Cell], present: Present, told, size: i
             else:
                 now = waiting[:1]
                 images = [draw_alone(pipe, cells[now[0]], factors[now[0]], told)]
-        except RuntimeError as error:
-            if len(now) == 1 or not _is_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if len(now) == 1 or not is_memory(error):
                 raise
             size = len(now) // 2
             if torch.cuda.is_available():
@@ -60,11 +61,6 @@ def _draw_group(pipe, cells: Mapping[int, Cell], present: Present, told, size: i
         drawn(dict(zip(now, images, strict=True)))
         waiting = waiting[len(now):]
     return size
-
-
-def _is_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory"))
 
 
 def _at_once(pipe, told: Mapping[str, object]) -> int:

@@ -1,3 +1,6 @@
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -38,9 +41,35 @@ def test_all_is_as_before_afterwards(two):
     before, checksum, active = scalings(two), lb.base_checksum(two), active_adapters(two)
     weights = [layer.get_base_layer().weight.data_ptr() for layer in lora_layers(two)["unet"].values()]
     with folded(two):
-        assert lb.base_checksum(two) != checksum
+        assert lb.base_checksum(two) == checksum
     assert lb.base_checksum(two) == checksum and scalings(two) == before and active_adapters(two) == active
     assert weights == [layer.get_base_layer().weight.data_ptr() for layer in lora_layers(two)["unet"].values()]
+
+
+def test_another_thread_draws_the_same_while_layers_are_folded_and_unfolded(two):
+    plain, drawn = picture(two), []
+    other = threading.Thread(target=lambda: drawn.extend(picture(two) for _ in range(3)))
+    other.start()
+    while other.is_alive():
+        with folded(two):
+            time.sleep(0.02)  # leaves the interpreter to the other
+    assert len(drawn) == 3 and all(abs(found - plain).max() <= 1 for found in drawn)
+
+
+def test_a_model_too_large_for_the_room_has_no_second_copy(two, monkeypatch):
+    plain, room = picture(two), {}
+    monkeypatch.setattr("lorabook.adapters.fold.ROOM", 1000)
+    with folded(two, room=room) as done:
+        assert done and not room and abs(picture(two) - plain).max() <= 1
+
+
+def test_where_there_is_no_memory_for_the_sums_nothing_is_folded(two, monkeypatch):
+    plain, room = picture(two), {}
+    with monkeypatch.context() as small:
+        small.setattr("torch.addmm", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("MPS backend out of memory")))
+        with folded(two, room=room) as done:
+            assert not done and not room
+    assert (picture(two) == plain).all()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

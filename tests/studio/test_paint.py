@@ -1,10 +1,15 @@
+import gc
+import threading
+
 import numpy as np
 import pytest
+import torch
 from adapter_files import add_random
 from conftest import tiny_sdxl
 
 import lorabook as lb
 from lorabook.adapters.layers import active_adapters, adapter_names, lora_layers
+from lorabook.adapters.locks import lock_of
 from lorabook.adapters.scales import scales_of
 from lorabook.studio.applied import BLEND
 from lorabook.studio.paint import STEPS, Painter, Stopped, settings_of
@@ -182,3 +187,61 @@ def test_sdxl_is_drawn_too(tmp_path):
     settings = settings_of(pipe, PROMPT, num_inference_steps=2, seeds=(0, 1), negative_prompt="a boat")
     painted = Painter(pipe).paint(settings)
     assert max(differences(painted.images, ordinary(pipe, settings, negative_prompt="a boat"))) <= 1
+
+
+def refusing(pipe, monkeypatch, error, fits):
+    """Let the UNet run out of memory where what it is asked does not fit."""
+    forward, asked = pipe.unet.forward, []
+
+    def run(sample, *args, **named):
+        folds = any("forward" in layer.__dict__ for layer in lora_layers(pipe)["unet"].values())
+        asked.append((folds, len(sample)))
+        if not fits(folds, len(sample)):
+            raise error
+        return forward(sample, *args, **named)
+    monkeypatch.setattr(pipe.unet, "forward", run)
+    return asked
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory"), MemoryError(),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")])
+def test_where_the_memory_runs_out_while_folded_it_draws_on_unfolded(two, settings, monkeypatch, error):
+    painter, right = Painter(two), Painter(two).paint(settings).images
+    asked = refusing(two, monkeypatch, error, lambda folds, _: not folds)
+    painted = painter.paint(settings)
+    assert max(differences(painted.images, map(array, right))) <= 1 and asked[0] == (True, 4) and asked[-1] == (False, 4)
+    assert not painter._room and lb.scales_of(two)["ink"]
+
+
+def test_only_what_does_not_fit_unfolded_either_is_told(two, settings, monkeypatch):
+    asked = refusing(two, monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), lambda folds, pictures: pictures < 4)
+    assert len(Painter(two).paint(settings).images) == 2 and (False, 2) in asked
+    refusing(two, monkeypatch, MemoryError(), lambda *_: False)
+    with pytest.raises(ValueError, match="does not fit into the memory; choose a smaller size"):
+        Painter(two).paint(settings)
+    refusing(two, monkeypatch, RuntimeError("mat1 and mat2"), lambda *_: False)
+    with pytest.raises(RuntimeError, match="mat1"):
+        Painter(two).paint(settings)
+
+
+def test_nothing_of_the_base_is_held_twice_once_a_picture_is_there(two, settings):
+    painter = Painter(two)
+    painter.paint(settings.with_adapter("ink", rank=2))
+    sizes = {layer.get_base_layer().weight.shape for layer in lora_layers(two)["unet"].values()}
+    held = [value for value in gc.get_objects() if isinstance(value, torch.Tensor) and value.shape in sizes]
+    own = {value.data_ptr() for model in two.components.values() if isinstance(model, torch.nn.Module)
+           for value in model.parameters()}
+    assert not painter._room and sum(value.nbytes for value in held if value.data_ptr() not in own) < 200_000
+
+
+def test_ranks_are_known_without_waiting_after_the_first_time(two, settings):
+    painter = Painter(two)
+    first = painter.largest_rank("ink"), painter.energy_kept("ink", 2)
+    painter.paint(settings.with_adapter("ink", rank=2), preview=True)
+    found = []
+    with lock_of(two):
+        other = threading.Thread(target=lambda: found.append((painter.largest_rank("ink"), painter.energy_kept("ink", 2))))
+        other.start()
+        other.join(10)
+    assert found == [first]

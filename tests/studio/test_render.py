@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from lorabook.adapters.locks import PipelineLock
 from lorabook.studio.paint import Painted, Stopped
 from lorabook.studio.render import Renderer, in_one_sentence
 from lorabook.studio.state import StudioSettings
@@ -89,6 +90,24 @@ def test_an_error_in_showing_is_told_too(slow):
     slow.renderer._show = lambda painted: 1 / 0
     slow.ask("a")
     assert slow.renderer.wait(10) and "ZeroDivisionError" in slow.failed[0]
+
+
+def test_it_waits_for_its_turn_and_then_paints_the_newest_only(slow):
+    lock = PipelineLock()
+    slow.renderer = Renderer(slow.paint, slow.shown.append, slow.failed.append, lambda: lock)
+    with lock:
+        slow.ask("a", "b", "c", pause=0.07)
+        assert not slow.renderer.wait() and not slow.begun  # who has the lock would wait for ever
+    assert slow.renderer.wait(10) and slow.begun[0] == ("c", True) and slow.pictures() == [("c", True), ("c", False)]
+
+
+def test_closing_stops_one_that_waits_for_its_turn(slow):
+    lock = PipelineLock()
+    slow.renderer = Renderer(slow.paint, slow.shown.append, slow.failed.append, lambda: lock)
+    with lock:
+        slow.ask("a")
+        slow.renderer.close()
+    assert not slow.begun
 
 
 def test_no_thread_is_left(slow):

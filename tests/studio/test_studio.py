@@ -5,13 +5,17 @@ import numpy as np
 import pytest
 import torch
 from adapter_files import ATTENTION, add_random
+from diffusers import LTXPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 import lorabook as lb
+from lorabook.adapters.source import read_source
 from lorabook.studio.shelf_files import adapter_files, thumbnail
 from lorabook.studio.state import StudioSettings
 from lorabook.studio.studio import ScaleStudio
 from lorabook.studio.touched import touched_blocks
+from lorabook.training.run import TrainingRun
 
 PROMPT = "a red cat"
 
@@ -259,6 +263,33 @@ def test_an_adapter_that_cannot_be_loaded_is_told(studio, view):
     assert studio.picture.size == (64, 64)
 
 
+@pytest.mark.parametrize(("given", "said"), [
+    (lambda file: TrainingRun(file, [], ""), "{file!r}"), (lambda file: file, "{file!r}"), (str, "{file!r}"),
+    (load_file, "'adapter.safetensors'"), (lambda file: read_source(file).adapter, "'adapter.safetensors'")])
+def test_all_that_can_be_loaded_gets_sliders_and_stands_in_the_code(studio, view, tmp_path, given, said):
+    file = tmp_path / "mine.safetensors"
+    lb.save_adapter("creatures", file)
+    report = studio.load(given(file))
+    assert report.name in studio.settings.adapters and "up.1" in view.adapter.maps[report.name].sliders
+    code = studio.code()
+    assert f"lb.load_adapter(pipe, {said.format(file=str(file))}, {report.name!r})" in code
+    assert ("# adapter is in memory only" in code) == (report.name == "adapter")
+    assert apart(studio.picture, ordinary(studio)) <= 2
+
+
+@pytest.mark.parametrize("step", ["choose", "show"])
+def test_what_fails_after_loading_leaves_no_adapter_behind(studio, view, monkeypatch, step):
+    before, drawn = studio.settings, studio.picture
+    with monkeypatch.context() as broken:
+        broken.setattr(view.adapter, step, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError, match="division"):
+            studio.load("creatures")
+    assert studio.settings == before and set(lb.scales_of(studio.pipe)) == {"ink", "mosaic"}
+    assert apart(studio.picture, drawn) <= 2
+    studio.undo()
+    assert studio.settings == before and studio.load("creatures").name == "creatures"
+
+
 def test_the_code_follows_the_settings(studio, view):
     view.tabs.selected_index = 4
     slider(view, "up.1").value = 0.3
@@ -297,6 +328,66 @@ def test_closed_it_leaves_the_pipeline_as_it_stands_and_no_thread(studio):
     drawn, before = studio.picture, threading.active_count()
     studio.close()
     assert apart(drawn, ordinary(studio)) <= 2 and threading.active_count() <= before
+
+
+def test_what_it_cannot_draw_with_is_refused_in_one_sentence(pipe):
+    whole = dict(pipe.components)
+    pipe.register_modules(text_encoder=None, tokenizer=None)
+    with pytest.raises(ValueError, match="has no text encoder, so the studio cannot read a prompt"):
+        ScaleStudio(pipe)
+    pipe.register_modules(text_encoder=whole["text_encoder"], tokenizer=whole["tokenizer"])
+    pipe.unet.encoder_hid_proj = torch.nn.Identity()
+    pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    with pytest.raises(ValueError, match="has an IP-Adapter.*unload_ip_adapter"):
+        ScaleStudio(pipe)
+    video = object.__new__(LTXPipeline)
+    video.transformer = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="LTXPipeline is none of them; move its scales with lb.set_scales"):
+        ScaleStudio(video)
+
+
+def test_a_cell_and_the_studio_take_turns(studio):
+    pipe, settings = studio.pipe, studio.settings
+    checksum, done, wrong = lb.base_checksum(pipe), threading.Event(), []
+    right = {}
+    for scale in (0.0, 0.5, 1.0):
+        studio.settings = settings.with_adapter("ink", scale=scale)
+        right[scale] = studio.picture
+
+    def move():
+        number = 0
+        while not done.is_set():
+            number += 1
+            studio.settings = settings.with_adapter("ink", scale=(0.0, 0.5, 1.0)[number % 3])
+            if number % 4 == 0 and studio.wait(60) and not studio._error:
+                painted = studio._painted
+                wrong.append(apart(painted.images[0], right[painted.settings.adapters["ink"].scale]))
+            done.wait(0.05)
+    hand = threading.Thread(target=move)
+    hand.start()
+    call = {"num_inference_steps": 3, "guidance_scale": settings.guidance_scale, "seed": 0}
+    for _ in range(2):
+        for scale, image in zip((0.0, 1.0), lb.sweep(pipe, PROMPT, columns={"ink": [0.0, 1.0]}, scales={
+                "ink": 1, "mosaic": 1}, **call).images[0], strict=True):
+            wrong.append(apart(image, right[scale]))
+        with lb.fused(pipe, {"ink": 0.5, "mosaic": 1.0}):
+            wrong.append(apart(lb.generate(pipe, PROMPT, **call).images[0], right[0.5]))
+            assert not studio.wait(10) or studio._painted
+        lb.set_scales(pipe, {"ink": -1})
+    done.set()
+    hand.join(120)
+    assert not hand.is_alive() and studio.wait(60) and max(wrong) <= 2 and len(wrong) > 6
+    assert lb.base_checksum(pipe) == checksum
+
+
+def test_within_a_block_that_has_the_pipeline_nothing_is_waited_for(studio):
+    studio.wait()
+    with lb.fused(studio.pipe, {"ink": 1}):
+        studio.settings = studio.settings.with_(seeds=(5,))
+        assert not studio.wait()
+        with pytest.raises(ValueError, match="draws when the block or the call"):
+            studio.picture  # noqa: B018
+    assert studio.wait(60) and apart(studio.picture, ordinary(studio, 5)) <= 2
 
 
 def test_the_shelf_finds_files_and_their_pictures(tmp_path):
