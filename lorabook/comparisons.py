@@ -11,6 +11,7 @@ from lorabook.adapters.blend import blend
 from lorabook.adapters.blend_report import BlendReport
 from lorabook.adapters.layer_view import norm_of, views_of
 from lorabook.adapters.layers import check_known, layers_of
+from lorabook.adapters.locks import locked
 from lorabook.adapters.manage import remove_adapter
 from lorabook.adapters.merging import METHODS
 from lorabook.adapters.scales import kept_scales
@@ -55,6 +56,7 @@ class BlendComparison:
         display(HTML(self._repr_html_()), self.grid)
 
 
+@locked
 def compare_blends(pipe, weights: Mapping[str, object], prompt: str | Sequence[str], *, methods: Sequence[str] = METHODS,
                    density: float | None = None, rank: int | None = None, seed: int = 0,
                    num_inference_steps: int | None = None, guidance_scale: float | None = None,
@@ -167,6 +169,7 @@ class BlockEffects:
         display(HTML(self._repr_html_()), self.plot(), self.grid)
 
 
+@locked
 def block_effects(pipe, adapter: str, prompt: str, *, seeds: Sequence[int] = (0, 1), **call) -> BlockEffects:
     """How much each block of an adapter matters: by its weights, and by what it alone does to the picture.
 

@@ -9,6 +9,7 @@ from lorabook.adapters.attach import adapter_of, base_weights, put_on
 from lorabook.adapters.blend_report import BlendReport, blend_report
 from lorabook.adapters.interference import Interference, compare_adapters
 from lorabook.adapters.layers import activate, active_adapters, adapter_names, check_known, models_of, module_name
+from lorabook.adapters.locks import locked
 from lorabook.adapters.merging import merge
 from lorabook.adapters.originals import fused_names
 from lorabook.adapters.ready import fit
@@ -16,6 +17,7 @@ from lorabook.adapters.scales import factors_for, plain_scales
 from lorabook.adapters.source import read_source
 
 
+@locked
 def blend(pipe, weights: Mapping[str, object], *, method: str = "cat", new_name: str, density: float | None = None,
           rank: int | None = None, seed: int = 0, across_bases: bool = False) -> BlendReport:
     """Make one adapter of several; it takes part in their place, and they stay on the pipeline, switched off.
@@ -53,6 +55,7 @@ def blend(pipe, weights: Mapping[str, object], *, method: str = "cat", new_name:
     return report
 
 
+@locked
 def interference(a, b, *, pipe=None) -> Interference:
     """How far two adapters work in the same directions, by block: before blending, what to expect of it.
 

@@ -24,6 +24,7 @@ from lorabook.adapters.layers import (
     trained_scaling,
     walk,
 )
+from lorabook.adapters.locks import lock_of, locked
 from lorabook.adapters.originals import FusedAdapter, fused_in, fused_names, original
 from lorabook.adapters.ready import Ready
 from lorabook.adapters.scales import factors_for, plain_scales
@@ -53,6 +54,7 @@ class FuseReport:
         return f"<p>{html.escape(str(self))}</p>"
 
 
+@locked
 def fuse(pipe, scales: Mapping[str, object] | None = None, *, components: Iterable[str] | None = None) -> FuseReport:
     """Compute adapters into the base weights, so that they cost no time; `unfuse` gives the base back bit for bit.
 
@@ -88,6 +90,7 @@ def fuse(pipe, scales: Mapping[str, object] | None = None, *, components: Iterab
     return _report(pipe, sum(map(len, changed.values())))
 
 
+@locked
 def unfuse(pipe, names: str | Iterable[str] | None = None) -> FuseReport:
     """Take fused adapters out of the weights and put them on the pipeline as they were before.
 
@@ -124,15 +127,17 @@ def unfuse(pipe, names: str | Iterable[str] | None = None) -> FuseReport:
 def fused(pipe, scales: Mapping[str, object] | None = None, *, components: Iterable[str] | None = None
           ) -> Iterator[FuseReport]:
     """Fuse for the time of a block, and undo it on the way out, after an error too; arguments as in `fuse`."""
-    before = set(fused_names(models_of(pipe)))
-    report = fuse(pipe, scales, components=components)
-    try:
-        yield report
-    finally:
-        if ours := [name for name in fused_names(models_of(pipe)) if name not in before]:
-            unfuse(pipe, ours)
+    with lock_of(pipe):
+        before = set(fused_names(models_of(pipe)))
+        report = fuse(pipe, scales, components=components)
+        try:
+            yield report
+        finally:
+            if ours := [name for name in fused_names(models_of(pipe)) if name not in before]:
+                unfuse(pipe, ours)
 
 
+@locked
 def base_checksum(pipe) -> str:
     """SHA-256 of a pipeline's weights, those of adapters on it left out: equal before fusing and after unfusing."""
     seen = hashlib.sha256()
@@ -155,8 +160,7 @@ def _chosen(pipe, parts: Iterable[str] | None) -> dict[str, nn.Module]:
 
 
 def _check(pipe, names: list[str], scales: Mapping | None, models: Mapping[str, nn.Module]) -> None:
-    already = [name for name in names if name in fused_names(models_of(pipe))]
-    if already:
+    if already := [name for name in names if name in fused_names(models_of(pipe))]:
         raise ValueError(f"adapter {already[0]!r} is fused already; call unfuse(pipe, {already[0]!r}) first")
     check_known(pipe, names)
     if not names:
@@ -210,8 +214,7 @@ def _sums(model: nn.Module, shares: Mapping[str, FusedAdapter], modules: Iterabl
             total = own.float()
             for made, factor in parts:
                 up, down = (half.to(own.device, torch.float32).flatten(1) for half in (made.up, made.down))
-                delta = up @ down
-                total = total + (factor * made.alpha / made.rank) * delta.view_as(own)
+                total = total + (factor * made.alpha / made.rank) * (up @ down).view_as(own)
             found[module] = total.to(own.dtype)
         if not found[module].isfinite().all():
             raise ValueError(f"fusing makes layer {module} infinite in {str(own.dtype)[6:]}; give a smaller scale")

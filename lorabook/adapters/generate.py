@@ -8,6 +8,7 @@ import torch
 from lorabook.adapters.emphasis import encode, parse_emphasis
 from lorabook.adapters.layers import adapter_names, models_of, module_name
 from lorabook.adapters.load import load_adapter
+from lorabook.adapters.locks import locked
 from lorabook.adapters.manage import remove_adapter
 from lorabook.adapters.prompts import find_adapters, merged, nearest, parse_prompt
 from lorabook.adapters.scales import kept_scales, set_scales
@@ -16,6 +17,7 @@ from lorabook.worlds import bundled
 _MADE = re.compile("(negative_|pooled_)*prompt")  # arguments that come from the two prompts
 
 
+@locked
 def generate(pipe, prompt: str, negative_prompt: str | None = None, *, adapters_folder=None, seed: int | None = None,
              **call):
     """Draw a prompt in A1111's syntax: `a (red:1.3) cat, [blurry] <lora:ink:0.8>`.

@@ -5,12 +5,14 @@ from lorabook.adapters.adapter import Adapter
 from lorabook.adapters.attach import put_on, remember_source
 from lorabook.adapters.files import brief
 from lorabook.adapters.layers import COMPONENTS, adapter_names, models_of, module_name
+from lorabook.adapters.locks import locked
 from lorabook.adapters.originals import fused_names
 from lorabook.adapters.ready import fit
 from lorabook.adapters.report import LoadReport, report_of
 from lorabook.adapters.source import Source, read_source
 
 
+@locked
 def load_adapter(pipe, source, name: str | None = None, *, weight_name: str | None = None,
                  subfolder: str | None = None, revision: str | None = None, token: str | None = None,
                  cache_dir: str | None = None, local_files_only: bool = False,

@@ -21,6 +21,7 @@ from lorabook.adapters.layers import (
     put_factor,
 )
 from lorabook.adapters.load import chosen, layers_per_block, report
+from lorabook.adapters.locks import locked
 from lorabook.adapters.originals import fused_in, fused_names
 from lorabook.adapters.ready import fit
 from lorabook.adapters.report import LoadReport
@@ -82,6 +83,7 @@ class AdapterTable(Sequence):
 _HEADS = ("adapter", "format", "components", "ranks", "active", "scale", "size", "device")
 
 
+@locked
 def list_adapters(pipe) -> AdapterTable:
     """The adapters on a pipeline, those that are fused too: format, ranks, whether they take part, scales, size, device."""
     active, models = active_adapters(pipe), models_of(pipe)
@@ -97,6 +99,7 @@ def list_adapters(pipe) -> AdapterTable:
     return AdapterTable(rows)
 
 
+@locked
 def enable_adapters(pipe, names: str | Iterable[str] | None = None) -> None:
     """Let adapters take part again, at the scales they have; None lets all."""
     chosen_ones = _names(pipe, names)
@@ -104,12 +107,14 @@ def enable_adapters(pipe, names: str | Iterable[str] | None = None) -> None:
     activate(pipe, [name for name in adapter_names(pipe) if name in active or name in chosen_ones])
 
 
+@locked
 def disable_adapters(pipe, names: str | Iterable[str] | None = None) -> None:
     """Switch adapters off and keep them on the pipeline with their scales; None switches all off."""
     off = _names(pipe, names)
     activate(pipe, [name for name in active_adapters(pipe) if name not in off])
 
 
+@locked
 def remove_adapter(pipe, name: str) -> None:
     """Take an adapter off the pipeline; what then carries none is plain again.
 
@@ -120,6 +125,7 @@ def remove_adapter(pipe, name: str) -> None:
     take_off(pipe, name)
 
 
+@locked
 def unload_adapters(pipe) -> None:
     """Take all adapters off. Raises ValueError where one is fused; nothing is taken off then."""
     check_known(pipe, fused_names(models_of(pipe)))
@@ -127,6 +133,7 @@ def unload_adapters(pipe) -> None:
         remove_adapter(pipe, name)
 
 
+@locked
 def move_adapter(pipe, name: str, device: str | torch.device) -> None:
     """Move an adapter's weights to a device, as to the CPU to spare a GPU's memory.
 
@@ -148,6 +155,7 @@ def move_adapter(pipe, name: str, device: str | torch.device) -> None:
             half.to(place)
 
 
+@locked
 def swap_adapter(pipe, name: str, source, *, components: Iterable[str] | None = None, **find) -> LoadReport:
     """Put another adapter in the place of one, under its name and at its scale.
 
@@ -172,7 +180,7 @@ def swap_adapter(pipe, name: str, source, *, components: Iterable[str] | None = 
         swap_in(pipe, name, ready, adapter)
     else:
         if _is_compiled(pipe):
-            warnings.warn(f"the new adapter {reason}, so the model is compiled once more on its next call", stacklevel=2)
+            warnings.warn(f"the new adapter {reason}, so the model is compiled once more on its next call", stacklevel=3)
         _replace(pipe, name, ready, adapter)
     remember_source(pipe, name, source)
     return report(pipe, name, found, adapter)

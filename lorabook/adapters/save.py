@@ -15,6 +15,7 @@ from lorabook.adapters.files import METADATA_KEY, WEIGHT_NAME, write_adapter
 from lorabook.adapters.formats.names import text_name
 from lorabook.adapters.formats.write import FORMATS, as_written, to_diffusers, to_kohya, to_peft
 from lorabook.adapters.layers import adapter_names, base_weight, check_known, listed, models_of, walk
+from lorabook.adapters.locks import locked
 from lorabook.adapters.originals import original
 from lorabook.adapters.outgoing import outgoing, public_name, shareable
 from lorabook.adapters.resize import ResizeReport, difference, resize
@@ -60,6 +61,7 @@ class SaveReport(os.PathLike):
         return f"<p>{html.escape(str(self))}</p>"
 
 
+@locked
 def save_adapter(source, target: str | os.PathLike, format: str = "diffusers", *, name: str | None = None,
                  rank: int | None = None, bake_scales: bool = False, **find) -> SaveReport:
     """Write an adapter in a form that others read; alpha and metadata come along.
@@ -92,6 +94,7 @@ def save_adapter(source, target: str | os.PathLike, format: str = "diffusers", *
     return SaveReport(path, format, adapter.kinds, max(ranks), resized)
 
 
+@locked
 def resize_adapter(source, target: str | os.PathLike, *, rank: int | None = None, energy: float | None = None,
                    format: str = "diffusers", name: str | None = None, **find) -> ResizeReport:
     """Write an adapter at a smaller rank: each layer's best approximation, by SVD.
@@ -109,6 +112,7 @@ def resize_adapter(source, target: str | os.PathLike, *, rank: int | None = None
     return report
 
 
+@locked
 def extract_adapter(tuned, base, rank: int, target: str | os.PathLike | None = None, *,
                     format: str = "diffusers") -> Adapter | SaveReport:
     """The LoRA that brings a base model closest to one that was tuned as a whole.

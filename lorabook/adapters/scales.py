@@ -19,6 +19,7 @@ from lorabook.adapters.layers import (
     put_factor,
     walk,
 )
+from lorabook.adapters.locks import locked
 from lorabook.adapters.presets import preset
 from lorabook.adapters.scale_table import ScaleTable
 from lorabook.adapters.schedule import set_steps, steps_on
@@ -26,6 +27,7 @@ from lorabook.adapters.steady import keep_steady
 from lorabook.adapters.undora import make_scalable
 
 
+@locked
 def set_scales(pipe, scales: Mapping[str, object], *, only: bool = False) -> ScaleTable:
     """Scale adapters: 0 is the base model, 1 the adapter as trained, below 0 its opposite.
 
@@ -70,6 +72,7 @@ def set_scales(pipe, scales: Mapping[str, object], *, only: bool = False) -> Sca
     return ScaleTable(factors, {name: shares for name, shares in steps.items() if shares})
 
 
+@locked
 def scales_of(pipe) -> ScaleTable:
     """The scales that a pipeline's adapters have now, layer by layer; 0 throughout for those that are switched off."""
     active = set(active_adapters(pipe))

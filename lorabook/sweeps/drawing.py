@@ -4,11 +4,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lorabook.adapters.locks import locked
 from lorabook.worlds import BUNDLED, HUB
 
 _EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
+@locked
 def draw(pipe, *, seed: int, **call):
     """One image by an ordinary call of the pipeline, from the noise of this seed, without a progress bar."""
     with without_bar(pipe):

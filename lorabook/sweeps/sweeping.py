@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lorabook.adapters.layers import active_adapters, adapter_names
 from lorabook.adapters.load import read_source
+from lorabook.adapters.locks import locked
 from lorabook.adapters.scales import kept_scales, scales_of, set_scales
 from lorabook.adapters.schedule import steps_on
 from lorabook.grid import ImageGrid
@@ -18,6 +19,7 @@ from lorabook.sweeps.passes import draw_cells
 MANY = 150  # pictures that nobody draws by a slip
 
 
+@locked
 def sweep(pipe, prompt: str | None = None, *, columns: Mapping[str, Sequence], rows: Mapping[str, Sequence] | None = None,
           num_inference_steps: int | None = None, guidance_scale: float | None = None, seed: int = 0,
           negative_prompt: str | None = None, scales: Mapping[str, object] | None = None, title: str = "",
