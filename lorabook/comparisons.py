@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from lorabook.adapters.attach import adapter_of
 from lorabook.adapters.blend import blend
 from lorabook.adapters.blend_report import BlendReport
 from lorabook.adapters.layer_view import norm_of, views_of
-from lorabook.adapters.layers import check_known, layers_of
+from lorabook.adapters.layers import adapter_names, check_known, layers_of
 from lorabook.adapters.locks import locked
 from lorabook.adapters.manage import remove_adapter
 from lorabook.adapters.merging import METHODS
@@ -21,7 +20,7 @@ from lorabook.blocks import block_map
 from lorabook.grid import ImageGrid
 from lorabook.metrics import image_similarity
 from lorabook.plots import Plot
-from lorabook.sweeps import draw, world_of
+from lorabook.sweeps import world_of
 from lorabook.sweeps.sweeping import sweep
 
 _HEADS = ("method", "rank", "relative error against the sum of ΔW")
@@ -61,33 +60,35 @@ def compare_blends(pipe, weights: Mapping[str, object], prompt: str | Sequence[s
                    density: float | None = None, rank: int | None = None, seed: int = 0,
                    num_inference_steps: int | None = None, guidance_scale: float | None = None,
                    **call) -> BlendComparison:
-    """Blend the same adapters by each method and draw the same prompts with it.
+    """Blend the same adapters by each method and draw the same prompts with it, and with nothing else.
 
-    The pipeline's adapters, scales and states are as before afterwards.
+    Other adapters are switched off while it draws; the pipeline's adapters, scales and states are as before afterwards,
+    after an error or an interrupt too.
 
     Args:
         pipe, weights, density, rank: as in `blend`.
-        prompt: one, or several for a row each.
+        prompt: one, or several for a row each; read as in `sweep`.
         methods: which ones.
         seed: of the pictures, and of the dare methods.
         num_inference_steps, guidance_scale: None takes what suits the model.
-        **call: passed on to the pipeline.
+        **call: as in `sweep`.
     Returns: a BlendComparison.
-    Raises: ValueError as `blend`.
+    Raises: ValueError as `blend` and `sweep`.
     """
-    world, prompts = world_of(pipe), [prompt] if isinstance(prompt, str) else list(prompt)
-    told = dict(call, seed=seed, num_inference_steps=num_inference_steps or world.num_inference_steps,
-                guidance_scale=world.guidance_scale if guidance_scale is None else guidance_scale)
-    reports, columns, name = {}, [], "blend_under_comparison"
-    with kept_scales(pipe), tqdm(total=len(methods) * len(prompts), desc="images", leave=False) as progress:
-        for method in methods:
-            reports[method] = blend(pipe, weights, method=method, new_name=name, density=density, rank=rank, seed=seed)
-            try:
-                columns.append([])
-                for text in prompts:
-                    columns[-1].append(draw(pipe, prompt=text, **told))
-                    progress.update()
-            finally:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    before, reports, columns, name = adapter_names(pipe), {}, [], "blend_under_comparison"
+    with kept_scales(pipe):
+        try:
+            for method in methods:
+                reports[method] = blend(pipe, weights, method=method, new_name=name, density=density, rank=rank, seed=seed)
+                drawn = sweep(pipe, columns={"prompt": prompts}, scales={name: 1}, seed=seed,
+                              num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **call)
+                if not drawn.is_whole:  # a sweep keeps what was drawn before an interrupt
+                    raise KeyboardInterrupt
+                columns += drawn.images
+                remove_adapter(pipe, name)
+        finally:
+            if name not in before and name in adapter_names(pipe):
                 remove_adapter(pipe, name)
     labels = [f"{method}\nerror {report.error['total']:.2g}" for method, report in reports.items()]
     rows = [list(row) for row in zip(*columns, strict=True)]

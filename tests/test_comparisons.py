@@ -24,6 +24,34 @@ def test_methods_are_compared_in_numbers_and_pictures_and_nothing_stays(loaded):
     assert str(lb.scales_of(loaded)) == table
 
 
+def test_only_what_is_compared_is_drawn(loaded):
+    lb.load_adapter(loaded, "mosaic")
+    table, active = str(lb.scales_of(loaded)), active_adapters(loaded)
+    weights = {"creatures": 0.5, "ink": 0.5}
+    compared = lb.compare_blends(loaded, weights, ["a cat", "a (boat:1.3)"], methods=["cat"], num_inference_steps=2)
+    assert active_adapters(loaded) == active == ["creatures", "mosaic"] and str(lb.scales_of(loaded)) == table
+    lb.set_scales(loaded, weights, only=True)
+    together = lb.sweep(loaded, columns={"prompt": ["a cat", "a (boat:1.3)"]}, num_inference_steps=2).images[0]
+    for blended, both in zip(compared.grid.images, together, strict=True):
+        assert np.abs(np.asarray(blended[0], int) - np.asarray(both, int)).max() <= 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_ends_a_comparison_puts_the_others_back(loaded, error):
+    lb.load_adapter(loaded, "mosaic")
+    table = str(lb.scales_of(loaded))
+
+    def fail(*args):
+        raise error
+
+    hook = loaded.unet.register_forward_pre_hook(fail)
+    with pytest.raises(error):
+        lb.compare_blends(loaded, {"creatures": 0.5, "ink": 0.5}, "a cat", num_inference_steps=1)
+    hook.remove()
+    assert adapter_names(loaded) == ["creatures", "ink", "mosaic"] and str(lb.scales_of(loaded)) == table
+    assert active_adapters(loaded) == ["creatures", "mosaic"]
+
+
 def test_an_error_in_the_middle_leaves_the_pipeline_as_it_was(loaded):
     with pytest.raises(ValueError, match="unknown method 'mean'"):
         lb.compare_blends(loaded, {"creatures": 0.5, "ink": 0.5}, "a cat", methods=["cat", "mean"], num_inference_steps=1)

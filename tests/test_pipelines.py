@@ -1,9 +1,16 @@
 import pytest
 import torch
-from diffusers import AutoPipelineForText2Image, EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import (
+    AutoPipelineForText2Image,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LMSDiscreteScheduler,
+    StableDiffusionPipeline,
+)
 
 import lorabook as lb
-from lorabook.pipelines import find_model
+from lorabook import pipelines
+from lorabook.pipelines import find_model, scheduler_like, scheduler_name, scheduler_named, usual_name
 
 
 def test_without_a_gpu_the_bundled_model_is_the_default(monkeypatch):
@@ -36,6 +43,44 @@ def test_a_scheduler_by_its_name(name):
     pipe = lb.load_pipeline("tiny-sd", device="cpu", scheduler=name)
     assert isinstance(pipe.scheduler, EulerDiscreteScheduler)
     assert pipe.scheduler.config.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("name, kind, options", [  # diffusers' table of A1111's names
+    ("dpm++ 2m karras", "DPMSolverMultistep", {"use_karras_sigmas": True, "algorithm_type": "dpmsolver++"}),
+    ("DPM++ 2M Karras", "DPMSolverMultistep", {"use_karras_sigmas": True}),
+    ("DPM++ 2M", "DPMSolverMultistep", {"use_karras_sigmas": False}),
+    ("DPM++ 2M SDE", "DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": False}),
+    ("DPM++ 2M SDE Karras", "DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
+    ("DPM++ SDE Karras", "DPMSolverSinglestep", {"use_karras_sigmas": True}),
+    ("DPM2", "KDPM2Discrete", {}), ("DPM2 a Karras", "KDPM2AncestralDiscrete", {"use_karras_sigmas": True}),
+    ("Euler a", "EulerAncestralDiscrete", {}), ("euler_karras", "EulerDiscrete", {"use_karras_sigmas": True}),
+    ("Heun", "HeunDiscrete", {}), ("DDIM", "DDIM", {}), ("UniPC", "UniPCMultistep", {}),
+    ("PLMS", "PNDM", {"skip_prk_steps": True}), ("DEIS", "DEISMultistep", {}), ("LCM", "LCM", {}),
+    ("Euler SGM Uniform", "EulerDiscrete", {"timestep_spacing": "trailing"}),
+    ("DPM++ 2M Exponential", "DPMSolverMultistep", {"use_exponential_sigmas": True, "timestep_spacing": "linspace"})])
+def test_a_scheduler_by_a1111s_name(name, kind, options):
+    made = scheduler_like(DPMSolverMultistepScheduler(prediction_type="v_prediction", use_karras_sigmas=True).config, name)
+    assert type(made).__name__ == f"{kind}Scheduler" and made.config.prediction_type == "v_prediction"
+    assert {option: made.config[option] for option in options} == options
+    assert usual_name(scheduler_name(made)) == scheduler_name(made)
+
+
+@pytest.mark.parametrize("name, message", [
+    ("Euler a Karras", "'euler a' is not drawn with karras levels.*EulerAncestralDiscreteScheduler has no use_karras"),
+    ("DDIM Exponential", "has no use_exponential_sigmas"), ("DPM++ 2S a Karras", "unknown scheduler.*dpm\\+\\+ 2s"),
+    ("karras", "unknown scheduler"), (3, "unknown scheduler 3")])
+def test_levels_that_a_scheduler_does_not_have_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        lb.load_pipeline("tiny-sd", scheduler=name)
+
+
+def test_a_scheduler_that_needs_a_package_says_which(monkeypatch):
+    monkeypatch.setattr(pipelines, "find_spec", lambda package: None)
+    monkeypatch.setattr(LMSDiscreteScheduler, "_backends", ["torch", "scipy"], raising=False)
+    with pytest.raises(ValueError, match="'LMS Karras' needs .*scipy: pip install"):
+        scheduler_named("LMS Karras")
+    with pytest.raises(ValueError, match="'DPM\\+\\+ 2M Beta' needs scipy"):
+        scheduler_named("DPM++ 2M Beta")
 
 
 def test_an_unknown_scheduler_lists_the_names():

@@ -22,6 +22,8 @@ def blend(pipe, weights: Mapping[str, object], *, method: str = "cat", new_name:
           rank: int | None = None, seed: int = 0, across_bases: bool = False) -> BlendReport:
     """Make one adapter of several; it takes part in their place, and they stay on the pipeline, switched off.
 
+    Adapters that it is not made of stay as they are: those that take part go on beside the blend.
+
     Args:
         pipe: a pipeline with the adapters.
         weights: by adapter's name a number, or scales as in `set_scales`; they weigh ΔW as trained.

@@ -12,7 +12,9 @@ NEAR = 20  # tokens before the end of a full chunk in which a comma is where to 
 LONGEST = 100_000  # tokens
 _TOKEN = re.compile(r"\\[()\[\]\\]|\\|[(\[]|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|[)\]]|[^\\()\[\]:]+|:")
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
-_EDITING = re.compile(r"(?<!\\)\[[^\[\]]*(?:\|[^\[\]]*|:\s*[\d.]+\s*)(?<!\\)\]")
+_COMPOSED = re.compile(r"\bAND\b")
+_INNERMOST = re.compile(r"\[([^\[\]]*)\]")
+_EDITING = re.compile(r"\||:\s*[+-]?[\d.]+(e[+-]?\d+)?\s*$", re.IGNORECASE)
 
 Chunk = list[tuple[int, float]]  # tokens and their weights, without those that begin and end it
 Hidden = tuple[Tensor, Tensor | None]  # what a text encoder says of a chunk, and its pooled vector
@@ -27,12 +29,17 @@ def parse_emphasis(prompt: str) -> list[list[tuple[str, float]]]:
     Args:
         prompt: without adapters' phrases.
     Returns: a list for each part, of (text, weight); neighbours of the same weight are one.
-    Raises: ValueError for a weight that is no number, and for prompt editing ([from:to:when], [one|other]).
+    Raises: ValueError for a weight that is no number, for prompt editing ([from:to:when], [one|other]), and for composed
+        prompts (one AND other).
     Source: AUTOMATIC1111/stable-diffusion-webui, modules/prompt_parser.py.
     """
-    if found := _EDITING.search(prompt):
-        raise ValueError(f"the prompt's {found[0]!r:.120} is prompt editing, which changes the prompt while it is drawn; "
+    if found := _edited(prompt):
+        raise ValueError(f"the prompt's {found!r:.120} is prompt editing, which changes the prompt while it is drawn; "
                          "only emphasis is known: (word), (word:1.4), [word]")
+    if found := _COMPOSED.search(prompt):
+        near = prompt[max(0, found.start() - 50):found.end() + 50].strip()
+        raise ValueError(f"the prompt's {near!r} is a composed prompt, whose parts beside AND guide one by one; that is not "
+                         "known: write «and» for the word, or BREAK to keep the parts in chunks of their own")
     runs, breaks = _weighted(prompt)
     parts: list[list[tuple[str, float]]] = [[]]
     for number, (text, weight) in enumerate(runs):
@@ -44,7 +51,7 @@ def parse_emphasis(prompt: str) -> list[list[tuple[str, float]]]:
     return parts
 
 
-def encode(pipe, prompt: str, negative_prompt: str | None = None, *, clip_skip: int | None = None,
+def encode(pipe, prompt: str, negative_prompt: str | None = None, *, guided: bool = True, clip_skip: int | None = None,
            lora_scale: float | None = None) -> dict[str, Tensor]:
     """A prompt with emphasis as a pipeline's own arguments; without emphasis they are `encode_prompt`'s, to the bit.
 
@@ -54,18 +61,15 @@ def encode(pipe, prompt: str, negative_prompt: str | None = None, *, clip_skip: 
     Args:
         pipe: a Stable Diffusion or SDXL pipeline; adapters on its text encoders act.
         prompt, negative_prompt: texts; None is what it is to the pipeline, for SDXL zeros.
+        guided: whether the call asks for the negative prompt's too; else it is not encoded.
         clip_skip, lora_scale: as in `encode_prompt`; clip_skip is for the prompt alone, as there.
-    Returns: prompt_embeds and negative_prompt_embeds of shape (1, chunks · 77, width); for SDXL also
+    Returns: prompt_embeds and, where guided, negative_prompt_embeds of shape (1, chunks · 77, width); for SDXL also
         pooled_prompt_embeds and negative_pooled_prompt_embeds (1, width), those of the first chunk.
-    Raises: ValueError for another kind of pipeline or prompt, a weight that is no number, or prompt editing.
+    Raises: ValueError for another kind of pipeline or prompt, and as `parse_emphasis`.
     Source: AUTOMATIC1111/stable-diffusion-webui, modules/sd_hijack_clip.py and sd_emphasis.py ("Original").
     """
     encoders = _encoders(pipe)
-    texts = {"prompt": prompt, "negative_prompt": negative_prompt or ""}
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise ValueError(f"{name} must be a text, not {text!r:.100}")
-    chunks = {name: [_chunks(pipe, text, tokenizer) for tokenizer, _ in encoders] for name, text in texts.items()}
+    chunks = _all_chunks(pipe, prompt, negative_prompt, guided)
     length = max(len(one) for both in chunks.values() for one in both)
     zeros = negative_prompt is None and getattr(pipe.config, "force_zeros_for_empty_prompt", False)
     skips = {"prompt": clip_skip, "negative_prompt": None}
@@ -81,6 +85,30 @@ def encode(pipe, prompt: str, negative_prompt: str | None = None, *, clip_skip: 
             if pooled[-1] is not None:
                 made[name.replace("prompt", "pooled_prompt_embeds")] = pooled[-1]
     return made
+
+
+def chunk_count(pipe, prompt: str, negative_prompt: str | None = None, *, guided: bool = True) -> int:
+    """How many chunks of 77 tokens `encode` makes of these."""
+    return max(len(one) for both in _all_chunks(pipe, prompt, negative_prompt, guided).values() for one in both)
+
+
+def _all_chunks(pipe, prompt: str, negative_prompt: str | None, guided: bool) -> dict[str, list[list[Chunk]]]:
+    """The chunks of each prompt for each tokenizer."""
+    texts = {"prompt": prompt} | ({"negative_prompt": negative_prompt or ""} if guided else {})
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{name} must be a text, not {text!r:.100}")
+    return {name: [_chunks(pipe, text, tokenizer) for tokenizer, _ in _encoders(pipe)] for name, text in texts.items()}
+
+
+def _edited(prompt: str) -> str | None:
+    """The first square brackets that hold prompt editing, the innermost looked at first."""
+    text = re.sub(r"\\.", "  ", prompt, flags=re.DOTALL)  # an escaped bracket is a letter; all keeps its place
+    while found := _INNERMOST.search(text):
+        if _EDITING.search(found[1]):
+            return prompt[found.start():found.end()]
+        text = f"{text[:found.start()]} {found[1]} {text[found.end():]}"
+    return None
 
 
 @contextmanager

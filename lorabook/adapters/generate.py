@@ -1,10 +1,9 @@
 """A picture from a prompt in A1111's syntax, and the pipeline as it was afterwards."""
-import inspect
-import re
 from pathlib import Path
 
 import torch
 
+from lorabook.adapters.call import check_call, is_guided, step_count
 from lorabook.adapters.emphasis import encode, parse_emphasis
 from lorabook.adapters.layers import adapter_names, models_of, module_name
 from lorabook.adapters.load import load_adapter
@@ -13,8 +12,6 @@ from lorabook.adapters.manage import remove_adapter
 from lorabook.adapters.prompts import find_adapters, merged, nearest, parse_prompt
 from lorabook.adapters.scales import kept_scales, set_scales
 from lorabook.worlds import bundled
-
-_MADE = re.compile("(negative_|pooled_)*prompt")  # arguments that come from the two prompts
 
 
 @locked
@@ -37,7 +34,9 @@ def generate(pipe, prompt: str, negative_prompt: str | None = None, *, adapters_
     Raises: ValueError for a phrase that cannot be parsed, or an adapter that does not fit; FileNotFoundError for one that
         is not found, with the nearest names. Nothing is drawn then.
     """
-    _check_call(pipe, call, seed)
+    check_call(pipe, call, "generate")
+    if seed is not None and "generator" in call:
+        raise ValueError("both seed and generator say which noise to draw; give one of them")
     prompt, mentions = parse_prompt(_text("prompt", prompt))
     if negative_prompt is not None:
         negative_prompt, more = parse_prompt(_text("negative_prompt", negative_prompt))
@@ -47,31 +46,20 @@ def generate(pipe, prompt: str, negative_prompt: str | None = None, *, adapters_
     if seed is not None:
         call["generator"] = torch.Generator("cpu").manual_seed(seed)
     family = "sdxl" if "text_encoder_2" in models_of(pipe) else "sd"
-    scales = {name: mention.scales(family) for name, mention in merged(mentions).items()}
+    scales = {name: mention.scales(family, step_count(pipe, call)) for name, mention in merged(mentions).items()}
     missing = _missing(pipe, scales, adapters_folder)
     with kept_scales(pipe):
         try:
             for name, path in missing.items():
                 load_adapter(pipe, path, name)
             set_scales(pipe, {module_name(name): asked for name, asked in scales.items()})
-            embeddings = encode(pipe, prompt, negative_prompt, clip_skip=call.get("clip_skip"),
+            embeddings = encode(pipe, prompt, negative_prompt, guided=is_guided(pipe, call), clip_skip=call.get("clip_skip"),
                                 lora_scale=(call.get("cross_attention_kwargs") or {}).get("scale"))
             return pipe(**embeddings, **call)
         finally:
             for name in adapter_names(pipe):
                 if name in map(module_name, missing):
                     remove_adapter(pipe, name)
-
-
-def _check_call(pipe, call, seed: int | None) -> None:
-    """Pipelines pass over arguments that they do not know; a slip of the pen should not go unseen."""
-    known = [name for name, parameter in inspect.signature(type(pipe).__call__).parameters.items()
-             if name != "self" and not _MADE.match(name) and parameter.kind is not parameter.VAR_KEYWORD]
-    for name in call:
-        if name not in known:
-            raise ValueError(f"generate hands on no {name!r} to {type(pipe).__name__}; {nearest(name, known)}")
-    if seed is not None and "generator" in call:
-        raise ValueError("both seed and generator say which noise to draw; give one of them")
 
 
 def _text(what: str, prompt) -> str:

@@ -4,65 +4,38 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from lorabook.adapters.block_weights import TEXTS, from_block_weights
+from lorabook.adapters.block_weights import from_block_weights
 from lorabook.adapters.files import WEIGHT_NAME
+from lorabook.adapters.mention import Mention, phrase_error
 from lorabook.adapters.presets import preset
 
 KINDS = ("lora", "lyco")
-_NAMED = ("te", "unet", "lbw")
+_NAMED = ("te", "unet", "lbw", "w", "start", "stop", "step")
+_NOT_READ = {"lbwe": "weights of single layers", "x": "a weight for the X in block weights", "dyn": "another rank"}
 _PHRASE = re.compile(r"<\s*(?P<kind>\w+)(?![\w-])\s*(?P<rest>:[^<>]*)?(?P<end>>?)")
 _PLAIN_NAMES = (WEIGHT_NAME, "adapter_model.safetensors")  # of files that are called after their folder
-
-
-@dataclass(frozen=True)
-class Mention:
-    """An adapter as a prompt names it.
-
-    Attributes:
-        name: as written.
-        text_encoder, unet: the weights.
-        blocks: a preset's name, a vector of block weights, or None.
-        phrase: the whole of it, as written.
-    """
-
-    name: str
-    text_encoder: float = 1.0
-    unet: float = 1.0
-    blocks: str | tuple[float, ...] | None = None
-    phrase: str = ""
-
-    def scales(self, family: str) -> float | dict:
-        """The scales it asks for, as `set_scales` takes them; family is "sd" or "sdxl"."""
-        if self.blocks is None and self.text_encoder == self.unet:
-            return self.unet
-        if self.blocks is None:
-            return dict.fromkeys(TEXTS[family], self.text_encoder) | {"unet": self.unet}
-        named = isinstance(self.blocks, str)
-        parts = preset(self.blocks, family) if named else from_block_weights(self.blocks, family=family)
-        unet = parts.pop("unet")
-        unet = {"*": self.unet} | unet if isinstance(unet, dict) else self.unet * unet
-        return {text: self.text_encoder * number for text, number in parts.items()} | {"unet": unet}
 
 
 def parse_prompt(prompt: str) -> tuple[str, list[Mention]]:
     """A prompt without the adapters it names, and these.
 
-    A phrase is `<lora:name>`, `<lora:name:weight>` or `<lora:name:text encoder's weight:unet's>`, then `te=`, `unet=` and
-    `lbw=` (a vector of block weights or a preset's name); `lyco` for `lora` means the same, blanks beside the colons mean
-    nothing. Without a weight it is 1; without one for the UNet it is the text encoder's. Only the phrase is taken out:
-    commas and blanks beside it stay, as in A1111.
+    A phrase is `<lora:name>`, `<lora:name:weight>` or `<lora:name:text encoder's weight:unet's>`, then `te=`, `unet=`,
+    `lbw=` or `w=` (a vector of block weights or a preset's name), `start=`, `stop=` and `step=5-10` (the denoising steps
+    between which it acts, see `Mention`); `lyco` for `lora` means the same, blanks beside the colons mean nothing. Without
+    a weight it is 1; without one for the UNet it is the text encoder's. Only the phrase is taken out: commas and blanks
+    beside it stay, as in A1111.
 
     Args:
         prompt: positive or negative.
     Returns: (prompt, mentions in their order).
     Raises: ValueError, naming the phrase, where it cannot be parsed.
-    Source: AUTOMATIC1111/stable-diffusion-webui, modules/extra_networks.py and extensions-builtin/Lora; lbw is that of
-        hako-mikan/sd-webui-lora-block-weight.
+    Source: AUTOMATIC1111/stable-diffusion-webui, modules/extra_networks.py and extensions-builtin/Lora; lbw and steps are
+        those of hako-mikan/sd-webui-lora-block-weight.
     """
     mentions: list[Mention] = []
 
@@ -70,10 +43,10 @@ def parse_prompt(prompt: str) -> tuple[str, list[Mention]]:
         whole = found["rest"] and found["end"]
         if found["kind"].lower() not in KINDS:
             if whole:
-                raise _error(found[0], f"a phrase in angle brackets begins with one of: {', '.join(KINDS)}")
+                raise phrase_error(found[0], f"a phrase in angle brackets begins with one of: {', '.join(KINDS)}")
             return found[0]
         if not whole:
-            raise _error(prompt[found.start():], "it should read <lora:name:weight>")
+            raise phrase_error(prompt[found.start():], "it should read <lora:name:weight>")
         mentions.append(_mention(found[0], [item.strip() for item in found["rest"][1:].split(":")]))
         return ""
 
@@ -89,8 +62,9 @@ def merged(mentions: Iterable[Mention]) -> dict[str, Mention]:
     for mention in mentions:
         first = found.setdefault(mention.name, mention)
         if first is not mention:
-            if first.blocks != mention.blocks:
-                raise _error(mention.phrase, f"{mention.name!r} is named before with other block weights; name it once")
+            if (first.blocks, first.start, first.stop) != (mention.blocks, mention.start, mention.stop):
+                raise phrase_error(mention.phrase, f"{mention.name!r} is named before with other block weights or other "
+                                   "steps; name it once")
             found[mention.name] = replace(first, text_encoder=first.text_encoder + mention.text_encoder,
                                           unet=first.unet + mention.unet)
     return found
@@ -141,20 +115,39 @@ def _mention(phrase: str, items: list[str]) -> Mention:
     given = [item for item in rest if "=" not in item]
     named: dict[str, str] = {}
     for key, value in (map(str.strip, item.split("=", 1)) for item in rest if "=" in item):
+        if key in _NOT_READ:
+            raise phrase_error(phrase, f"{key}= ({_NOT_READ[key]}) is not supported; leave it out")
         if key not in _NAMED or key in named:
-            raise _error(phrase, f"{key}= is given twice or not known; known are: te=, unet=, lbw=")
+            raise phrase_error(phrase, f"{key}= is given twice or not known; known are: {'=, '.join(_NAMED)}=")
         named[key] = value
+    if "w" in named:
+        if "lbw" in named:
+            raise phrase_error(phrase, "lbw= and w= are the same; give one of them")
+        named["lbw"] = named.pop("w")
     if not name:
-        raise _error(phrase, "it names no adapter")
+        raise phrase_error(phrase, "it names no adapter")
     # before lbw= there was the vector or preset in the UNet's place
     if len(given) > 1 and "lbw" not in named and not _is_number(given[-1]):
         named["lbw"] = given.pop()
     if len(given) > 2:
-        raise _error(phrase, "it has more than two weights, the text encoder's and the UNet's")
+        raise phrase_error(phrase, "it has more than two weights, the text encoder's and the UNet's")
     text = named.get("te", given[0] if given else "1")
     unet = named.get("unet", given[1] if len(given) > 1 else text)
     blocks = _blocks(phrase, named["lbw"]) if "lbw" in named else None
-    return Mention(name, _number(phrase, text), _number(phrase, unet), blocks, phrase)
+    return Mention(name, _number(phrase, text), _number(phrase, unet), blocks, phrase, *_steps(phrase, named))
+
+
+def _steps(phrase: str, named: dict[str, str]) -> tuple[float | None, float | None]:
+    """start= and stop=, or the two of step=, checked."""
+    if "step" in named:
+        if "start" in named or "stop" in named or named["step"].count("-") != 1:
+            raise phrase_error(phrase, "step= is two steps, as step=5-10, in place of start= and stop=")
+        named["start"], named["stop"] = named["step"].split("-")
+    start, stop = (_number(phrase, named[key]) if key in named else None for key in ("start", "stop"))
+    for number in (start, stop):
+        if number is not None and (number < 0 or number >= 1 and number % 1):
+            raise phrase_error(phrase, f"{number:g} is no step; give a whole number from 0, or a share of the steps below 1")
+    return start, stop
 
 
 def _blocks(phrase: str, text: str) -> str | tuple[float, ...]:
@@ -167,12 +160,12 @@ def _blocks(phrase: str, text: str) -> str | tuple[float, ...]:
         from_block_weights(numbers)
         return numbers
     except ValueError as error:
-        raise error if str(error).startswith("the prompt's") else _error(phrase, str(error)) from error
+        raise error if str(error).startswith("the prompt's") else phrase_error(phrase, str(error)) from error
 
 
 def _number(phrase: str, text: str) -> float:
     if not _is_number(text):
-        raise _error(phrase, f"{text.strip()!r} is no finite number")
+        raise phrase_error(phrase, f"{text.strip()!r} is no finite number")
     return float(text)
 
 
@@ -181,11 +174,6 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def _error(phrase: str, reason: str) -> ValueError:
-    phrase = phrase if len(phrase) <= 120 else f"{phrase[:117]}..."
-    return ValueError(f"the prompt's {phrase!r} cannot be used: {reason}"[:400])
 
 
 def _trained_as(file: Path) -> str:

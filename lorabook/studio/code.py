@@ -1,4 +1,5 @@
 """The studio's settings as text that draws the same picture elsewhere."""
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,21 +8,23 @@ from pprint import pformat
 
 from lorabook.adapters.attach import source_of
 from lorabook.adapters.block_weights import to_block_weights
+from lorabook.adapters.call import encodes_apart, is_plain, told_prompts, words_of
 from lorabook.adapters.layers import layers_of, models_of
 from lorabook.adapters.scales import factors_for
-from lorabook.pipelines import find_model, scheduler_class
+from lorabook.pipelines import find_model, scheduler_name, scheduler_named, usual_name
 from lorabook.studio.diffusers_scales import as_diffusers
+from lorabook.studio.encoding import read
 from lorabook.studio.paint import side_of, size_of
 from lorabook.studio.state import AdapterSettings, StudioSettings
 from lorabook.worlds import DATA, bundled
 
+_SPELLED = {name: name.upper() for name in ("ddim", "ddpm", "pndm", "plms", "lms", "dpm2", "dpm++", "2m", "2s", "3m", "sde",
+                                             "deis", "lcm", "sgm")}
+_SPELLED |= {"euler": "Euler", "heun": "Heun", "unipc": "UniPC", "karras": "Karras", "exponential": "Exponential",
+             "beta": "Beta", "uniform": "Uniform", "simple": "Simple"}
 DIALECTS = ("lorabook", "diffusers", "a1111")
-_SAMPLERS = {
-    "DDIMScheduler": "DDIM", "DDPMScheduler": "DDPM", "PNDMScheduler": "PLMS", "EulerDiscreteScheduler": "Euler",
-    "EulerAncestralDiscreteScheduler": "Euler a", "HeunDiscreteScheduler": "Heun", "LCMScheduler": "LCM",
-    "DPMSolverMultistepScheduler": "DPM++ 2M", "DPMSolverSinglestepScheduler": "DPM++ 2S",
-    "UniPCMultistepScheduler": "UniPC",
-}
+_UNWEIGHTED = ("# diffusers draws these words without A1111's weights and BREAK, and the first 75 tokens of them; "
+               "lb.generate draws them as the studio does")
 
 
 def as_code(settings: StudioSettings, dialect: str, *, pipe, sources: Mapping[str, str | os.PathLike] | None = None) -> str:
@@ -30,7 +33,7 @@ def as_code(settings: StudioSettings, dialect: str, *, pipe, sources: Mapping[st
     Args:
         dialect: "lorabook" or "diffusers", which run as they are; "a1111", a prompt with `<lora:…>` for each adapter,
             block weights among it, and the line of parameters, for each seed. What a dialect cannot say stands in it as a
-            comment.
+            comment; where a prompt cannot be read, nothing was drawn, and the comment says why.
         pipe: the pipeline with the adapters.
         sources: where each adapter came from; what is absent is where `load_adapter` took it from. One that was never in a
             file has a comment that says how to write it into one.
@@ -38,6 +41,10 @@ def as_code(settings: StudioSettings, dialect: str, *, pipe, sources: Mapping[st
     """
     if dialect not in DIALECTS:
         raise ValueError(f"there is no code for {dialect!r:.60}; there is for: {', '.join(DIALECTS)}")
+    try:
+        settings = _as_drawn(settings, pipe)
+    except ValueError as error:
+        return f"# {error}\n"
     sources = {name: os.fspath((sources or {}).get(name) or source_of(pipe, name) or "") for name in settings.adapters}
     write = {"lorabook": _lorabook, "diffusers": _diffusers, "a1111": _a1111}[dialect]
     return write(settings, {name: one for name, one in settings.adapters.items() if one.on}, sources, pipe)
@@ -60,20 +67,23 @@ def _lorabook(settings: StudioSettings, adapters: Mapping[str, AdapterSettings],
                      "across_bases=True)")
     elif scales:
         lines.append(f"lb.set_scales(pipe, {_said(scales)})")
-    return "\n".join([*lines, _call(settings, pipe), "lb.ImageGrid([images])"]) + "\n"
+    drawn = _call(settings, pipe) if _is_plain(settings, pipe) else _generate(settings, pipe)
+    return "\n".join([*lines, drawn, "lb.ImageGrid([images])"]) + "\n"
 
 
 def _diffusers(settings: StudioSettings, adapters: Mapping[str, AdapterSettings], sources: Mapping[str, str], pipe) -> str:
     model = find_model(_model(pipe))
-    scheduler = scheduler_class(settings.scheduler).__name__ if settings.scheduler else None
+    kind, options = scheduler_named(settings.scheduler) if settings.scheduler else (None, {})
     dtype = next(iter(models_of(pipe).values())).dtype
     half = f", torch_dtype={dtype}" if str(dtype) != "torch.float32" else ""
     device = f".to({pipe.device.type!r})" if pipe.device.type != "cpu" else ""
-    names = ", ".join(["AutoPipelineForText2Image", *([scheduler] if scheduler else [])])
+    names = ", ".join(["AutoPipelineForText2Image", *([kind.__name__] if kind else [])])
     lines = ["import torch", f"from diffusers import {names}", "",
              f"pipe = AutoPipelineForText2Image.from_pretrained({model!r}{half}){device}"]
-    if scheduler:
-        lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)")
+    if kind:
+        more = "".join(f", {name}={value!r}" for name, value in options.items()
+                       if pipe.scheduler.config.get(name, inspect.signature(kind).parameters[name].default) != value)
+        lines.append(f"pipe.scheduler = {kind.__name__}.from_config(pipe.scheduler.config{more})")
     said = {name: as_diffusers(pipe, name, adapter.scales(models_of(pipe))) for name, adapter in adapters.items()}
     for name, adapter in adapters.items():
         source, comments = _written(name, sources[name])
@@ -88,6 +98,9 @@ def _diffusers(settings: StudioSettings, adapters: Mapping[str, AdapterSettings]
         lines.append(f"# diffusers adds adapters up; {settings.blend_method!r} is a method of lb.blend")
     if adapters:
         lines.append(f"pipe.set_adapters({list(adapters)!r}, {_said([scales for scales, _ in said.values()])})")
+    if not _is_plain(settings, pipe):
+        lines.append(_UNWEIGHTED)
+        settings = settings.with_(prompt=words_of(settings.prompt), negative_prompt=words_of(settings.negative_prompt))
     return "\n".join([*lines, _call(settings, pipe)]) + "\n"
 
 
@@ -101,10 +114,9 @@ def _a1111(settings: StudioSettings, adapters: Mapping[str, AdapterSettings], so
         cannot += [f"{name} is cut to rank {adapter.rank}, which needs a file of its own"] * bool(adapter.rank)
     if settings.blend_method not in (None, "cat"):
         cannot.append(f"A1111 adds adapters up and does not blend them by {settings.blend_method!r}")
-    sampler = (scheduler_class(settings.scheduler) if settings.scheduler else type(pipe.scheduler)).__name__
     size = f"{settings.width or side_of(pipe)}x{settings.height or side_of(pipe)}"
     head = [" ".join(words)] + [f"Negative prompt: {settings.negative_prompt}"] * bool(settings.negative_prompt)
-    texts = ["\n".join([*head, f"Steps: {settings.num_inference_steps}, Sampler: {_SAMPLERS.get(sampler, sampler)}, "
+    texts = ["\n".join([*head, f"Steps: {settings.num_inference_steps}, Sampler: {_sampler(settings, pipe)}, "
                         f"CFG scale: {settings.guidance_scale:g}, Seed: {seed}, Size: {size}"]) for seed in settings.seeds]
     return "\n\n".join(texts) + "\n" + "".join(f"# {why}\n" for why in cannot)
 
@@ -121,6 +133,37 @@ def _block_weights(pipe, name: str, adapter: AdapterSettings) -> tuple[str, str]
         except ValueError as error:
             why = f"{name}: {error}"
     return "", why
+
+
+def _as_drawn(settings: StudioSettings, pipe) -> StudioSettings:
+    """The settings with the prompts that the pipeline was told. Raises ValueError where they cannot be drawn."""
+    if settings.scheduler:
+        scheduler_named(settings.scheduler)
+    prompt, negative = read(settings.prompt, settings.negative_prompt)
+    if encodes_apart(pipe, {}):
+        return settings
+    told = told_prompts(pipe, prompt, negative, {})
+    return settings.with_(prompt=told["prompt"], negative_prompt=told["negative_prompt"] or "")
+
+
+def _is_plain(settings: StudioSettings, pipe) -> bool:
+    """Whether the pipeline itself draws the prompts as the studio does."""
+    return not encodes_apart(pipe, {}) or is_plain(pipe, settings.prompt) and is_plain(pipe, settings.negative_prompt)
+
+
+def _sampler(settings: StudioSettings, pipe) -> str:
+    """A1111's name of what draws, or its class where that has none."""
+    own = scheduler_name(pipe.scheduler) or type(pipe.scheduler).__name__
+    name = usual_name(settings.scheduler) or settings.scheduler if settings.scheduler else own
+    return " ".join(_SPELLED.get(word, word) for word in name.split(" "))
+
+
+def _generate(settings: StudioSettings, pipe) -> str:
+    told = {"negative_prompt": settings.negative_prompt, **size_of(pipe, settings)}
+    more = "".join(f", {key}={value!r}" for key, value in told.items() if value)
+    return (f"images = [lb.generate(pipe, {settings.prompt!r}{more},\n                      "
+            f"num_inference_steps={settings.num_inference_steps}, guidance_scale={settings.guidance_scale:g}, seed=seed)"
+            f".images[0]\n          for seed in {settings.seeds!r}]")
 
 
 def _call(settings: StudioSettings, pipe) -> str:

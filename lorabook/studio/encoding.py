@@ -1,11 +1,11 @@
 """Prompts encoded once."""
-import inspect
 from collections.abc import Mapping
 
+from lorabook.adapters.call import check_prompt, encodes_apart, told_prompts
 from lorabook.adapters.layers import active_adapters, lora_layers
-from lorabook.sweeps.drawing import encoded
 
 _MOST = 16  # prompts that are kept
+_INSTEAD = "load {name!r} from the shelf or by studio.load(file), and set its slider to {weight}"
 
 
 class Encoder:
@@ -14,23 +14,29 @@ class Encoder:
     def __init__(self):
         self._made: dict[tuple, Mapping] = {}
 
-    def __call__(self, pipe, prompt: str, negative: str, guided: bool) -> Mapping[str, object]:
-        """What to tell the pipeline's call of a prompt: its embeddings, or where they cannot be made apart, the texts."""
-        texts = {"prompt": prompt, "negative_prompt": negative or None}
-        if not _encodes_apart(pipe):
-            return texts
-        key = (prompt, negative, guided, len(pipe.tokenizer), _state(pipe))
+    def __call__(self, pipe, prompt: str, negative: str, guidance_scale: float) -> Mapping[str, object]:
+        """What to tell the pipeline's call of a prompt: its embeddings, or where they cannot be made apart, the texts.
+
+        Raises: ValueError for a prompt that cannot be read, see `read`.
+        """
+        prompt, negative = read(prompt, negative)
+        call = {"guidance_scale": guidance_scale}
+        if not encodes_apart(pipe, call):
+            return told_prompts(pipe, prompt, negative, call)
+        key = (prompt, negative, guidance_scale > 1, len(pipe.tokenizer), _state(pipe))
         if key not in self._made:
             while len(self._made) >= _MOST:
                 self._made.pop(next(iter(self._made)))
-            self._made[key] = encoded(pipe, prompt, negative or None, guided)
+            self._made[key] = told_prompts(pipe, prompt, negative, call)
         return self._made[key]
 
 
-def _encodes_apart(pipe) -> bool:
-    """Whether the pipeline is one of those with one or two CLIPs, Stable Diffusion's and SDXL's."""
-    takes = inspect.signature(pipe.encode_prompt).parameters if hasattr(pipe, "encode_prompt") else {}
-    return "do_classifier_free_guidance" in takes and "clip_skip" in takes and "prompt_3" not in takes
+def read(prompt: str, negative: str) -> tuple[str, str | None]:
+    """The prompts, checked; None for no negative prompt.
+
+    Raises: ValueError for what `generate` cannot read either, and for the adapters that a prompt names, which have sliders.
+    """
+    return check_prompt(prompt, "prompt", _INSTEAD), check_prompt(negative, "negative_prompt", _INSTEAD) or None
 
 
 def _state(pipe) -> tuple:

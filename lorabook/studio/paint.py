@@ -23,7 +23,7 @@ from lorabook.adapters.layers import (
 from lorabook.adapters.locks import lock_of
 from lorabook.adapters.memory import is_memory
 from lorabook.adapters.schedule import denoiser
-from lorabook.pipelines import scheduler_class
+from lorabook.pipelines import scheduler_like
 from lorabook.studio.applied import BLEND, Applied
 from lorabook.studio.drawable import check_drawable
 from lorabook.studio.encoding import Encoder
@@ -166,7 +166,7 @@ class Painter:
     def _drawn(self, settings: StudioSettings, steps: int, stopped: Callable[[], bool]) -> list[Image.Image]:
         pipe = _own_copy(self.pipe, settings.scheduler)
         told = {"num_inference_steps": steps, "guidance_scale": settings.guidance_scale,
-                **self._encoder(pipe, settings.prompt, settings.negative_prompt, settings.guidance_scale > 1),
+                **self._encoder(pipe, settings.prompt, settings.negative_prompt, settings.guidance_scale),
                 **size_of(self.pipe, settings)}
         try:
             with folded(pipe, components=("unet", "transformer"), room=self._room):
@@ -210,7 +210,7 @@ def _own_copy(pipe, scheduler: str | None):
         own.__class__ = _with_known_device(type(pipe))
         own.known_device = next(next(iter(models_of(pipe).values())).parameters()).device
     own.scheduler = (copy.deepcopy(pipe.scheduler) if scheduler is None else
-                     scheduler_class(scheduler).from_config(pipe.scheduler.config))
+                     scheduler_like(pipe.scheduler.config, scheduler))
     own.set_progress_bar_config(disable=True)
     return own
 

@@ -30,7 +30,8 @@ class PromptPanel:
         self.guidance = _slider(widgets.FloatSlider, "guidance", 0, 15, 0.5, "how closely to follow the prompt")
         self.steps.observe(lambda event: to("num_inference_steps")(event["new"]), names="value")
         self.guidance.observe(lambda event: to("guidance_scale")(event["new"]), names="value")
-        schedulers = [(_OWN, None), *((name, name) for name in SCHEDULERS)]
+        names = [*SCHEDULERS, *(f"{name} karras" for name in SCHEDULERS if name.startswith("dpm"))]
+        schedulers = [(_OWN, None), *((name, name) for name in names)]
         self.scheduler = menu("scheduler", schedulers, to("scheduler"), about="how noise is taken away", flex="1 1 0")
         sizes = [("own", None), *((str(size), size) for size in _sizes(side))]
         self.width = menu("width", sizes, to("width"), about="pixels across", flex="1 1 0")

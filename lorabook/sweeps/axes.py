@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
+from lorabook.adapters.call import check_prompt
 from lorabook.adapters.expand import steps_of
 from lorabook.adapters.layers import adapter_names, check_known, listed
 from lorabook.adapters.merging import METHODS
 from lorabook.adapters.scales import factors_for, plain_scales
-from lorabook.pipelines import scheduler_class
+from lorabook.pipelines import scheduler_named
 
 CALL = ("prompt", "negative_prompt", "seed", "guidance_scale", "num_inference_steps", "scheduler")
 ADAPTERS = ("adapter", "checkpoint", "method", "scale")
+INSTEAD = ('say columns={{"{name}": [{weight}]}} or scales={{"{name}": {weight}}}, since a sweep sets the scales so, or '
+           'draw it with generate(pipe, prompt)')
 RATIO = ":"  # "ink:creatures" goes from the one to the other
 _SHORT = {"guidance_scale": "guidance", "num_inference_steps": "steps"}
 _WHOLE = "the scales of all layers"
@@ -164,6 +167,7 @@ def _check_what(pipe, what: str, name: str) -> None:
 def _check_value(pipe, what: str, value, name: str) -> None:
     if what in ("prompt", "negative_prompt"):
         _ask(isinstance(value, str), name, what, "texts", value)
+        check_prompt(value, what, INSTEAD)
     elif what == "seed":
         check_seed(value, f"{name}: a seed")
     elif what == "num_inference_steps":
@@ -173,7 +177,7 @@ def _check_value(pipe, what: str, value, name: str) -> None:
         real = isinstance(value, Real) and not isinstance(value, bool)
         _ask(real and math.isfinite(value), name, what, "numbers", value)
     elif what == "scheduler":
-        scheduler_class(value)
+        scheduler_named(value)
     elif what == "method":
         _ask(value in METHODS, name, what, ", ".join(METHODS), value)
     elif what in ("adapter", "checkpoint"):

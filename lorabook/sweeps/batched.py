@@ -10,9 +10,10 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from lorabook.adapters.call import is_guided, told_prompts
 from lorabook.adapters.layers import Carrying, activate, adapter_names, lora_layers, put_factor, trained_scaling
 from lorabook.sweeps.cells import Cell, Factors
-from lorabook.sweeps.drawing import encoded, without_bar
+from lorabook.sweeps.drawing import without_bar
 
 TOGETHER = {"height", "width", "eta", "guidance_rescale", "cross_attention_kwargs", "clip_skip"}  # the same for a batch
 
@@ -30,7 +31,7 @@ def draw_batch(pipe, cells: Sequence[Cell], factors: Sequence[Factors], told: Ma
     Each is the picture of an ordinary call with these scales, to rounding.
 
     Args:
-        cells: with the same steps, guidance scale and scheduler.
+        cells: with the same steps, guidance scale and scheduler, and prompts of as many chunks.
         factors: of each cell.
         told: further arguments of the call.
         stepped: called after each step of the denoising.
@@ -38,11 +39,11 @@ def draw_batch(pipe, cells: Sequence[Cell], factors: Sequence[Factors], told: Ma
     """
     call = {key: cells[0].call[key] for key in ("num_inference_steps", "guidance_scale")} | dict(told)
     layers, names = lora_layers(pipe), adapter_names(pipe)
-    guided = call["guidance_scale"] > 1 and pipe.unet.config.time_cond_proj_dim is None
     with _kept(layers):
         activate(pipe, [name for name in names if any(_works(each[name]) for each in factors)], layers)
-        embeddings = _encoded(pipe, layers, cells, factors, guided, call.pop("clip_skip", None), told)
-        _scale_samples(pipe, layers["unet"], factors, 2 if guided else 1)
+        embeddings = _encoded(pipe, layers, cells, factors, call)
+        _scale_samples(pipe, layers["unet"], factors, 2 if is_guided(pipe, call) else 1)
+        call.pop("clip_skip", None)
         generators = [torch.Generator("cpu").manual_seed(cell.call["seed"]) for cell in cells]
         with without_bar(pipe):
             return pipe(**embeddings, **call, generator=generators, callback_on_step_end=_after_step(stepped)).images
@@ -58,7 +59,9 @@ def draw_alone(pipe, cell: Cell, factors: Factors, told: Mapping[str, object]):
                 for module, factor in found.items():
                     put_factor(layers[part][module], name, factor)
         activate(pipe, [name for name in adapter_names(pipe) if _works(factors[name])], layers)
-        return pipe(**call, **told, generator=torch.Generator("cpu").manual_seed(cell.call["seed"])).images[0]
+        call |= told
+        call |= told_prompts(pipe, call.pop("prompt"), call.pop("negative_prompt", None), call)
+        return pipe(**call, generator=torch.Generator("cpu").manual_seed(cell.call["seed"])).images[0]
 
 
 @contextmanager
@@ -104,8 +107,8 @@ def _dimensions(module: str, layer: LoraLayer) -> int:
     return 3 if ".attentions." in module else 2
 
 
-def _encoded(pipe, layers: Carrying, cells: Sequence[Cell], factors: Sequence[Factors], guided: bool,
-             clip_skip: int | None, told: Mapping[str, object]) -> dict[str, Tensor]:
+def _encoded(pipe, layers: Carrying, cells: Sequence[Cell], factors: Sequence[Factors],
+             call: Mapping[str, object]) -> dict[str, Tensor]:
     """The prompts' embeddings, each prompt encoded once at each setting of the text encoders' scales."""
     encoders = {part: found for part, found in layers.items() if part.startswith("text_encoder")}
     made: dict[tuple, dict[str, Tensor]] = {}
@@ -117,8 +120,7 @@ def _encoded(pipe, layers: Carrying, cells: Sequence[Cell], factors: Sequence[Fa
         if key not in made:
             for part, module, name, factor in scales:
                 put_factor(encoders[part][module], name, factor)
-            made[key] = encoded(pipe, *key[:2], guided, clip_skip=clip_skip,
-                                lora_scale=(told.get("cross_attention_kwargs") or {}).get("scale"))
+            made[key] = told_prompts(pipe, *key[:2], call)
         rows.append(made[key])
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 

@@ -2,12 +2,9 @@
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from lorabook.adapters.locks import locked
 from lorabook.worlds import BUNDLED, HUB
-
-_EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
 @locked
@@ -26,19 +23,6 @@ def without_bar(pipe):
         yield
     finally:
         pipe.set_progress_bar_config(**bar)
-
-
-@torch.no_grad()
-def encoded(pipe, prompt: str, negative_prompt: str | None, guided: bool, **more) -> dict[str, Tensor]:
-    """A prompt's embeddings as Stable Diffusion's or SDXL's call takes them.
-
-    Args:
-        guided: whether the guidance scale asks for the negative prompt's too.
-        **more: clip_skip, lora_scale, as `encode_prompt` takes them.
-    """
-    made = pipe.encode_prompt(prompt=prompt, negative_prompt=negative_prompt, device=pipe._execution_device,
-                              num_images_per_prompt=1, do_classifier_free_guidance=guided, **more)
-    return {name: value for name, value in zip(_EMBEDDINGS, made, strict=False) if value is not None}
 
 
 def world_of(pipe):

@@ -6,13 +6,14 @@ from functools import partial
 import torch
 
 from lorabook.adapters.blend import blend
+from lorabook.adapters.call import chunks_of
 from lorabook.adapters.layers import adapter_names
 from lorabook.adapters.load import load_adapter
 from lorabook.adapters.manage import remove_adapter
 from lorabook.adapters.memory import is_memory
 from lorabook.adapters.scales import kept_scales
 from lorabook.adapters.schedule import set_steps, steps_on
-from lorabook.pipelines import scheduler_class
+from lorabook.pipelines import scheduler_like
 from lorabook.sweeps.batched import can_batch, draw_alone, draw_batch
 from lorabook.sweeps.cells import SWEPT, Cell, Present, factors_of, schedule_of
 
@@ -41,9 +42,11 @@ def draw_cells(pipe, cells: Mapping[int, Cell], present: Present, told: Mapping[
 def _draw_group(pipe, cells: Mapping[int, Cell], present: Present, told, size: int, drawn, stepped) -> int:
     """The cells of a group, halving the pass when memory runs out; returns what fitted at once."""
     waiting = list(cells)
+    chunks = {number: chunks_of(pipe, cell.call["prompt"], cell.call["negative_prompt"], cell.call | told)
+              for number, cell in cells.items()}
     factors = {number: factors_of(pipe, cell, present) for number, cell in cells.items()}
     while waiting:
-        now = waiting[:size]
+        now = [number for number in waiting if chunks[number] == chunks[waiting[0]]][:size]
         try:
             if can_batch(pipe, told):
                 images = draw_batch(pipe, [cells[n] for n in now], [factors[n] for n in now], told,
@@ -59,7 +62,7 @@ def _draw_group(pipe, cells: Mapping[int, Cell], present: Present, told, size: i
                 torch.cuda.empty_cache()
             continue
         drawn(dict(zip(now, images, strict=True)))
-        waiting = waiting[len(now):]
+        waiting = [number for number in waiting if number not in now]
     return size
 
 
@@ -94,7 +97,7 @@ def _prepared(pipe, cell: Cell) -> Iterator[None]:
         if cell.method is not None:
             blend(pipe, cell.weights, method=cell.method, new_name=SWEPT, seed=0)
         if cell.call.get("scheduler"):
-            pipe.scheduler = scheduler_class(cell.call["scheduler"]).from_config(scheduler.config)
+            pipe.scheduler = scheduler_like(scheduler.config, cell.call["scheduler"])
         yield
     finally:
         pipe.scheduler = scheduler

@@ -4,19 +4,27 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
+from lorabook.adapters.call import OTHERS, check_call, check_prompt
 from lorabook.adapters.layers import active_adapters, adapter_names
 from lorabook.adapters.load import read_source
 from lorabook.adapters.locks import locked
 from lorabook.adapters.scales import kept_scales, scales_of, set_scales
 from lorabook.adapters.schedule import steps_on
 from lorabook.grid import ImageGrid
-from lorabook.sweeps.axes import Axis, check_seed, check_together, read_axis
+from lorabook.sweeps.axes import INSTEAD, Axis, check_seed, check_together, read_axis
 from lorabook.sweeps.cells import Present, as_scales, cells_of
 from lorabook.sweeps.drawing import world_of
 from lorabook.sweeps.live import Live
 from lorabook.sweeps.passes import draw_cells
 
 MANY = 150  # pictures that nobody draws by a slip
+# what would draw other pictures than the grid's, and what says it instead
+_REFUSED = {
+    "num_images_per_prompt": ((None, 1), "rows={\"seed\": [0, 1, 2, 3]} draws several pictures of each setting"),
+    "generator": ((None,), "seed= or an axis {\"seed\": [...]} says which noise to draw"),
+    "output_type": ((None, "pil"), "a grid holds PIL images; draw with pipe(...) for others"),
+    "return_dict": ((None, True), "a sweep returns an ImageGrid"),
+}
 
 
 @locked
@@ -40,7 +48,9 @@ def sweep(pipe, prompt: str | None = None, *, columns: Mapping[str, Sequence], r
     - "scale", a number that multiplies the scales of whatever takes part.
 
     Settings that differ only in scales, prompts and seeds are drawn in one denoising pass, each sample with its own
-    scale; pipelines other than Stable Diffusion's and SDXL's, and compiled ones, draw one by one. Every image starts from
+    scale; pipelines other than Stable Diffusion's and SDXL's, and compiled ones, draw one by one. Prompts are read as
+    `generate` reads them: `(word:1.3)`, `[word]`, BREAK, any length. Adapters that no axis and no `scales` name take part
+    as they do now. Every image starts from
     the noise of `torch.Generator("cpu").manual_seed(seed)`, and equals the one of an ordinary call with these settings.
     Interrupting keeps what is drawn. Under `accelerate launch` the processes share the pictures out. Afterwards the
     pipeline is as it was.
@@ -55,16 +65,21 @@ def sweep(pipe, prompt: str | None = None, *, columns: Mapping[str, Sequence], r
         scales: of adapters, in place of the present ones; those that are not named do not take part.
         title: what stands above the grid.
         confirm: draw more than 150 pictures too.
-        **call: passed on to the pipeline's call (height, width, clip_skip …).
+        **call: passed on to the pipeline's call (height, width, clip_skip …); what it does not know is an error.
     Returns: an ImageGrid with `images[row][column]`, and `settings` that repeat it: `sweep(pipe, **grid.settings)`.
     Raises: ValueError for an unknown axis, adapter or block, an empty axis, two that cannot be combined, a seed that is no
-        whole number, no prompt, or too many pictures. Nothing is drawn then.
+        whole number, no prompt, one that cannot be read or names an adapter as `<lora:ink:1>`, arguments of the call that
+        a grid cannot show (num_images_per_prompt …), or too many pictures. Nothing is drawn then.
     """
     axes = [read_axis(pipe, columns, "columns")] + ([read_axis(pipe, rows, "rows")] if rows is not None else [])
     check_together(axes)
     check_seed(seed, "seed")
+    _check_call(pipe, call, axes)
     if prompt is None and "prompt" not in [axis.what for axis in axes]:
         raise ValueError("sweep needs a prompt, or an axis {\"prompt\": [...]}")
+    for what, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        if text is not None:
+            check_prompt(text, what, INSTEAD)
     count = math.prod(len(axis.values) for axis in axes)
     if count > MANY and not confirm:
         raise ValueError(f"this sweep would draw {count} pictures; give fewer values, or confirm=True if that is meant")
@@ -72,11 +87,22 @@ def sweep(pipe, prompt: str | None = None, *, columns: Mapping[str, Sequence], r
     base = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed,
             "num_inference_steps": world.num_inference_steps if num_inference_steps is None else num_inference_steps,
             "guidance_scale": world.guidance_scale if guidance_scale is None else guidance_scale}
+    call = {name: value for name, value in call.items() if name not in _REFUSED}
     with kept_scales(pipe):
         if scales is not None:
             set_scales(pipe, scales, only=True)
         settings = _settings(pipe, base, axes, call, title)
         return _drawn(pipe, axes, base, call, ImageGrid(_empty(axes), *_labels(axes), title, settings))
+
+
+def _check_call(pipe, call: Mapping, axes: Sequence[Axis]) -> None:
+    """Raise ValueError for arguments of the pipeline's call that a sweep could only pass over."""
+    for name, (meant, instead) in _REFUSED.items():
+        if name in call and call[name] not in meant:
+            raise ValueError(f"a sweep takes no {name}={call[name]!r:.60}: {instead}")
+    if call.get("latents") is not None and "seed" in [axis.what for axis in axes]:
+        raise ValueError("latents are the noise, which the axis 'seed' varies; leave one of them out")
+    check_call(pipe, call, "sweep", OTHERS)
 
 
 def _drawn(pipe, axes: Sequence[Axis], base: Mapping, call: Mapping, grid: ImageGrid) -> ImageGrid:

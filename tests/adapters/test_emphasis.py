@@ -59,7 +59,11 @@ def test_brackets_weigh_as_in_a1111(prompt, parts):
 @pytest.mark.parametrize("prompt, message", [
     ("a (red:1.2.3) cat", "':1.2.3\\)' has a weight that is no number"),
     ("a [red:blue:0.5] cat", r"\[red:blue:0.5\]' is prompt editing"),
-    ("a [red:10] cat", "prompt editing"), ("a [red|blue] cat", "prompt editing")])
+    ("a [red:10] cat", "prompt editing"), ("a [red|blue] cat", "prompt editing"),
+    ("a [[red]:0.5] cat", r"'\[\[red\]:0.5\]' is prompt editing"), ("a [[[b]]:2]", "prompt editing"),
+    ("a [[red:blue:0.3]:cat:0.7]", r"'\[red:blue:0.3\]' is prompt editing"), ("[(red:1.2)::1e-1]", "prompt editing"),
+    ("cat AND dog", "'cat AND dog' is a composed prompt.*write «and»"), ("cat :1.2 AND dog :0.5", "composed prompt"),
+    ("black AND white", "write «and»"), ("(cat AND (dog:1.2))", "composed"), ("AND a cat", "composed")])
 def test_what_is_no_emphasis_is_named(prompt, message):
     with pytest.raises(ValueError, match=message):
         parse_emphasis(prompt)
@@ -67,6 +71,15 @@ def test_what_is_no_emphasis_is_named(prompt, message):
 
 def test_emphasis_in_square_brackets_is_no_prompt_editing():
     assert parse_emphasis("[(red:1.1)]") == [[("red", pytest.approx(1))]]
+
+
+@pytest.mark.parametrize("prompt", ["black and white", "sand, SAND, ANDES, b_AND_w", "{a|b} __color__ cat"])
+def test_words_that_only_look_like_syntax_stay_words(prompt):
+    assert parse_emphasis(prompt) == [[(prompt, 1)]]
+
+
+def test_escaped_brackets_are_no_prompt_editing():
+    assert parse_emphasis(r"\[a:b:0.5\]") == [[("[a:b:0.5]", 1)]]
 
 
 @pytest.mark.parametrize("negative", [None, "", "blurry, dark"])

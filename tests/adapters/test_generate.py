@@ -8,6 +8,7 @@ import lorabook as lb
 from lorabook.adapters.generate import generate
 from lorabook.adapters.layers import active_adapters, adapter_names, lora_layers
 from lorabook.adapters.scales import scales_of
+from lorabook.pipelines import scheduler_like
 
 CALL = dict(num_inference_steps=3, output_type="pt")
 PROMPT = "a cartoon blue creature with wings"
@@ -72,6 +73,21 @@ def test_block_weights_act(pipe, with_adapters):
     ours = picture(pipe, f"{PROMPT}<lora:ink:0.5:lbw={','.join(map(str, numbers))}>")
     assert torch.equal(ours, with_adapters({"ink": [n / 2 for n in numbers]}))
     assert torch.equal(picture(pipe, f"{PROMPT}<lora:ink:1:lbw=OUTALL>"), with_adapters({"ink": "OUTALL"}))
+
+
+@pytest.mark.parametrize("phrase, acts", [
+    ("stop=2", [1, 1, 0, 0, 0]), ("start=2", [0, 0, 1, 1, 1]), ("step=1-3", [0, 1, 1, 0, 0]),
+    ("lbw=ALL:stop=0.4", [1, 1, 0, 0, 0]), ("stop=9", [1] * 5)])
+@pytest.mark.parametrize("scheduler", [None, "plms"])
+def test_an_adapter_acts_in_the_steps_that_the_prompt_says(pipe, phrase, acts, scheduler):
+    lb.load_adapter(pipe, "ink")
+    pipe.scheduler = scheduler_like(pipe.scheduler.config, scheduler) if scheduler else pipe.scheduler
+    seen = []
+    layer = next(iter(lora_layers(pipe)["unet"].values()))
+    pipe.unet.down_blocks[0].register_forward_pre_hook(lambda *_: seen.append(layer.scaling["ink"] > 0))
+    generate(pipe, f"{PROMPT}<lora:ink:1:{phrase}>", num_inference_steps=5, output_type="latent", seed=0)
+    assert seen[-5:] == [bool(act) for act in acts]  # PLMS asks the model once more at the beginning
+    assert not scales_of(pipe).steps
 
 
 def test_an_adapter_on_the_pipeline_is_used_and_its_scale_put_back(pipe, with_adapters):
@@ -143,7 +159,8 @@ def test_after_an_error_the_pipeline_is_as_before(pipe, tmp_path):
     ("a cat <lora:qqqq:1>", FileNotFoundError, "'qqqq'.*there are: creatures"),
     ("a cat <lora:ink:x>", ValueError, "'<lora:ink:x>' cannot be used"),
     (["a cat"], ValueError, "one prompt, a text, not"),
-    ("a [cat:dog:0.5]<lora:ink>", ValueError, "prompt editing")])
+    ("a [cat:dog:0.5]<lora:ink>", ValueError, "prompt editing"), ("a cat AND a dog<lora:ink>", ValueError, "composed"),
+    ("a cat <lora:ink:1:step=3-2>", ValueError, "it would end, at 2, before it begins")])
 def test_what_is_wrong_with_a_prompt_is_said_and_nothing_left(pipe, prompt, error, message):
     with pytest.raises(error, match=message):
         generate(pipe, prompt, **CALL)

@@ -10,9 +10,10 @@ from lorabook.adapters.prompts import Mention, find_adapters, merged, nearest, p
 
 
 def only(prompt):
-    """The one adapter of a prompt, without how it was written."""
+    """The one adapter of a prompt, without how it was written; with the steps where it says some."""
     (mention,) = parse_prompt(prompt)[1]
-    return mention.name, mention.text_encoder, mention.unet, mention.blocks
+    steps = (mention.start, mention.stop)
+    return mention.name, mention.text_encoder, mention.unet, mention.blocks, *(steps if steps != (None, None) else ())
 
 
 @pytest.mark.parametrize("phrase, meant", [
@@ -31,6 +32,12 @@ def only(prompt):
     ("<lora:ink:0.7:lbw=" + ",".join(["1", " 0.5"] * 6) + ">", ("ink", 0.7, 0.7, (1, 0.5) * 6)),
     ("<lora:ink:1:" + ",".join("0" * 26) + ">", ("ink", 1, 1, (0,) * 26)),
     ("<lora:ink_v1.0:1>", ("ink_v1.0", 1, 1, None)),
+    ("<lora:ink:1:w=OUTALL>", ("ink", 1, 1, "OUTALL")),
+    ("<lora:ink:1:1:w=" + ",".join("0" * 17) + ">", ("ink", 1, 1, (0,) * 17)),
+    ("<lora:ink:1:lbw=ALL:stop=10>", ("ink", 1, 1, "ALL", None, 10)),
+    ("<lora:ink:lbw=ALL:start=10>", ("ink", 1, 1, "ALL", 10, None)),
+    ("<lora:ink:0.5:step=5-10>", ("ink", 0.5, 0.5, None, 5, 10)),
+    ("<lora:ink:1:start= 2 :stop = 0.4>", ("ink", 1, 1, None, 2, 0.4)),
 ])
 def test_a_phrase_means_what_it_means_in_a1111(phrase, meant):
     assert only(f"a cat {phrase}") == meant
@@ -54,7 +61,16 @@ def test_a_prompt_without_phrases_stays_as_it_is(text):
     ("<lora:ink:1:lbw=1,0>", "12, 17, 20 or 26 numbers, not 2"),
     ("<lora:ink:1:lbw=1,R" + ",0" * 15 + ">", "'R' is no finite number"),
     ("<lora:ink:1:lbw=OUTSS>", "unknown preset 'OUTSS'; the nearest are: OUTS"),
-    ("<lora:ink:1:start=5>", "start= is given twice or not known; known are: te=, unet=, lbw="),
+    ("<lora:ink:1:begin=5>", "begin= is given twice or not known; known are: te=, unet=, lbw=, w=, start=, stop=, step="),
+    ("<lora:ink:1:lbw=INS:w=OUTS>", "lbw= and w= are the same"),
+    ("<lora:ink:1:lbwe=ATTN>", "lbwe= (weights of single layers) is not supported"),
+    ("<lora:ink:1:lbw=ALL:x=0.5>", "x= (a weight for the X in block weights) is not supported"),
+    ("<lora:ink:1:dyn=8>", "dyn= (another rank) is not supported"),
+    ("<lora:ink:1:step=5>", "step= is two steps, as step=5-10"),
+    ("<lora:ink:1:step=5-10:stop=8>", "in place of start= and stop="),
+    ("<lora:ink:1:stop=-3>", "-3 is no step"),
+    ("<lora:ink:1:start=2.5>", "2.5 is no step"),
+    ("<lora:ink:1:stop=soon>", "'soon' is no finite number"),
     ("<lora:ink:te=1:te=2>", "te= is given twice"),
     ("<lora:ink:1:1:64>", "more than two weights"),
     ("<lora::1>", "names no adapter"),
@@ -77,6 +93,23 @@ def test_weights_of_an_adapter_named_twice_add_up():
 def test_an_adapter_named_twice_with_other_block_weights_is_refused():
     with pytest.raises(ValueError, match="'<lora:ink:1:lbw=INS>'.*'ink' is named before with other block weights"):
         merged(parse_prompt("<lora:ink:1><lora:ink:1:lbw=INS>")[1])
+    with pytest.raises(ValueError, match="or other steps"):
+        merged(parse_prompt("<lora:ink:1><lora:ink:1:stop=3>")[1])
+
+
+def test_steps_are_shares_of_the_run_in_which_it_does_not_act():
+    said = {"text_encoder": 0.5, "unet": 0.5}
+    assert Mention("ink", 0.5, 0.5, stop=10).scales("sd", 20) == said | {"steps": [[0.5, 1, 0]]}
+    assert Mention("ink", 0.5, 0.5, start=5, stop=10).scales("sd", 20) == said | {"steps": [[0, 0.25, 0], [0.5, 1, 0]]}
+    assert Mention("ink", 0.5, 0.5, stop=0.4).scales("sd", 20) == Mention("ink", 0.5, 0.5, stop=8).scales("sd", 20)
+    assert Mention("ink", 0.5, 0.5, start=0, stop=20).scales("sd", 20) == 0.5  # in all steps there are
+    assert Mention("ink", 0.5, 0.5, start=30).scales("sd", 20) == said | {"steps": [[0, 1, 0]]}
+
+
+def test_steps_that_end_before_they_begin_are_refused():
+    (mention,) = parse_prompt("<lora:ink:1:step=10-5>")[1]
+    with pytest.raises(ValueError, match="step=10-5>'.*with 20 steps it would end, at 5, before it begins, at 10"):
+        mention.scales("sd", 20)
 
 
 def test_one_weight_is_a_number():

@@ -75,6 +75,35 @@ def test_a_file_is_loaded_from_where_it_is(two, tmp_path):
     assert f"{str(tmp_path)!r}, weight_name='my ink.safetensors', adapter_name='ink'" in code
 
 
+WEIGHED = dict(prompt=r"a (red:1.6) boat \(small\) BREAK [night]", negative_prompt="(cat:1.2)")
+
+
+def test_the_lorabook_code_draws_what_a_prompt_weighs(two, monkeypatch, tmp_path):
+    settings = settings_of(two, **SMALL, scheduler="DPM++ 2M SDE Karras").with_(**WEIGHED)
+    code = as_code(settings, "lorabook", pipe=two)
+    assert apart(drawn_by(code, monkeypatch, tmp_path), Painter(two).paint(settings).images) <= 1
+
+
+def test_the_diffusers_code_says_that_it_weighs_no_words_and_runs(two, monkeypatch, tmp_path):
+    code = as_code(settings_of(two, **SMALL, scheduler="DPM++ 2M Karras").with_(**WEIGHED), "diffusers", pipe=two)
+    assert "# diffusers draws these words without A1111's weights" in code and "'a red boat (small) night'" in code
+    assert "from_config(pipe.scheduler.config, use_karras_sigmas=True)" in code
+    assert len(drawn_by(code, monkeypatch, tmp_path)) == 2
+
+
+def test_the_a1111_code_repeats_the_syntax_and_names_the_sampler(two):
+    settings = settings_of(two, num_inference_steps=2, scheduler="dpm++ 2m sde karras").with_(**WEIGHED)
+    lines = as_code(settings, "a1111", pipe=two).splitlines()
+    assert lines[0] == WEIGHED["prompt"] + " <lora:creatures:1> <lora:ink:1>" and "Sampler: DPM++ 2M SDE Karras," in lines[2]
+    assert "Sampler: Euler a," in as_code(settings.with_(scheduler="EULER A"), "a1111", pipe=two)
+
+
+@pytest.mark.parametrize("dialect", ["lorabook", "diffusers", "a1111"])
+def test_where_nothing_is_drawn_the_code_says_why(two, dialect):
+    code = as_code(settings_of(two, "a cat <lora:ink:0.4>"), dialect, pipe=two)
+    assert code.startswith("# the prompt's '<lora:ink:0.4>' is not read here") and code.count("\n") == 1
+
+
 def test_the_a1111_prompt_has_each_adapter_and_the_parameters(two):
     settings = settings_of(two, "a red boat", negative_prompt="a cat", **SMALL).with_adapter("creatures", on=False)
     text = as_code(settings.with_adapter("ink", scale=-0.5), "a1111", pipe=two)

@@ -84,6 +84,24 @@ def test_another_scheduler_size_and_negative_prompt_are_obeyed(two, settings):
     assert max(differences(painted.images, ordinary(two, settings, width=96, height=64, negative_prompt="wings"))) <= 1
 
 
+def test_prompts_are_read_as_generate_reads_them(two, settings):
+    prompt, negative = "a cartoon (blue:1.5) creature BREAK wings", "[dark]"
+    painted = Painter(two).paint(settings.with_(prompt=prompt, negative_prompt=negative, seeds=(3,)))
+    drawn = lb.generate(two, prompt, negative, seed=3, num_inference_steps=3, guidance_scale=settings.guidance_scale).images
+    assert max(differences(painted.images, drawn)) <= 1
+
+
+@pytest.mark.parametrize(("said", "told"), [
+    ({"prompt": "a cat <lora:ink:0.4>"}, "'<lora:ink:0.4>' is not read here.*load 'ink' from the shelf.*slider to 0.4"),
+    ({"negative_prompt": "<lora:ink>"}, "'<lora:ink>' is not read here"), ({"prompt": "a cat AND a dog"}, "composed prompt"),
+    ({"prompt": "a [cat|dog]"}, "prompt editing")])
+def test_a_prompt_that_cannot_be_read_is_refused_and_the_next_settings_work(two, settings, said, told):
+    painter = Painter(two)
+    with pytest.raises(ValueError, match=told):
+        painter.paint(settings.with_(**said))
+    assert len(painter.paint(settings).images) == 2
+
+
 def test_the_base_is_drawn_without_adapters_and_once(two, settings):
     painter = Painter(two)
     first = painter.paint(settings.with_(compare=True))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from adapter_files import ALL, WRITERS, add_random, plain
 from conftest import quick_config, tiny_sdxl
-from diffusers import EulerAncestralDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 
 import lorabook as lb
 
@@ -178,6 +178,73 @@ def test_schedulers_vary_and_the_pipelines_own_is_put_back(pipe):
     assert pipe.scheduler is before and apart(*grid.images[0]) > 2
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(before.config)
     assert apart(grid.images[0][0], plainly(pipe, "a red cat", 0, num_inference_steps=4)) <= 1
+
+
+def test_schedulers_vary_by_a1111s_names(pipe):
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+    grid = lb.sweep(pipe, "a red cat", columns={"scheduler": ["DPM++ 2M Karras", "dpm++ 2m"]}, num_inference_steps=4)
+    assert apart(grid.images[0][0], plainly(pipe, "a red cat", 0, num_inference_steps=4)) <= 1
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=False)
+    assert apart(grid.images[0][1], plainly(pipe, "a red cat", 0, num_inference_steps=4)) <= 1
+    assert apart(*grid.images[0]) > 2
+
+
+SYNTAX = ["a (red:1.6) cat", r"a [red] cat \(small\)", "a red cat BREAK on sand", "red " * 80 + "cat"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_prompts_are_read_as_generate_reads_them(pipe, alone):
+    call = QUICK | ({"callback_on_step_end": lambda *_: {}} if alone else {})
+    passes = count_passes(pipe)
+    grid = lb.sweep(pipe, columns={"prompt": SYNTAX}, rows={"negative_prompt": ["(dark:1.4)"]}, **call)
+    assert len(passes) == (8 if alone else 4)  # those of one chunk in a pass, those of two in another
+    for image, prompt in zip(grid.images[0], SYNTAX, strict=True):
+        drawn = lb.generate(pipe, prompt, "(dark:1.4)", seed=0, guidance_scale=4.0, **QUICK).images[0]
+        assert apart(image, drawn) <= 1 and apart(image, plainly(pipe, prompt, 0)) > 2
+
+
+def test_sdxl_reads_them_too(tmp_path):
+    pipe = lb.load_pipeline(tiny_sdxl(tmp_path), device="cpu")
+    told = QUICK | {"guidance_scale": 4.0, "width": 32, "height": 32}
+    grid = lb.sweep(pipe, "a (red:1.6) cat", columns={"negative_prompt": ["[dark]", "dark"]}, **told)
+    assert apart(grid.images[0][0], lb.generate(pipe, "a (red:1.6) cat", "[dark]", seed=0, **told).images[0]) <= 1
+
+
+@pytest.mark.parametrize(("prompt", "negative", "told"), [
+    ("a cat <lora:ink:0.8>", None, r"'<lora:ink:0.8>' is not read here.*columns=\{\"ink\": \[0.8\]\} or scales=.*generate"),
+    ("a cat", "dark <lora:ink>", "'<lora:ink>' is not read here"), ("a cat AND a dog", None, "composed prompt"),
+    ("a cat", "black AND white", "write «and»"), ("a [cat:dog:0.5]", None, "prompt editing"),
+    ("a cat <hypernet:x:1>", None, "begins with one of: lora, lyco"), (["a cat", "a dog"], None, "a prompt is a text")])
+def test_a_prompt_that_cannot_be_read_is_refused(pipe, prompt, negative, told):
+    calls = count_passes(pipe)
+    with pytest.raises(ValueError, match=told) as caught:
+        lb.sweep(pipe, prompt, negative_prompt=negative, columns={"seed": [0]}, **QUICK)
+    assert len(str(caught.value)) <= 400 and "\n" not in str(caught.value) and not calls
+
+
+@pytest.mark.parametrize("what", ["prompt", "negative_prompt"])
+def test_an_axis_of_prompts_is_read_before_anything_is_drawn(pipe, what):
+    calls = count_passes(pipe)
+    with pytest.raises(ValueError, match="'<lora:ink>' is not read here"):
+        lb.sweep(pipe, "a cat", columns={what: ["a cat", "a dog <lora:ink>"]}, **QUICK)
+    assert not calls
+
+
+@pytest.mark.parametrize(("call", "told"), [
+    ({"num_images_per_prompt": 4}, r"no num_images_per_prompt=4: rows=\{\"seed\": \[0, 1, 2, 3\]\}"),
+    ({"generator": torch.Generator()}, "no generator=.*seed"), ({"output_type": "latent"}, "grid holds PIL images"),
+    ({"return_dict": False}, "returns an ImageGrid"), ({"latents": torch.zeros(1, 4, 8, 8)}, "which the axis 'seed' varies"),
+    ({"prompt_embeds": torch.zeros(1, 77, 128)}, "hands on no 'prompt_embeds'"),
+    ({"guidance": 3}, "hands on no 'guidance' to StableDiffusionPipeline; the nearest are: guidance_scale")])
+def test_an_argument_that_a_grid_cannot_show_is_refused(pipe, call, told):
+    with pytest.raises(ValueError, match=told):
+        lb.sweep(pipe, "a cat", columns={"seed": [0, 1]}, **call, **QUICK)
+
+
+def test_arguments_at_their_usual_values_say_nothing(pipe):
+    usual = dict(num_images_per_prompt=1, output_type="pil", return_dict=True, generator=None)
+    grids = [lb.sweep(pipe, "a cat", columns={"seed": [0]}, **told, **QUICK) for told in ({}, usual)]
+    assert apart(grids[0].images[0][0], grids[1].images[0][0]) == 0 and grids[0].settings == grids[1].settings
 
 
 def test_a_pass_that_does_not_fit_is_halved_and_tried_again(pipe, monkeypatch):
