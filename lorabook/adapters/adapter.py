@@ -73,15 +73,17 @@ class Adapter:
     """A whole adapter.
 
     Attributes:
-        layers: Layer by component ("unet", "text_encoder", "text_encoder_2") and module, by the names of diffusers and
-            transformers, those of text encoders with `text_model.` before them.
-        format: what the file was: "diffusers", "diffusers, old", "PEFT", "Kohya", "LyCORIS".
+        layers: Layer by component ("unet", "transformer", "text_encoder", "text_encoder_2") and module, by the names of
+            diffusers and transformers, those of text encoders with `text_model.` before them.
+        format: what the file was: "diffusers", "diffusers, old", "PEFT", "Kohya", "LyCORIS", "ComfyUI", "OMI".
         base_model: the model it was made for, as it says itself, or None.
         trigger_words: what its prompt should hold, as it says itself.
         metadata: the file's.
         keys: number of the file's weights by component.
         ignored: keys that carry no weights of layers.
         missing: what its file lacks and was assumed, a sentence each.
+        stems: by component and module, the layer's name as the file has it.
+        notes: why keys were ignored, a sentence each.
     """
 
     layers: Mapping[str, Mapping[str, Layer]]
@@ -92,6 +94,8 @@ class Adapter:
     keys: Mapping[str, int] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    stems: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -168,7 +172,7 @@ def _decomposed(base: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
     Source: Liu et al. 2024, arXiv:2402.09353; a magnitude by input channel is what LyCORIS calls wd_on_out=False.
     """
     changed = base + delta.view_as(base)
-    by_out = magnitude.dim() == 1 or magnitude.shape[0] == base.shape[0]
+    by_out = magnitude.shape[0] == base.shape[0]
     axes = [i for i in range(base.dim()) if i != (0 if by_out else 1)]
     shape = [-1 if i == (0 if by_out else 1) else 1 for i in range(base.dim())]
     norm = changed.square().sum(dim=axes, keepdim=True).sqrt()

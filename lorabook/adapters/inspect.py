@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lorabook import mime
 from lorabook.adapters.adapter import Adapter
 from lorabook.adapters.address import sha256_of
+from lorabook.adapters.formats.unread import embedding_notes
 from lorabook.adapters.layer_view import LayerView, doubts_about, norm_of, views_of
 from lorabook.adapters.source import read_source
 from lorabook.adapters.tables import as_html, as_text
@@ -216,8 +217,7 @@ def inspect_adapter(source, **find) -> Inspection:
 def inspect(adapter: Adapter, path: Path | None = None) -> Inspection:
     """What `inspect_adapter` does, for an adapter that was read already."""
     notes = [f"{text} (assumed)" for text in adapter.missing]
-    if adapter.ignored:
-        notes.append(f"{len(adapter.ignored)} keys are of no layer, for example {adapter.ignored[0]}")
+    notes += [*embedding_notes(adapter.ignored, path), *adapter.notes]
     if "DoRA" in adapter.kinds:
         notes.append("a DoRA's ΔW depends on its base model; all numbers are of its LoRA part")
     return Inspection(views_of(adapter), adapter.format, adapter.kinds, adapter.base_model, adapter.trigger_words,

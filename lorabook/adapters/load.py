@@ -10,6 +10,7 @@ from lorabook.adapters.originals import fused_names
 from lorabook.adapters.ready import fit
 from lorabook.adapters.report import LoadReport, report_of
 from lorabook.adapters.source import Source, read_source
+from lorabook.adapters.transformer_keys import by_diffusers_names
 
 
 @locked
@@ -20,8 +21,9 @@ def load_adapter(pipe, source, name: str | None = None, *, weight_name: str | No
                  hotswap_rank: int | None = None) -> LoadReport:
     """Load an adapter onto a pipeline, at scale 1, beside those that are there.
 
-    It may be a LoRA, LoCon, LoHa, LoKr or DoRA, by the keys of diffusers (now and before PEFT), PEFT, Kohya, A1111 or
-    LyCORIS. Whatever is no plain LoRA is put on as one with the same ΔW, at the rank that needs.
+    It may be a LoRA, LoCon, LoHa, LoKr or DoRA, by the keys of diffusers (now and before PEFT), PEFT, Kohya, A1111,
+    LyCORIS, ComfyUI or OneTrainer (OMI), and for a transformer by those of its original code that diffusers itself converts.
+    Whatever is no plain LoRA is put on as one with the same ΔW, at the rank that needs.
 
     Args:
         pipe: a diffusers pipeline that can carry LoRA.
@@ -30,16 +32,15 @@ def load_adapter(pipe, source, name: str | None = None, *, weight_name: str | No
         name: the adapter's name; None takes the file's or folder's, with dots replaced (see `module_name`).
         weight_name, subfolder, revision, token, cache_dir, local_files_only: as in `from_pretrained`; for an address the
             token is its site's.
-        components: which of "unet", "text_encoder", "text_encoder_2" to take; None takes all the file has.
+        components: which of "unet", "transformer", "text_encoder", "text_encoder_2" to take; None takes all the file has.
         allow_pickle: read an old .bin, .pt or .ckpt with `torch.load(weights_only=True)`.
         hotswap_rank: the largest rank that `swap_adapter` will bring; prepares a model to be compiled once.
     Returns: a LoadReport, which shows itself.
     Raises: FileNotFoundError if there is no such adapter; ValueError for a pickle file, a damaged one, weights that
         are not finite, a name in use, or an adapter made for another architecture. The pipeline is then as before.
     """
-    found = read_source(source, layers_per_block=layers_per_block(pipe), allow_pickle=allow_pickle, weight_name=weight_name,
-                        subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
-                        local_files_only=local_files_only)
+    found = read_for(pipe, source, allow_pickle=allow_pickle, weight_name=weight_name, subfolder=subfolder,
+                     revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     if name is not None and not isinstance(name, str):
         raise ValueError(f"an adapter's name is a text, not {name!r:.80}")
     name = module_name(name or found.name)
@@ -61,7 +62,13 @@ def report(pipe, name: str, found: Source, adapter: Adapter) -> LoadReport:
     return report_of(pipe, name, found, adapter, left)
 
 
-def layers_per_block(pipe) -> int:
+def read_for(pipe, source, **find) -> Source:
+    """An adapter from anywhere, by the names that layers have on a pipeline; arguments as in `read_source`."""
+    found = read_source(source, layers_per_block=_layers_per_block(pipe), **find)
+    return found._replace(adapter=by_diffusers_names(pipe, found.adapter))
+
+
+def _layers_per_block(pipe) -> int:
     """Of a pipeline's UNet; 2 where it says nothing."""
     number = getattr(getattr(getattr(pipe, "unet", None), "config", None), "layers_per_block", 2)
     return number if isinstance(number, int) else 2

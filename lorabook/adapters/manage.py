@@ -20,13 +20,12 @@ from lorabook.adapters.layers import (
     models_of,
     put_factor,
 )
-from lorabook.adapters.load import chosen, layers_per_block, report
+from lorabook.adapters.load import chosen, read_for, report
 from lorabook.adapters.locks import locked
 from lorabook.adapters.originals import fused_in, fused_names
 from lorabook.adapters.ready import fit
 from lorabook.adapters.report import LoadReport
 from lorabook.adapters.schedule import set_steps
-from lorabook.adapters.source import read_source
 from lorabook.adapters.swap import can_swap, swap_in
 from lorabook.adapters.tables import as_html, as_text
 
@@ -172,7 +171,7 @@ def swap_adapter(pipe, name: str, source, *, components: Iterable[str] | None = 
     Warns: where a compiled model will be compiled once more.
     """
     check_known(pipe, [name])
-    found = read_source(source, layers_per_block=layers_per_block(pipe), **find)
+    found = read_for(pipe, source, **find)
     adapter = chosen(found.adapter, components, brief(found.path or "the new adapter"))
     ready = fit(pipe, adapter, brief(found.path or "the new adapter"))
     reason = can_swap(pipe, name, ready)

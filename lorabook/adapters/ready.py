@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from lorabook.adapters.adapter import Adapter, Layer
-from lorabook.adapters.family import family
 from lorabook.adapters.layers import base_weight, models_of, walk
+from lorabook.adapters.misfit import misfit, other_model
 from lorabook.adapters.originals import original
 from lorabook.adapters.shapes import matrix_shape
 
@@ -44,7 +44,10 @@ def fit(pipe, adapter: Adapter, where: str) -> dict[str, dict[str, Ready]]:
             if matrix_shape(layer) != (weight.shape[0], weight[0].numel()):
                 raise ValueError(
                     f"{where} does not fit {type(pipe).__name__}: layer {name} has the shape {tuple(weight.shape)} and the "
-                    f"adapter {matrix_shape(layer)}; {_made_for(adapter, pipe)}")
+                    f"adapter {matrix_shape(layer)}; {other_model(adapter, pipe)}")
+            if layer.magnitude is not None and layer.magnitude.numel() not in weight.shape[:2]:
+                raise ValueError(f"{where}: the DoRA's magnitude of layer {name} has {layer.magnitude.numel()} numbers, not "
+                                 f"one for each of {weight.shape[0]} outputs or {weight.shape[1]} inputs; fetch it anew")
             made = _ready(layer, weight)
             if not (made.up.isfinite().all() and made.down.isfinite().all()):
                 raise ValueError(f"{where}: layer {name} is beyond what {str(weight.dtype)[6:]} holds; load the pipeline "
@@ -74,24 +77,12 @@ def _match(pipe, adapter: Adapter, where: str) -> dict[str, dict[str, tuple[Laye
         for module, layer in layers.items():
             own = next((n for n in (module, module.removeprefix("text_model.")) if n in modules), None)
             if own is None:
-                lost.append(f"{part}.{module}")
+                lost.append((part, module))
             else:
                 found.setdefault(part, {})[own] = layer, modules[own]
-    absent = [part for part in adapter.layers if part not in models]
-    if absent == ["text_encoder"] and len(adapter.layers) > 1:
-        raise ValueError(f"{where} has layers for {absent[0]}, which this pipeline lacks; load the rest of it with "
-                         f"components={[part for part in adapter.layers if part in models]}")
     if lost:
-        total = sum(map(len, adapter.layers.values()))
-        there = total - len(lost)
-        count = f"only {there} of its {total} layers are" if there else f"none of its {total} layers is"
-        raise ValueError(f"{where} does not fit {type(pipe).__name__}: {count} there; {_made_for(adapter, pipe)}")
+        raise ValueError(misfit(pipe, adapter, lost, where))
     return found
-
-
-def _made_for(adapter: Adapter, pipe) -> str:
-    name = f" ({adapter.base_model:.60})" if adapter.base_model else ""
-    return f"it was made for {family(adapter)}{name}, this is {family(pipe)}; load it onto its own base model"
 
 
 def _ready(layer: Layer, weight: Tensor) -> Ready:

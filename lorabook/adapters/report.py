@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lorabook.adapters.adapter import Adapter
 from lorabook.adapters.address import sha256_of
+from lorabook.adapters.formats.unread import embedding_notes
 from lorabook.adapters.layers import layers_of
 from lorabook.adapters.tables import as_html
 
@@ -17,7 +18,7 @@ class LoadReport:
     Attributes:
         name: the adapter's name on the pipeline.
         path: the file or folder; None for weights in memory.
-        format: "diffusers", "diffusers, old" (attention processors), "PEFT", "Kohya" or "LyCORIS".
+        format: "diffusers", "diffusers, old" (attention processors), "PEFT", "Kohya", "LyCORIS", "ComfyUI" or "OMI".
         kinds: "LoRA", "LoCon" (convolutions too), "LoHa", "LoKr", "DoRA", "full".
         base_model: the model it was made for, as it says itself, or None.
         components: by component, counts of layers by (rank, alpha, effective scale = alpha / rank), as the file has them.
@@ -28,6 +29,7 @@ class LoadReport:
         ignored: keys that were not: no layer's weights, or of components that were not asked for.
         missing: what the file lacks and was assumed, a sentence each.
         trigger_words: what the prompt should hold.
+        notes: why keys were ignored, a sentence each; of an embedding in the file the calls that load it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class LoadReport:
     ignored: tuple[str, ...]
     missing: tuple[str, ...]
     trigger_words: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -63,7 +66,7 @@ class LoadReport:
         return [("format", f"{self.format}, {' and '.join(self.kinds)}"),
                 ("made for", self.base_model or "a base model its file does not name"), *parts,
                 ("weights", f"{self.matched}{unused if not self.ignored else ' matched' + unused}"),
-                *[("assumed", text) for text in self.missing],
+                *[("assumed", text) for text in self.missing], *[("ignored", text) for text in self.notes],
                 *[("trigger words", ", ".join(self.trigger_words))] * bool(self.trigger_words)]
 
     def __str__(self):
@@ -87,10 +90,13 @@ def report_of(pipe, name: str, found, adapter: Adapter, left: list[str]) -> Load
                   for part, layers in adapter.layers.items()}
     on = [layer for part in layers_of(pipe, name).values() for layer in part.values()]
     ignored = (*found.adapter.ignored, *left)
+    parts = found.adapter.layers.keys() - adapter.layers.keys()
+    notes = (*embedding_notes(found.adapter.ignored, found.path), *adapter.notes,
+             *[f"{len(left)} layers of {' and '.join(sorted(parts))}, which were not asked for"] * bool(left))
     return LoadReport(
         name=name, path=found.path, format=adapter.format, kinds=adapter.kinds, base_model=adapter.base_model,
         components=components, ranks=dict(sorted(Counter(layer.r[name] for layer in on).items())),
         alpha=tuple(sorted({layer.alpha for part in adapter.layers.values() for layer in part.values()})),
         layers={part: len(layers) for part, layers in adapter.layers.items()},
         matched=sum(adapter.keys.get(part, 0) for part in adapter.layers),
-        ignored=ignored, missing=adapter.missing, trigger_words=adapter.trigger_words)
+        ignored=ignored, missing=adapter.missing, trigger_words=adapter.trigger_words, notes=notes)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lorabook.adapters.about import base_model_in, is_on_hub, reader_beside, trigger_words_in
 from lorabook.adapters.adapter import Adapter
 from lorabook.adapters.files import WEIGHT_NAME, brief, check_finite, check_inside, find_adapter, path_of, read_adapter
+from lorabook.adapters.formats.keys import take_apart
 from lorabook.adapters.formats.read import parse
 from lorabook.adapters.layers import COMPONENTS
 
@@ -113,7 +114,7 @@ def _config(folder: Path) -> dict | None:
 
 
 def _component(weights: Mapping[str, Tensor]) -> str:
-    return "text_encoder" if any("self_attn" in key for key in weights) else "unet"
+    return next((apart.component for key in weights if (apart := take_apart(key))), "unet")
 
 
 def _name_of(source: str, path: Path) -> str:

@@ -61,7 +61,7 @@ def flat_name(module: str) -> str:
 
 def text_name(module: str) -> str:
     """A text encoder layer's name with `text_model.` before it, which transformers 5 leaves out and older readers need."""
-    return f"text_model.{module}" if module.startswith(("encoder.", "embeddings.", "final_layer_norm")) else module
+    return f"text_model.{module}" if module.startswith(("encoder.layers.", "embeddings.", "final_layer_norm")) else module
 
 
 def _inside(rest: str) -> str:

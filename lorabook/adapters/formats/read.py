@@ -2,13 +2,17 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from lorabook.adapters.adapter import NEEDS, Adapter, Layer
 from lorabook.adapters.files import METADATA_KEY
-from lorabook.adapters.formats.keys import PREFIXES, form_of, take_apart
+from lorabook.adapters.formats.keys import form_of, take_apart
+from lorabook.adapters.formats.others import other_kind
+from lorabook.adapters.formats.unread import passed_over
+from lorabook.adapters.shapes import matrix_shape
 
 
 def parse(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *,
@@ -27,35 +31,69 @@ def parse(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = No
     metadata = dict(metadata or {})
     configs = dict(configs or _configs(metadata))
     only = next(iter(configs)) if len(configs) == 1 else None
-    found: dict[tuple[str, str], dict[str, Tensor]] = {}
-    kinds: dict[tuple[str, str], str] = {}
-    ignored, counts = [], Counter()
-    for key, value in weights.items():
-        apart = take_apart(key, only, layers_per_block)
-        if apart is None:
-            ignored.append(key)
-            continue
-        counts[apart.component] += 1
-        place = apart.component, apart.module
-        found.setdefault(place, {})[apart.role] = value
-        if apart.role not in ("alpha", "magnitude", "vector"):
-            kinds[place] = apart.kind
-    if not kinds:
+    found = _sorted(weights, only, layers_per_block)
+    is_other = not found.kinds or any(key.startswith(("image_proj.", "ip_adapter.")) for key in weights)
+    if is_other and (other := other_kind(weights, where)):
+        raise ValueError(other)
+    notes = passed_over(weights, found.ignored, where)
+    if not found.kinds:
         raise ValueError(f"{where} is not a LoRA: none of its {len(weights)} keys names a low-rank weight"
-                         + (f", for example {ignored[0]:.100}" if ignored else ""))
-    # whole differences come with those of biases, which are harmless where they are zero
-    if strange := [key for key in ignored if key.startswith(PREFIXES) and weights[key].any()]:
-        raise ValueError(f"{where} has {len(strange)} weights of a kind that is not read here, for example "
-                         f"{strange[0]:.100}; what is read is LoRA, LoCon, LoHa, LoKr, DoRA and whole differences")
+                         + (f", for example {found.ignored[0]:.100}" if found.ignored else ""))
+    _check_one(found, where)
     layers: dict[str, dict[str, Layer]] = {}
     assumed = 0
-    for (part, module), tensors in found.items():
-        layer, known = _layer(module, kinds.get((part, module)), tensors, configs.get(part), where)
+    for (part, module), tensors in found.tensors.items():
+        layer, known = _layer(module, found.kinds.get((part, module)), tensors, configs.get(part), where)
         layers.setdefault(part, {})[module] = layer
         assumed += not known
-    adapter = Adapter(layers, metadata=metadata, ignored=tuple(ignored), keys=dict(counts),
+    adapter = Adapter(layers, metadata=metadata, ignored=tuple(found.ignored), notes=notes,
+                      keys=dict(found.counts), stems=found.stems,
                       missing=(f"alpha of {assumed} layers, taken as their rank",) if assumed else ())
     return Adapter(**vars(adapter) | {"format": form_of(weights, adapter.kinds, configs)})
+
+
+class _Found:
+    """A file's tensors by layer and role, and all that its keys say."""
+
+    def __init__(self):
+        self.tensors: dict[tuple[str, str], dict[str, Tensor]] = {}
+        self.kinds: dict[tuple[str, str], str] = {}
+        self.stems: dict[tuple[str, str], str] = {}
+        self.names: dict[str, str] = {}  # of adapters, each with a key
+        self.counts: Counter = Counter()
+        self.ignored: list[str] = []
+        self.twice: list[tuple[str, str]] = []
+
+
+def _sorted(weights: Mapping[str, Tensor], only: str | None, layers_per_block: int) -> _Found:
+    found = _Found()
+    for key, value in weights.items():
+        apart = take_apart(key, only, layers_per_block)
+        if apart is None or (apart.role == "diff" and (value.dim() < 2 or apart.module.endswith("n_embedding"))):
+            found.ignored.append(key)
+            continue
+        place = apart.component, apart.module
+        found.counts[apart.component] += 1
+        if apart.role in found.tensors.setdefault(place, {}):
+            found.twice.append((found.stems[place], apart.stem))
+        found.tensors[place][apart.role] = value
+        found.stems[place] = apart.stem
+        if apart.adapter:
+            found.names.setdefault(apart.adapter, key)
+        if apart.role not in ("alpha", "magnitude", "vector"):
+            found.kinds[place] = apart.kind
+    return found
+
+
+def _check_one(found: _Found, where: str) -> None:
+    """Raise ValueError where a file holds more than one adapter, or a layer twice."""
+    if len(found.names) > 1:
+        (first, key), *_ = found.names.items()
+        raise ValueError(f"{where} holds {len(found.names)} adapters, {' and '.join(map(repr, [*found.names][:3]))}, as in "
+                         f"{key:.110}; load one: {{k: v for k, v in weights.items() if '.{first}.' in f'{{k}}.'}}")
+    if found.twice:
+        raise ValueError(f"{where} has a layer twice, as {found.twice[0][0]:.100} and as {found.twice[0][1]:.100}; give its "
+                         "weights without one of the two")
 
 
 def _configs(metadata: Mapping[str, str]) -> dict[str, dict]:
@@ -87,7 +125,14 @@ def _layer(module: str, kind: str | None, tensors: dict, config: Mapping | None,
         raise ValueError(f"{where}: layer {module} has {tensors['down'].shape[0]} rows in one half and "
                          f"{tensors['up'].shape[1]} columns in the other; both are the rank and must be alike")
     scaling, known = _scaling(kind, tensors, alpha, rank, config, module)
-    return Layer(kind, tensors, scaling, rank, magnitude if vector is None else vector.flatten()), known
+    layer = Layer(kind, tensors, scaling, rank)
+    magnitude = magnitude if vector is None else vector.flatten()
+    return replace(layer, magnitude=_magnitude(magnitude, matrix_shape(layer)[0])), known
+
+
+def _magnitude(value: Tensor | None, out: int) -> Tensor | None:
+    """DoRA's magnitude: by output (out, …), by input (1, in, …); a flat one of another length than `out` is by input."""
+    return value.unsqueeze(0) if value is not None and value.dim() == 1 and len(value) != out else value
 
 
 def _rank(kind: str, tensors: Mapping[str, Tensor], config: Mapping | None, module: str) -> int:

@@ -24,11 +24,14 @@ def as_written(adapter: Adapter, form: str, bases: Bases | None = None) -> Adapt
     Args:
         form: one of `FORMATS`. Kohya's holds all kinds; the others plain LoRA, and DoRA where it is one throughout.
         bases: the model's own weights, which a DoRA needs to become a LoRA.
-    Raises: ValueError for an unknown form, or a DoRA that needs its base weights.
+    Raises: ValueError for an unknown form, a DoRA that needs its base weights, or as Kohya's a transformer.
     """
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}; the formats are: {', '.join(FORMATS)}")
     if form == "kohya":
+        if nameless := sorted(adapter.layers.keys() - _KOHYA):
+            raise ValueError(f"Kohya's form has no names for layers of a {' or a '.join(nameless)} as diffusers names them; "
+                             "save it as 'diffusers' or 'peft'")
         return adapter
     shapes = shapes_of(adapter, bases)
     layers: dict[str, dict[str, Layer]] = {}
