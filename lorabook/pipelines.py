@@ -117,7 +117,7 @@ def load_pipeline(model: str | os.PathLike | None = None, *, device: str | None 
 
 def _from_pretrained(found: str, dtype: torch.dtype, **kwargs) -> DiffusionPipeline:
     if not Path(found).is_dir():
-        _check_hub(found, **{key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs})
+        check_hub(found, **{key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs})
         return AutoPipelineForText2Image.from_pretrained(found, **{_DTYPE: dtype}, **kwargs)
     try:
         with quiet():
@@ -126,7 +126,7 @@ def _from_pretrained(found: str, dtype: torch.dtype, **kwargs) -> DiffusionPipel
         raise FileNotFoundError(f"model folder {found} is not whole: {' '.join(str(error).split())[:200]}") from error
 
 
-def _check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
+def check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
     """Ask once whether the Hub has a model that is not in the cache; from_pretrained alone retries for half a minute."""
     if isinstance(try_to_load_from_cache(repo_id, "model_index.json", cache_dir=cache_dir, revision=revision), str):
         return

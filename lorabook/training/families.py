@@ -1,4 +1,5 @@
 """What differs between model families in training, each in one small object."""
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -129,6 +130,7 @@ class StableDiffusionXL(StableDiffusion):
 
 
 FAMILIES = (StableDiffusion, StableDiffusionXL)
+MORE_CHANNELS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an instruct-pix2pix model", 9: "an inpainting model"}
 
 
 def family_of(pipe: DiffusionPipeline, prediction_type: str | None = None) -> StableDiffusion:
@@ -138,6 +140,32 @@ def family_of(pipe: DiffusionPipeline, prediction_type: str | None = None) -> St
     """
     for family in FAMILIES:
         if isinstance(pipe, family.pipeline_class):
+            check_trainable(pipe.config, pipe.unet.config)
             return family.of(pipe, prediction_type)
+    raise _untrainable(type(pipe).__name__)
+
+
+def check_trainable(index: Mapping, unet: Mapping) -> None:
+    """Check a model by its configs alone.
+
+    Args:
+        index, unet: what its model_index.json and its UNet's config.json hold.
+    Raises: ValueError if its UNet sees more than noisy latents and a prompt, or if it has none.
+    """
+    kind = str(index.get("_class_name"))
+    if "unet" not in index:
+        raise _untrainable(kind)
+    seen, predicted = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    if seen != predicted:
+        kind = MORE_CHANNELS.get(seen, "made for another task")
+        raise ValueError(f"the base model is {kind}: its UNet takes {seen} channels, and training gives it the "
+                         f"{predicted} of noisy latents; train on the plain text-to-image model that it comes from, whose "
+                         "adapter loads on both unless it holds conv_in")
+    if unet.get("class_embed_type") or unet.get("num_class_embeds"):
+        raise ValueError("the base model's UNet takes class labels beside the prompt, and training has none; train on a "
+                         "plain text-to-image model")
+
+
+def _untrainable(kind: str) -> ValueError:
     known = ", ".join(family.pipeline_class.__name__ for family in FAMILIES)
-    raise ValueError(f"{type(pipe).__name__} cannot be trained; the families are: {known}")
+    return ValueError(f"{kind} cannot be trained; the families are: {known}")

@@ -12,13 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer
 
 from lorabook.hub import client, open_repository
-from lorabook.pipelines import default_device, find_model, load_pipeline
+from lorabook.pipelines import check_hub, default_device, find_model, load_pipeline
 from lorabook.training.config import TrainingConfig
-from lorabook.training.families import StableDiffusion, family_of
+from lorabook.training.families import StableDiffusion, check_trainable, family_of
 from lorabook.training.flags import filled
 from lorabook.training.lora import check_layers
 from lorabook.training.optimizers import check_optimizer
@@ -80,12 +81,27 @@ def check_early(config: TrainingConfig) -> None:
 
     Raises: FileNotFoundError or ValueError, in one sentence.
     """
-    find_model(config.pretrained_model_name_or_path)
+    _check_base(config)
     check_optimizer(config)
     if config.mixed_precision == "fp16" and not _takes_half():
         raise ValueError("mixed_precision fp16 needs a GPU, and none is here: use bf16 or no")
     if config.push_to_hub:
         client(_repository(config), config.hub_token)
+
+
+def _check_base(config: TrainingConfig) -> None:
+    """Whether the base model can be trained, by its configs, a few kilobytes of its folder or of the Hub."""
+    found = find_model(config.pretrained_model_name_or_path)
+    asked = {"revision": config.revision, "cache_dir": config.cache_dir}
+    if not Path(found).is_dir():
+        check_hub(found, **asked)
+        asked["local_files_only"] = isinstance(try_to_load_from_cache(found, "unet/config.json", **asked), str)
+    try:
+        index = DiffusionPipeline.load_config(found, **asked)
+        unet = UNet2DConditionModel.load_config(found, subfolder="unet", **asked) if "unet" in index else {}
+    except (OSError, ValueError):  # loading the model will say what is missing
+        return
+    check_trainable(index, unet)
 
 
 def _repository(config: TrainingConfig) -> str:

@@ -1,10 +1,14 @@
+import json
+import shutil
+
 import pytest
 import torch
-from conftest import tiny_sdxl
+from conftest import quick_config, quick_dreambooth, tiny_sdxl
 from diffusers import DDPMScheduler
 
 import lorabook as lb
 from lorabook.training.families import StableDiffusion, family_of
+from lorabook.worlds import DATA
 
 
 def test_the_target_is_what_the_model_predicts(pipe):
@@ -77,3 +81,26 @@ def test_edm_is_the_error_of_the_denoised_latents_over_the_variance_of_their_noi
     denoised = signal.sqrt() * noisy - (1 - signal).sqrt() * prediction
     expected = (denoised - latents).square().mean() * signal / (1 - signal)
     assert family.losses(prediction, target, step, denoised=True).item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("channels", "kind"), [
+    (5, "a depth-to-image model"), (7, "an upscaler"), (8, "an instruct-pix2pix model"), (9, "an inpainting model"),
+    (6, "made for another task")])
+@pytest.mark.parametrize("train", [lb.train_text_to_image, lb.train_dreambooth], ids=["text_to_image", "dreambooth"])
+def test_a_base_whose_unet_takes_more_than_latents_is_named_before_images_are_read(tmp_path, train, channels, kind):
+    base = tmp_path / "base"
+    shutil.copytree(DATA / "tiny-sd", base)
+    unet = json.loads((base / "unet/config.json").read_text())
+    (base / "unet/config.json").write_text(json.dumps(unet | {"in_channels": channels}))
+    told = {"pretrained_model_name_or_path": str(base), "output_dir": str(tmp_path / "out")}
+    config = (quick_config(**told, dataset_name="nowhere") if train is lb.train_text_to_image else
+              quick_dreambooth(**told, instance_data_dir="nowhere"))
+    with pytest.raises(ValueError, match=f"base model is .*{kind}: its UNet takes {channels} channels.*conv_in") as raised:
+        train(config)
+    assert len(str(raised.value)) <= 400 and not (tmp_path / "out").exists()
+
+
+def test_a_model_of_another_kind_is_named_by_its_folder_alone(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline", "transformer": ["diffusers", "Flux"]}')
+    with pytest.raises(ValueError, match="FluxPipeline cannot be trained; the families are"):
+        lb.train_text_to_image(quick_config(pretrained_model_name_or_path=str(tmp_path), dataset_name="nowhere"))
