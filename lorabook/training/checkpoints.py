@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +60,10 @@ def _take_tensors(value, path: str, tensors: dict[str, Tensor]):
         return {"dict": [[key, _take_tensors(entry, f"{path}/{key}", tensors)] for key, entry in value.items()]}
     if isinstance(value, (list, tuple)):
         return [_take_tensors(entry, f"{path}/{number}", tensors) for number, entry in enumerate(value)]
-    return value if isinstance(value, (int, float, str, bool, type(None))) else None
+    if not isinstance(value, (int, float, str, bool, type(None))):
+        raise ValueError(f"a checkpoint cannot hold {path}, which is of type {type(value).__name__}; train with another "
+                         "optimizer or schedule")
+    return value
 
 
 def _give_tensors(value, tensors: dict[str, Tensor]):
@@ -196,3 +200,19 @@ def _flush(folder: Path) -> None:
     for path in folder.iterdir():
         with open(path, "r+b") as file:
             os.fsync(file.fileno())
+
+
+def written_elsewhere(write: Callable[[Path], Path], folders: list[Path]) -> Path:
+    """What `write` returns for the first folder that takes it; a sentence for each that does not.
+
+    Raises: OSError if none does.
+    """
+    for number, folder in enumerate(folders):
+        try:
+            return write(folder)
+        except OSError as error:
+            if number == len(folders) - 1:
+                raise
+            warnings.warn(f"{folder} cannot take the adapter ({error.strerror or error}); it is written to "
+                          f"{folders[number + 1]}", stacklevel=2)
+    raise ValueError("no folder was given")

@@ -11,6 +11,7 @@ from lorabook.images import image_files, load_instance_images
 from lorabook.pipelines import load_pipeline
 from lorabook.sweeps import world_of
 from lorabook.training.config import DreamBoothConfig
+from lorabook.training.memory import placed
 from lorabook.training.setup import Setup
 
 PRECISIONS = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -47,10 +48,22 @@ def _draw(setup: Setup, config: DreamBoothConfig, folder: Path, missing: list[in
     Each image has a seed of its own and each batch is drawn whole, so that drawing that was cut short ends in the same
     images.
     """
-    pipe, size, accelerator = _pipeline(setup, config), config.sample_batch_size, setup.accelerator
+    dtype = _precision(setup, config)
+    if dtype == setup.dtype:
+        return _draw_with(setup.family.pipe, setup, config, folder, missing)
+    with placed(setup.family, ("unet", *setup.family.encoders), "cpu"):
+        pipe = load_pipeline(config.pretrained_model_name_or_path, device=setup.accelerator.device, dtype=dtype,
+                             revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
+        _draw_with(pipe, setup, config, folder, missing)
+        del pipe
+
+
+def _draw_with(pipe, setup: Setup, config: DreamBoothConfig, folder: Path, missing: list[int]) -> None:
+    size, accelerator = config.sample_batch_size, setup.accelerator
     batches = sorted({number // size for number in missing})[accelerator.process_index::accelerator.num_processes]
     world, bar = world_of(pipe), getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
+    pipe.vae.enable_slicing()  # images are decoded one by one: less memory than a step of training
     for batch in tqdm(batches, desc="drawing class images", disable=not accelerator.is_local_main_process):
         numbers = range(batch * size, (batch + 1) * size)
         seeds = [torch.Generator("cpu").manual_seed((setup.given_seed or 0) + number) for number in numbers]
@@ -61,15 +74,11 @@ def _draw(setup: Setup, config: DreamBoothConfig, folder: Path, missing: list[in
                 unfinished = folder / f".class-{number:04}.part"
                 image.save(unfinished, "PNG")
                 os.replace(unfinished, folder / f"class-{number:04}.png")
+    pipe.vae.disable_slicing()
     pipe.set_progress_bar_config(**bar)
 
 
-def _pipeline(setup: Setup, config: DreamBoothConfig):
-    """The base pipeline in the precision to draw in: as asked, else half on a GPU and full elsewhere."""
-    asked = config.prior_generation_precision
+def _precision(setup: Setup, config: DreamBoothConfig) -> torch.dtype:
+    """The precision to draw in: as asked, else half on a GPU and full elsewhere."""
     half = torch.float16 if setup.accelerator.device.type == "cuda" else torch.float32
-    dtype = PRECISIONS[asked] if asked else half
-    if dtype == setup.dtype:
-        return setup.family.pipe
-    return load_pipeline(config.pretrained_model_name_or_path, device=setup.accelerator.device, dtype=dtype,
-                         revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
+    return PRECISIONS[config.prior_generation_precision] if config.prior_generation_precision else half

@@ -1,10 +1,12 @@
 """What a run will take, told before it begins."""
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from lorabook.training.families import StableDiffusion
+from lorabook.training.memory import placed
 
 ADAM_BYTES = 12  # a gradient and two moments in float32, beside each weight that learns
 
@@ -27,10 +29,14 @@ class Estimate:
                 f"{self.gpu_bytes / 2**30:.1f} GiB of memory on a GPU; minutes are told after the first steps")
 
 
-def memory_on_a_gpu(family: StableDiffusion, learning: list[nn.Parameter], resolution: int, batch: int) -> int:
-    """Bytes of weights, gradients, the optimiser's state and what the UNet keeps for its backward pass."""
-    pipe = family.pipe
-    models = [pipe.unet, pipe.vae, *(getattr(pipe, part) for part in family.text_encoders)]
+def memory_on_a_gpu(family: StableDiffusion, learning: list[nn.Parameter], resolution: int, batch: int,
+                    parts: Iterable[str]) -> int:
+    """Bytes of weights, gradients, the optimiser's state and what the UNet keeps for its backward pass.
+
+    Args:
+        parts: of the pipeline, which are on the device beside the UNet.
+    """
+    models = [family.pipe.unet, *(getattr(family.pipe, part) for part in parts)]
     weights = sum(tensor.nbytes for model in models for tensor in (*model.parameters(), *model.buffers()))
     return weights + ADAM_BYTES * sum(p.numel() for p in learning) + batch * _kept_by_forward(family, resolution)
 
@@ -47,11 +53,12 @@ def _kept_by_forward(family: StableDiffusion, resolution: int) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    noisy = torch.zeros(1, pipe.unet.config.in_channels, side, side, device=pipe.device)
+    noisy = torch.zeros(1, pipe.unet.config.in_channels, side, side, device=family.device)
     with torch.no_grad():
         prompts = family.encode_prompts([""])
-    with (torch.autocast(pipe.device.type, pipe.unet.conv_in.weight.dtype, pipe.unet.conv_in.weight.dtype != torch.float32),
+    dtype = pipe.unet.conv_in.weight.dtype
+    with (placed(family, family.encoders, "cpu"), torch.autocast(family.device.type, dtype, dtype != torch.float32),
           torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)):
-        family.predict(noisy, torch.zeros(1, dtype=torch.long, device=pipe.device), prompts,
-                       torch.zeros(1, 4, device=pipe.device))
+        family.predict(noisy, torch.zeros(1, dtype=torch.long, device=family.device), prompts,
+                       torch.zeros(1, 4, device=family.device))
     return sum(seen.values())

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lorabook.training.families import StableDiffusion
 from lorabook.training.order import Batches, Chosen, Order
+from lorabook.training.prefetch import ahead, reads_ahead, sent
 from lorabook.training.store import Store, images_hash, key_of
 
 PROMPTS_AT_ONCE = 64
@@ -73,6 +74,7 @@ class Batch:
         rows: the data set's rows, (rows,).
         moments: mean and deviation of the latents, (rows, 2, channels, height, width).
         captions: the numbers of the texts, for `Examples.prompts`.
+        prompts: their embeddings, or None where they are encoded at each step.
         geometry: (rows, 4), see `StableDiffusion.predict`.
     """
 
@@ -80,6 +82,7 @@ class Batch:
     rows: Tensor
     moments: Tensor
     captions: Tensor
+    prompts: tuple[Tensor, ...] | None
     geometry: Tensor
 
 
@@ -120,12 +123,28 @@ class Examples:
             dropout: share of captions replaced by the empty one.
         """
         sampler = Batches(order, start, stop, self.look.random_flip)
+        read = self._read(order, sampler, workers, dropout)
+        device = self.family.device
+        for batch in ahead(read) if reads_ahead(device) else read:
+            batch.moments, batch.geometry = sent(batch.moments, device), sent(batch.geometry, device)
+            if batch.prompts:
+                batch.prompts = tuple(sent(part, device) for part in batch.prompts)
+            if self.moments is None:  # so far it was pixels
+                batch.moments = self.family.encode_images(batch.moments)
+            yield batch
+
+    def _read(self, order: Order, sampler: Batches, workers: int, dropout: float) -> Iterator[Batch]:
+        """The batches in the CPU's memory; where latents are not kept, with pixels in the place of moments."""
         if self.moments is not None:
-            for chosen in sampler:
-                yield self._batch(order, chosen, self.moments[chosen.rows + len(self) * chosen.flips], dropout)
-            return
-        for chosen, pixels in DataLoader(self.pictures, batch_sampler=sampler, num_workers=workers, collate_fn=_as_it_is):
-            yield self._batch(order, chosen, self.family.encode_images(pixels), dropout)
+            chosen = ((chosen, self.moments[chosen.rows + len(self) * chosen.flips]) for chosen in sampler)
+        else:
+            chosen = DataLoader(self.pictures, batch_sampler=sampler, num_workers=workers, collate_fn=_as_it_is)
+        return (self._batch(order, *read, dropout) for read in chosen)
+
+    @property
+    def needs(self) -> set[str]:
+        """The pipeline's parts that encode at each step."""
+        return {*(("vae",) if self.moments is None else ()), *(self.family.text_encoders if self.embeddings is None else ())}
 
     def plain_moments(self, rows: Tensor) -> Tensor:
         """Mean and deviation of images as they are, cropped in the middle, (rows, 2, channels, height, width)."""
@@ -146,13 +165,13 @@ class Examples:
             numbers = numbers.where(order.draws(chosen.number, purpose=1).uniform() >= dropout, 0)
         geometry = [self.pictures.geometry(self.sizes[row], place, flip) for row, place, flip in
                     zip(chosen.rows.tolist(), chosen.places.tolist(), chosen.flips.tolist(), strict=True)]
-        geometry = torch.tensor(geometry, device=self.family.device)
-        return Batch(chosen.number, chosen.rows, moments.to(self.family.device), numbers, geometry)
+        prompts = tuple(store[numbers] for store in self.embeddings) if self.embeddings else None
+        return Batch(chosen.number, chosen.rows, moments, numbers, prompts, torch.tensor(geometry))
 
     def _kept_moments(self, folder: Path, progress: bool) -> Store:
         """A store of moments: all images, then all mirrored."""
         count, flips = len(self), 1 + self.look.random_flip
-        size = max(1, min(32, 2**20 // self.look.resolution**2))  # four of 512 x 512: what a small GPU holds
+        size = max(1, min(32, 2**18 // self.look.resolution**2))  # one of 512 x 512: less memory than a step of training
 
         def encode(start: int, stop: int) -> Tensor:
             return self.family.encode_images(torch.stack([self.pictures.pixels(row % count, row >= count)

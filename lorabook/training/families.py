@@ -40,8 +40,13 @@ class StableDiffusion:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the pipeline is; asked once, since asking a pipeline takes as long as a tenth of a small step."""
-        return self.pipe.device
+        """Where the UNet is; asked once, since asking a model takes a share of a small step."""
+        return self.pipe.unet.device
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The parts that encode images and prompts."""
+        return "vae", *self.text_encoders
 
     @property
     def resolution(self) -> int:
@@ -123,8 +128,8 @@ class StableDiffusionXL(StableDiffusion):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, prompts: tuple[Tensor, ...], geometry: Tensor) -> Tensor:
         """The UNet's prediction; arguments as above."""
-        size = torch.tensor(noisy.shape[-2:], device=noisy.device) * self.pipe.vae_scale_factor
-        time_ids = torch.cat([geometry.to(noisy), size.to(noisy).expand(len(noisy), 2)], 1)
+        size = [noisy.new_full((len(noisy), 1), side * self.pipe.vae_scale_factor) for side in noisy.shape[-2:]]
+        time_ids = torch.cat([geometry.to(noisy), *size], 1)
         added = {"text_embeds": prompts[1], "time_ids": time_ids}
         return self.pipe.unet(noisy, timesteps, prompts[0], added_cond_kwargs=added, return_dict=False)[0]
 

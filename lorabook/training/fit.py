@@ -3,7 +3,6 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,13 +12,14 @@ from accelerate.utils import set_seed
 from lorabook.adapters.files import WEIGHT_NAME
 from lorabook.hub import push_adapter
 from lorabook.pipelines import find_model
-from lorabook.training.checkpoints import find_checkpoint, pack, save_checkpoint, unpack
+from lorabook.training.checkpoints import find_checkpoint, pack, save_checkpoint, unpack, written_elsewhere
 from lorabook.training.config import TrainingConfig
 from lorabook.training.display import Display
 from lorabook.training.estimate import Estimate, memory_on_a_gpu
 from lorabook.training.examples import Examples, Look
 from lorabook.training.loop import train
 from lorabook.training.lora import add_lora, trained, write_lora
+from lorabook.training.memory import idle_parts, input_casts, placed
 from lorabook.training.merged import merged_products
 from lorabook.training.optimizers import make_optimizer, make_schedule, steps_in
 from lorabook.training.order import Order
@@ -37,7 +37,7 @@ FREE = {"output_dir", "resume_from_checkpoint", "checkpointing_steps", "checkpoi
         "push_to_hub", "hub_model_id", "hub_token", "cache_dir", "cache_latents", "dataloader_num_workers", "local_rank",
         "pretrained_model_name_or_path", "train_data_dir", "instance_data_dir", "class_data_dir", "dataset_name", "seed",
         "output_kohya_format", "debug_loss", "train_batch_size", "pre_compute_text_embeddings", "sample_batch_size",
-        "allow_tf32", "enable_xformers_memory_efficient_attention", "gradient_checkpointing"}
+        "allow_tf32", "enable_xformers_memory_efficient_attention", "gradient_checkpointing", "compile"}
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     state = {"optimizer": optimizer, "schedule": schedule, "scaler": accelerator.scaler}
     if progress.step:
         unpack(progress, dict(trained(carriers)), **state)
+        _say_other_steps(progress.numbers.get("steps", steps), steps, config.lr_scheduler)
     strip = _film_strip(setup, lesson, progress.step)
 
     def write(target: Path) -> Path:
@@ -107,18 +108,19 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
 
     def save() -> None:
         progress.tensors, progress.numbers = pack(dict(trained(carriers)), **state)
-        progress.numbers["seed"] = told.seed
+        progress.numbers |= {"seed": told.seed, "steps": steps}
         save_checkpoint(folder, progress, identity, write, config.checkpoints_total_limit)
 
     watch = Watch(setup, progress, steps, epoch, dict(trained(carriers)), save,
                   (lambda: _validated(setup, kept)) if kept else None, strip,
                   Display(steps, progress.step, accelerator.is_local_main_process))
     open_trackers(accelerator, config)
-    finished = _train_watched(watch, examples, order, optimizer, schedule, lesson, write, carriers)
+    with placed(family, idle_parts(family, config, examples, kept), "cpu"):
+        finished = _train_watched(watch, examples, order, optimizer, schedule, lesson, write, carriers)
     accelerator.wait_for_everyone()
     adapter, pushed = folder / WEIGHT_NAME, None
     if accelerator.is_main_process:
-        adapter = _written_elsewhere(write, [folder, Path(tempfile.gettempdir()) / folder.absolute().name])
+        adapter = written_elsewhere(write, [folder, Path(tempfile.gettempdir()) / folder.absolute().name])
         pushed = _pushed(setup.repository, adapter, told, strip) if setup.repository and finished else None
     return TrainingRun(adapter, progress.history, told.command, strip.grid() if strip else None, finished, pushed)
 
@@ -134,7 +136,10 @@ def _train_watched(watch: Watch, examples, order, optimizer, schedule, lesson, w
             for model in carriers.values():
                 model.train()
             watch.begin()
-            with merged_products(carriers.values()):
+            if setup.config.compile:
+                setup.family.pipe.unet.compile_repeated_blocks()
+            cast = setup.accelerator.mixed_precision == "no" or setup.config.use_dora
+            with merged_products(carriers.values()), input_casts(carriers.values(), cast):
                 train(setup.accelerator, setup.family, examples, order, setup.config, optimizer, schedule, progress,
                       watch.steps, watch, group_weights=lesson.weights)
         return True
@@ -203,10 +208,18 @@ def _validated(setup: Setup, kept: Examples) -> float:
 def _estimate(setup: Setup, lesson: Lesson, order: Order, steps: int, learning: list) -> Estimate:
     config, parameters = setup.config, sum(p.numel() for p in learning)
     batch = config.train_batch_size * len(lesson.groups)
+    busy = setup.family.text_encoders if config.train_text_encoder else ()
     at_once = batch * order.processes * config.gradient_accumulation_steps
     return Estimate(len(lesson.images), steps, at_once, steps * config.train_batch_size * order.processes *
                     config.gradient_accumulation_steps / order.epoch, parameters, 4 * parameters,
-                    memory_on_a_gpu(setup.family, learning, setup.resolution, batch))
+                    memory_on_a_gpu(setup.family, learning, setup.resolution, batch,
+                                    busy if config.cache_latents else setup.family.encoders))
+
+
+def _say_other_steps(before: int, now: int, schedule: str) -> None:
+    if before != now and not schedule.startswith("constant"):
+        warnings.warn(f"the run had {before} steps and now has {now}: from here on the rate follows the {schedule} schedule "
+                      f"of {now}, so it ends elsewhere than a run of {now} from its start", stacklevel=2)
 
 
 def _identity(setup: Setup, lesson: Lesson) -> dict:
@@ -222,22 +235,6 @@ def _identity(setup: Setup, lesson: Lesson) -> dict:
     if setup.given_seed is not None:
         found["seed"] = setup.given_seed
     return json.loads(json.dumps(found))
-
-
-def _written_elsewhere(write: Callable[[Path], Path], folders: list[Path]) -> Path:
-    """What `write` returns for the first folder that takes it; a sentence for each that does not.
-
-    Raises: OSError if none does.
-    """
-    for number, folder in enumerate(folders):
-        try:
-            return write(folder)
-        except OSError as error:
-            if number == len(folders) - 1:
-                raise
-            warnings.warn(f"{folder} cannot take the adapter ({error.strerror or error}); it is written to "
-                          f"{folders[number + 1]}", stacklevel=2)
-    raise ValueError("no folder was given")
 
 
 def _pushed(repository: str, adapter: Path, told: TrainingConfig, strip: FilmStrip | None) -> str | None:

@@ -14,6 +14,7 @@ from lorabook.training.config import TrainingConfig
 from lorabook.training.examples import Batch, Examples
 from lorabook.training.families import StableDiffusion
 from lorabook.training.order import Order, seed_of
+from lorabook.training.prefetch import sent
 
 
 def train(accelerator: Accelerator, family: StableDiffusion, examples: Examples, order: Order, config: TrainingConfig,
@@ -74,13 +75,14 @@ def training_loss(family: StableDiffusion, examples: Examples, batch: Batch, ord
     draws = order.draws(batch.number, purpose=2)
     mean, deviation = batch.moments.float().unbind(1)
     shape = mean.shape[1:]
-    latents = mean + deviation * draws.normal(*shape).to(mean)
+    latents = mean + deviation * sent(draws.normal(*shape), mean.device)
     noise = draws.normal(*shape)
     if config.noise_offset:
         noise = noise + config.noise_offset * draws.normal(shape[0], 1, 1)
-    timesteps = draws.integers(family.noise.config.num_train_timesteps).to(mean.device)
-    noisy, target = family.add_noise(latents, noise.to(mean), timesteps)
-    prediction = family.predict(noisy, timesteps, examples.prompts(batch.captions), batch.geometry)
+    timesteps = sent(draws.integers(family.noise.config.num_train_timesteps), mean.device)
+    noisy, target = family.add_noise(latents, sent(noise, mean.device), timesteps)
+    prompts = batch.prompts or examples.prompts(batch.captions)
+    prediction = family.predict(noisy, timesteps, prompts, batch.geometry)
     errors = family.losses(prediction, target, timesteps, config.snr_gamma,
                            denoised=getattr(config, "do_edm_style_training", False))
     return (errors.unflatten(0, (len(group_weights), -1)).mean(1) * group_weights).sum()

@@ -3,6 +3,7 @@ import os
 import random
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from lorabook.training.families import StableDiffusion, check_trainable, family_
 from lorabook.training.flags import filled
 from lorabook.training.lora import check_layers
 from lorabook.training.optimizers import check_optimizer
+from lorabook.training.process import process_state
 from lorabook.training.trackers import trackers_of
 from lorabook.whole import read_whole
 
@@ -42,6 +44,7 @@ class Setup:
         dtype: of the frozen weights.
         resolution: of the training images, in pixels.
         repository: where the adapter will be pushed, or None.
+        put_back: gives the process the state it had before: generators, TF32, a user's own Accelerator.
     """
 
     config: TrainingConfig
@@ -52,6 +55,7 @@ class Setup:
     dtype: torch.dtype
     resolution: int
     repository: str | None
+    put_back: Callable[[], None]
 
 
 def set_up(config: TrainingConfig) -> Setup:
@@ -59,6 +63,15 @@ def set_up(config: TrainingConfig) -> Setup:
 
     Raises: FileNotFoundError or ValueError, in one sentence, where something cannot be used.
     """
+    put_back = process_state()
+    try:
+        return _set_up(config, put_back)
+    except BaseException:
+        put_back()
+        raise
+
+
+def _set_up(config: TrainingConfig, put_back: Callable[[], None]) -> Setup:
     for sentence in config.without_effect:
         warnings.warn(sentence, stacklevel=3)
     accelerator = _accelerator(config)
@@ -73,7 +86,8 @@ def set_up(config: TrainingConfig) -> Setup:
     check_layers(family, config)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
-    return Setup(config, told, given, accelerator, family, dtype, checked_resolution(family, config.resolution), repository)
+    return Setup(config, told, given, accelerator, family, dtype, checked_resolution(family, config.resolution), repository,
+                 put_back)
 
 
 def check_early(config: TrainingConfig) -> None:
@@ -116,7 +130,7 @@ def close(setup: Setup) -> None:
     """Leave no global state behind, so that another run, or `notebook_launcher`, can begin."""
     for tracker in setup.accelerator.trackers:
         tracker.finish()
-    AcceleratorState._reset_state(reset_partial_state=setup.accelerator.num_processes == 1)
+    setup.put_back()
 
 
 def _common_seed(given: int | None) -> int:

@@ -1,6 +1,7 @@
 """How well a run does: a loss at fixed noise, pictures at fixed seeds, and how like the prompt and the images they are."""
 import re
 import warnings
+from itertools import count
 from pathlib import Path
 
 import datasets
@@ -45,13 +46,14 @@ class FilmStrip:
     """
 
     def __init__(self, prompt: str, seeds: list[int], folder: Path, likes: datasets.Dataset, until: int):
-        """Take up the pictures in the folder from steps up to `until`, remove later ones; be like the images `likes`."""
+        """Take up the pictures in the folder from steps up to `until`, put later ones aside; be like the images `likes`."""
         self.prompt, self.seeds, self.folder, self.likes = prompt, seeds, folder / "validation", likes
         found = {path: int(name[1]) for path in self.folder.glob("*.png")
                  if (name := re.match(r"step-(\d+)_seed", path.name))}
-        for path, step in found.items():
-            if step > until or until == 0:
-                path.unlink(missing_ok=True)
+        aside = next(p for number in count(1) if not (p := self.folder / f"earlier-{number}").exists())
+        for path in [path for path, step in found.items() if step > until or until == 0]:  # of a run before this one
+            aside.mkdir(exist_ok=True)
+            path.rename(aside / path.name)
         self.steps = sorted(step for step in set(found.values()) if all(self._path(step, seed).is_file() for seed in seeds))
 
     def draw(self, pipe, step: int) -> list[Image.Image]:

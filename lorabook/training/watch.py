@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lorabook.training.checkpoints import Progress
 from lorabook.training.display import Display
+from lorabook.training.memory import input_casts, placed
 from lorabook.training.setup import Setup
 from lorabook.training.trackers import report, report_pictures
 from lorabook.training.validation import FilmStrip
@@ -77,8 +78,10 @@ class Watch:
         Raises: FloatingPointError.
         """
         self._read_losses()
-        weights = {key: value.detach().to("cpu", copy=True) for key, value in self.weights.items()}
-        if not all(value.isfinite().all() for value in weights.values()):
+        flat = torch.cat([value.detach().flatten() for value in self.weights.values()]).cpu()  # one copy from the device
+        parts = flat.split([value.numel() for value in self.weights.values()])
+        weights = {key: part.view(value.shape) for (key, value), part in zip(self.weights.items(), parts, strict=True)}
+        if not flat.isfinite().all():
             raise FloatingPointError(_reason(self.progress.step, "weights are not finite"))
         self.good, self.good_step = weights, self.progress.step
         if self.setup.accelerator.is_main_process:
@@ -131,7 +134,8 @@ class Watch:
         pipe = self.setup.family.pipe
         if pipe.vae.dtype != self.setup.dtype:
             pipe.vae.to(self.setup.dtype)
-        drawn = self.strip.draw(pipe, step)
+        with placed(self.setup.family, self.setup.family.encoders, self.setup.family.device):
+            drawn = self.strip.draw(pipe, step)
         if self.strip.steps:
             self.display.strip(self.strip.grid())
         return drawn
@@ -151,13 +155,15 @@ class Watch:
 def evaluating(setup: Setup):
     """The models in evaluation mode inside the block, and as they were after it."""
     pipe = setup.family.pipe
-    models = [m for m in (pipe.unet, *(getattr(pipe, part) for part in setup.family.text_encoders)) if m.training]
-    for model in models:
+    models = [pipe.unet, *(getattr(pipe, part) for part in setup.family.text_encoders)]
+    learning = [model for model in models if model.training]
+    for model in learning:
         model.eval()
-    try:
-        yield
+    try:  # a compiled model would be compiled anew for other shapes and without gradients
+        with input_casts(models, True), torch.compiler.set_stance("force_eager"):
+            yield
     finally:
-        for model in models:
+        for model in learning:
             model.train()
 
 

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 import lorabook as lb
 from lorabook.training.checkpoints import SUMS, Progress, find_checkpoint, pack, save_checkpoint, unpack
+from lorabook.training.validation import FilmStrip
 
 
 def saved(folder, step, identity=None, limit=None):
@@ -155,3 +156,27 @@ def test_other_settings_do_not_go_on_with_a_run(tmp_path):
     lb.train_text_to_image(quick_config(output_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="another run: rank is 2 there and 4 here; give the same settings"):
         lb.train_text_to_image(quick_config(output_dir=str(tmp_path), rank=4, resume_from_checkpoint="latest"))
+
+
+def test_an_optimisers_state_of_an_unknown_type_is_an_error():
+    class Odd:
+        def state_dict(self):
+            return {"state": {"step": {1, 2}}}
+    with pytest.raises(ValueError, match="cannot hold odd/state/step, which is of type set"):
+        pack({}, odd=Odd())
+
+
+def test_going_on_with_other_steps_under_a_schedule_that_counts_them_says_so(tmp_path):
+    told = dict(output_dir=str(tmp_path), lr_scheduler="cosine", lr_warmup_steps=0, checkpointing_steps=1)
+    lb.train_text_to_image(quick_config(max_train_steps=1, **told))
+    with pytest.warns(UserWarning, match="had 1 steps and now has 2.*cosine schedule"):
+        lb.train_text_to_image(quick_config(max_train_steps=2, resume_from_checkpoint="latest", **told))
+
+
+def test_a_fresh_run_puts_the_pictures_of_an_earlier_one_aside(tmp_path):
+    (tmp_path / "validation").mkdir()
+    for number in (1, 2):
+        (tmp_path / "validation/step-000005_seed-0.png").write_text(str(number))
+        FilmStrip("a cat", [0], tmp_path, None, 0)
+        assert (tmp_path / f"validation/earlier-{number}/step-000005_seed-0.png").read_text() == str(number)
+    assert not list((tmp_path / "validation").glob("*.png"))
