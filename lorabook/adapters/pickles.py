@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lorabook.adapters.formats.others import other_kind
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -26,6 +28,8 @@ def read_pickle(path: str | os.PathLike) -> dict[str, Tensor]:
     if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
         held = held["state_dict"]
     weights = _tensors(held)
+    if not weights and (other := other_kind(_below(held), str(path) if len(str(path)) <= 90 else os.path.basename(path))):
+        raise ValueError(other)
     if not weights:
         raise ValueError(f"{path} holds no weights by name but a {type(held).__name__}; get the adapter as .safetensors")
     others = [str(key) for key, value in held.items() if not isinstance(value, (Tensor, int, float))]
@@ -39,3 +43,13 @@ def _tensors(held) -> dict[str, Tensor]:
     if not isinstance(held, Mapping):
         return {}
     return {key: value.detach() for key, value in held.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _below(held) -> dict[str, Tensor]:
+    """Tensors one level down, as a textual inversion of A1111's, an IP-Adapter or a hypernetwork keeps them."""
+    groups = held.items() if isinstance(held, Mapping) else ()
+    found = {f"{name}.{key}": value for name, group in groups for key, value in
+             (group.items() if isinstance(group, Mapping) else enumerate(group) if isinstance(group, list) else ())}
+    return {key: value for key, value in found.items() if isinstance(value, Tensor)} | {
+        f"{key}.{inner}": value for key, group in found.items() if isinstance(group, Mapping)
+        for inner, value in group.items() if isinstance(value, Tensor)}

@@ -161,6 +161,21 @@ def test_an_ip_adapter_is_called_that_with_the_call_that_loads_it(pipe, tmp_path
     assert pipe.unet.encoder_hid_proj is not None
 
 
+PICKLES = {"a textual inversion": {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 128)}, "name": "w"},
+           "an IP-Adapter": {"image_proj": {"proj.weight": torch.ones(4, 4)}, "ip_adapter": {"1.to_k": torch.ones(4, 4)}},
+           "a hypernetwork": {320: [{"linear.0.weight": torch.ones(4, 4)}], "step": 1}}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_an_old_pickle_that_is_no_adapter_is_called_what_it_is(pipe, tmp_path, kind):
+    torch.save(PICKLES[kind], tmp_path / "word.pt")
+    with pytest.raises(ValueError, match=f"word.pt is {kind}") as caught:
+        lb.load_adapter(pipe, tmp_path / "word.pt", allow_pickle=True)
+    if kind == "a textual inversion":
+        run(str(caught.value), pipe)
+        assert "word_1" in pipe.tokenizer.get_vocab()
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     return tiny_sdxl(tmp_path_factory.mktemp("xl"))
