@@ -29,7 +29,7 @@ from lorabook.adapters.undora import make_scalable
 
 @locked
 def set_scales(pipe, scales: Mapping[str, object], *, only: bool = False) -> ScaleTable:
-    """Scale adapters: 0 is the base model, 1 the adapter as trained, below 0 its opposite.
+    """Scale adapters: 0 is the base model, 1 the adapter as trained, below 0 its ΔW subtracted.
 
     A scale multiplies the adapter's ΔW, whatever its kind. Every layer obeys; what the scales do not say is 1. Adapters
     that are not named keep their scale and state; those that are named take part from now on, unless all is at 0.
