@@ -15,7 +15,7 @@ _HOME = {
     "load_captioned_images": "images", "load_instance_images": "images",
     "ImageGrid": "grid",
     "plot_losses": "plots", "plot_runs": "plots", "plot_lines": "plots", "plot_bars": "plots",
-    "prompt_similarity": "metrics", "image_similarity": "metrics",
+    "prompt_similarity": "metrics", "image_similarity": "metrics", "tolerance": "metrics",
     "load_adapter": "adapters.load", "LoadReport": "adapters.report", "base_model_of": "adapters.about",
     "save_adapter": "adapters.save", "resize_adapter": "adapters.save", "extract_adapter": "adapters.save",
     "inspect_adapter": "adapters.inspect",

@@ -50,3 +50,16 @@ def test_a_clip_model_can_be_a_folder(red_cat):
 def test_an_unknown_clip_model_says_where_it_was_looked_for(red_cat):
     with pytest.raises(FileNotFoundError, match="CLIP model 'nothing' not found"):
         image_features([red_cat], model="nothing")
+
+
+def test_the_tolerance_is_a_tenth_of_255_in_float32_and_some_steps_of_the_format_in_half_precision():
+    assert 255 * lb.tolerance(torch.float32) == pytest.approx(0.102)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert 2 * torch.finfo(dtype).eps < lb.tolerance(dtype) < 10 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_sums_in_another_order_are_within_the_tolerance(dtype):
+    x, W = (torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype) for size in ((8, 512), (512, 64)))
+    whole, parts = x @ W, sum(x[:, i:i + 64] @ W[i:i + 64] for i in range(0, 512, 64))
+    assert (whole - parts).abs().max() < lb.tolerance(dtype) * whole.abs().max()

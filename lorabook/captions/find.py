@@ -53,7 +53,7 @@ def find_captions(folder: Path, endings: Container[str], asked: str | None) -> C
     """The pictures below a folder with their captions.
 
     A `metadata.jsonl`, `.csv` or `.parquet` (the first of them in each folder) decides alone for its folder and what is
-    below, as in datasets' imagefolder: what it does not list is left out. Elsewhere any list that names the pictures is
+    below, as `datasets` has it: what it does not list is left out. Elsewhere any list that names the pictures is
     read, then the text beside a picture.
 
     Args:

@@ -41,8 +41,8 @@ def rows_of(source, max_samples: int | None) -> Iterator | None:
     """The rows of what holds pictures in memory; None where it is no such thing.
 
     Args:
-        source: a picture, a list of pictures or of rows, a dictionary of columns, a table of pandas, polars or pyarrow, a
-            streaming data set, one of torch's, or any iterable of rows.
+        source: a picture, a list of pictures or of rows, a dictionary of columns, a table (`pandas.DataFrame`, …), a
+            streaming data set, one of torch's, or whatever else gives rows one by one.
     """
     if isinstance(source, str | bytes | os.PathLike):
         return None

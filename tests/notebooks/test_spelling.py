@@ -13,7 +13,7 @@ FIELD = """
     dpm dropdown eigenvectors favourite http https latents lbw loha lokr loopback metadata mps neighbour neighbours
     normalised openrail optimise optimiser quantised recognised redistributable resized resnet resnets safetensors
     sdxl sks str subfolder svd timesteps tokenizer tokenizers tooltip tooltips tuple unet unfuse unfused unfusing
-    unipc upsampler
+    tweaker unipc upsampler
 """
 NAMES = """
     colab creativeml eckart frobenius golub hako ipywidgets jupyter kaggle kalajdzievski karras kohya liu lorabook
