@@ -45,13 +45,6 @@ def test_a_notebook_runs_to_its_end_in_the_world_with_a_gpu(path, hub, tmp_path)
     assert run_in_the_hub_world(path, hub, FEWER.get(path.stem[:2], ""), tmp_path) is None
 
 
-@pytest.mark.parametrize("number", ["08"])
-def test_what_a_notebook_asserts_holds_in_half_precision_too(number, hub, tmp_path):
-    half = "from functools import partial\nlb.load_pipeline = partial(lb.load_pipeline, dtype=torch.float16)"
-    path = next(path for path in PATHS if path.stem.startswith(number))
-    assert run_in_the_hub_world(path, hub, half, tmp_path) is None
-
-
 @each
 def test_each_parameter_is_read(path):
     parameters, cells = cells_of(path)
