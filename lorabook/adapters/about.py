@@ -1,18 +1,16 @@
 """What an adapter says of itself: the model it was made for, and the words that call it."""
 import re
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
-from huggingface_hub import HfApi, ModelCard, hf_hub_download
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import ModelCard
 
-from lorabook.adapters.files import METADATA_KEY, find_adapter, path_of
+from lorabook.adapters.file_kind import opened
+from lorabook.adapters.files import CONFIG_NAME, METADATA_KEY, Place, brief, check_inside, path_of, place_of, weights_in
 from lorabook.adapters.pickles import PICKLES
+from lorabook.adapters.repository import Folder, Repository
 from lorabook.adapters.training_notes import parsed
 from lorabook.pipelines import RETIRED, find_model
-from lorabook.worlds import bundled
 
-CONFIG_NAMES = ("adapter_config.json", "unet/adapter_config.json")  # PEFT's, of one model or of a folder by component
 MOST_TAGS, NEARLY_ALL = 5, 0.9
 
 # what ss_base_model_version and modelspec.architecture begin with; the first that fits counts
@@ -53,36 +51,40 @@ def trigger_words_in(metadata: Mapping[str, str], card: str | None = None) -> tu
     return tuple(dict.fromkeys(words or _usual_tags(metadata)))
 
 
-def base_model_of(source, *, token: str | None = None, revision: str | None = None, cache_dir: str | None = None,
-                  local_files_only: bool = False) -> str:
+def base_model_of(source, *, weight_name: str | None = None, subfolder: str | None = None, token: str | None = None,
+                  revision: str | None = None, cache_dir: str | None = None, local_files_only: bool = False) -> str:
     """The model that an adapter was made for, to give to `load_pipeline`.
 
     Args:
         source: a file, a folder (PEFT's too), a bundled name, a Hub id, an address, or a TrainingRun. Of a Hub repository
             the card is read first, and its weights are not fetched where that says it.
-        token, revision, cache_dir, local_files_only: as in `from_pretrained`.
+        weight_name, subfolder, token, revision, cache_dir, local_files_only: as in `from_pretrained`.
     Returns: a bundled name, a folder or a Hub id where one is told; else a name as that of a checkpoint's file.
     Raises: ValueError where nothing says it; FileNotFoundError if there is no such adapter.
     """
-    name = path_of(source)
-    hub = {"token": token, "revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    beside = reader_beside(name, hub)
-    card = beside("README.md")
+    check_inside(path_of(source), weight_name)
+    place = place_of(source, subfolder=subfolder, token=token, revision=revision, cache_dir=cache_dir,
+                     local_files_only=local_files_only)
+    card = card_of(place)
     found = base_model_in({}, None, card)
-    if is_on_hub(name) and found and _can_load(found):
+    if isinstance(place.files, Repository) and found and _can_load(found):
         return found
-    config = next((read for file in CONFIG_NAMES if (read := parsed(beside(file)))), {})
-    found = base_model_in(_metadata(source, hub, needed=not base_model_in({}, config, card)), config, card)
+    names = (CONFIG_NAME, f"unet/{CONFIG_NAME}", f"transformer/{CONFIG_NAME}")
+    config = next((told for name in names if (told := parsed(_text(place, place.beside(name))))), {})
+    found = base_model_in(_metadata(place, weight_name, needed=not base_model_in({}, config, card)), config, card)
     if found is None:
-        raise ValueError(f"adapter {name} does not say which model it was made for, neither in its metadata nor in "
-                         "adapter_config.json or README.md beside it; look at the page it came from, and give "
-                         "load_pipeline that model")
+        raise ValueError(f"adapter {brief(path_of(source))} does not say which model it was made for, neither in its "
+                         "metadata nor in adapter_config.json or README.md beside it; look at the page it came from, and "
+                         "give load_pipeline that model")
     return found
 
 
-def reader_beside(name: str, hub: dict) -> Callable[[str], str | None]:
-    """Reads texts that lie beside an adapter, as its README.md: in its folder, or in its repository on the Hub."""
-    return _repository(name, hub) if is_on_hub(name) else _folder(name)
+def card_of(place: Place) -> str | None:
+    """The model card beside an adapter; a README in a folder of many adapters is none."""
+    many = [name for name in place.files.list() if name.endswith(".safetensors")] if isinstance(place.files, Folder) else []
+    if place.file and len(many) > 1:
+        return None
+    return _text(place, place.beside("README.md")) or _text(place, "README.md")
 
 
 def _names(metadata: Mapping[str, str], config: Mapping, card: str | None) -> Iterator:
@@ -140,47 +142,22 @@ def _front_matter(card: str | None) -> dict:
         return {}
 
 
-def _metadata(source, hub: dict, needed: bool) -> dict[str, str]:
+def _metadata(place: Place, weight_name: str | None, needed: bool) -> dict[str, str]:
     """What the adapter's file says of itself, without its weights; nothing where it is not to be had and not needed."""
     try:
-        path = find_adapter(source, **hub)
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}); it may be cut short: fetch it anew") from error
+        path = place.files.get(weights_in(place, weight_name))
     except (ValueError, FileNotFoundError):
         if needed:
             raise
         return {}
+    with opened(path, brief(path)) as file:
+        return file.metadata() or {}
 
 
-def is_on_hub(name: str) -> bool:
-    """Whether a name is that of a repository, and of no file or bundled adapter here."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not (Path(name).exists() or bundled(f"adapters/{name}"))
-
-
-def _folder(name: str) -> Callable[[str], str | None]:
-    """Reads texts beside an adapter on this machine."""
-    place = bundled(f"adapters/{name}") or Path(name).expanduser()
-    folder = place if place.is_dir() else place.parent
-    return lambda file: _text(folder / file) if (folder / file).is_file() else None
-
-
-def _repository(repo_id: str, hub: dict) -> Callable[[str], str | None]:
-    """Reads texts of a repository, from the Hub's cache where the Hub is out of reach."""
-    try:  # ask once, with a time limit: hf_hub_download alone would try each file for half a minute
-        reached = not hub["local_files_only"] and HfApi(token=hub["token"]).model_info(
-            repo_id, revision=hub["revision"], timeout=10)
-    except Exception:  # no network, or no such repository, of which find_adapter tells
-        reached = False
-
-    def read(file: str) -> str | None:
-        try:
-            return _text(Path(hf_hub_download(repo_id, file, **hub | {"local_files_only": not reached})))
-        except Exception:  # it has no such file
-            return None
-    return read
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
+def _text(place: Place, name: str) -> str | None:
+    """The text of a file beside an adapter; None where there is none, or it is not to be had."""
+    try:
+        file = place.files.get(name)
+    except FileNotFoundError:
+        return None
+    return file and file.read_text(encoding="utf-8", errors="replace")

@@ -20,6 +20,8 @@ class Layer:
         scaling: alpha / rank, once; what the product of the tensors is multiplied by.
         rank: the rank the file speaks of.
         magnitude: DoRA's, of shape (out, 1 …) or (1, in, 1 …); None where there is none.
+        start: "pissa" or "olora" where PEFT began with a part of the base model's weight and took it out there, which ΔW
+            is without; None where the factors are all of it.
     """
 
     kind: str
@@ -27,6 +29,7 @@ class Layer:
     scaling: float = 1.0
     rank: int = 0
     magnitude: Tensor | None = None
+    start: str | None = None
 
     @property
     def alpha(self) -> float:
@@ -36,25 +39,33 @@ class Layer:
     @property
     def is_plain(self) -> bool:
         """Whether it is up, down and alpha and nothing else, as every reader of LoRA knows."""
-        return self.kind == "lora" and self.magnitude is None and "mid" not in self.tensors
+        return self.kind == "lora" and self.needs_base is None and "mid" not in self.tensors
+
+    @property
+    def needs_base(self) -> str | None:
+        """What makes ΔW depend on the base model's weight: "DoRA", "PiSSA", "OLoRA", or None where nothing does."""
+        return "DoRA" if self.magnitude is not None else _START_NAMES.get(self.start)
 
     def factors(self, base: Tensor | None = None) -> Factors:
         """(up, down) in float32 with up @ down = ΔW as a matrix, exactly, scaling included.
 
         Args:
-            base: the model's own weight, which DoRA's ΔW depends on; its device is where the factors are made.
-        Returns: shapes (out, k) and (k, rest), where k is the rank that the kind needs: that of a LoRA, its square for
-            a LoHa, up to all of min(out, rest) for LoKr, DoRA and full.
-        Raises: ValueError for a DoRA without its base weight.
+            base: the model's own weight, which the ΔW of DoRA, PiSSA and OLoRA depends on; its device is where the
+                factors are made.
+        Returns: shapes (out, k) and (k, rest), where k is the rank that the kind needs: that of a LoRA, twice it for
+            PiSSA and OLoRA, its square for a LoHa, up to all of min(out, rest) for LoKr, DoRA and full.
+        Raises: ValueError for a DoRA, PiSSA or OLoRA without its base weight.
         """
         place = base.device if base is not None else None
         tensors = {role: value.to(place, torch.float32) for role, value in self.tensors.items()}
         up, down = _FACTORS[self.kind](tensors)
         up = up * self.scaling
+        if base is None and self.needs_base:
+            raise ValueError(f"a {self.needs_base}'s ΔW depends on the base model's weights; load it onto a pipeline first")
+        if self.start:
+            up, down = _less_start(up, down, base.float().flatten(1), self.start, self.rank, self.scaling)
         if self.magnitude is None:
             return _at_most_full(up, down)
-        if base is None:
-            raise ValueError("a DoRA's ΔW depends on the base model's weights; load it onto a pipeline first")
         return _whole(_decomposed(base.float(), up @ down, self.magnitude.to(place, torch.float32)))
 
     def delta(self, base: Tensor | None = None) -> Tensor:
@@ -83,7 +94,7 @@ class Adapter:
         ignored: keys that carry no weights of layers.
         missing: what its file lacks and was assumed, a sentence each.
         stems: by component and module, the layer's name as the file has it.
-        notes: why keys were ignored, a sentence each.
+        notes: what was passed over or ignored and why, a sentence each.
     """
 
     layers: Mapping[str, Mapping[str, Layer]]
@@ -99,7 +110,7 @@ class Adapter:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Which sorts of layers it has: "LoRA", "LoCon", "LoHa", "LoKr", "full", with "DoRA" where magnitudes are."""
+        """Which sorts of layers it has: "LoRA", "LoCon", "LoHa", "LoKr", "full", with "DoRA", "PiSSA" and "OLoRA"."""
         return tuple(sorted({name for part in self.layers.values() for layer in part.values()
                              for name in _kind_names(layer)}))
 
@@ -116,7 +127,7 @@ def lora(up: Tensor, down: Tensor, scaling: float = 1.0) -> Layer:
 def _kind_names(layer: Layer) -> list[str]:
     conv = layer.kind == "lora" and layer.tensors["down"].dim() == 4 and layer.tensors["down"].shape[2:].numel() > 1
     name = {"lora": "LoCon" if conv else "LoRA", "loha": "LoHa", "lokr": "LoKr", "full": "full"}[layer.kind]
-    return [name] + ["DoRA"] * (layer.magnitude is not None)
+    return [name, *["DoRA"] * (layer.magnitude is not None), *[_START_NAMES.get(layer.start)] * (layer.start is not None)]
 
 
 def _lora(t: Mapping[str, Tensor]) -> Factors:
@@ -166,6 +177,20 @@ def _at_most_full(up: Tensor, down: Tensor) -> Factors:
     return (up, down) if up.shape[1] <= most else _whole(up @ down)
 
 
+def _less_start(up: Tensor, down: Tensor, base: Tensor, start: str, rank: int, scaling: float) -> Factors:
+    """The factors of a LoRA less those that it began with: the base's largest singular values, or the first of its QR.
+
+    Source: `pissa_init` and `olora_init` of PEFT, https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/layer.py
+    """
+    if start == "pissa":  # what it began with, scaling included, is that part of the base itself
+        first, values, second = torch.linalg.svd(base, full_matrices=False)
+        first, second = first[:, :rank] * values[:rank], second[:rank]
+    else:
+        first, second = torch.linalg.qr(base)
+        first, second = first[:, :rank] * scaling, second[:rank]
+    return torch.cat([up, -first], 1), torch.cat([down, second])
+
+
 def _decomposed(base: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
     """DoRA's ΔW: the changed weight brought to the learned magnitude, less the base.
 
@@ -179,4 +204,5 @@ def _decomposed(base: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
     return (changed * (magnitude.reshape(shape) / norm.clamp_min(torch.finfo(torch.float32).eps)) - base).flatten(1)
 
 
+_START_NAMES = {"pissa": "PiSSA", "olora": "OLoRA"}
 _FACTORS = {"lora": _lora, "loha": _loha, "lokr": _lokr, "full": _full}

@@ -12,18 +12,17 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from filelock import FileLock
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
-from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
+from lorabook.adapters.file_kind import kind_of, opened
 from lorabook.adapters.pickles import PICKLES
+from lorabook.adapters.repository import Repository, hub_file
 from lorabook.places import secret
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-CIVITAI = ("civitai.com", "www.civitai.com", "civitai.red", "www.civitai.red")
+CIVITAI = ("civitai.com", "www.civitai.com")
 CIVITAI_NAMES = ("CIVITAI_TOKEN", "CIVITAI_API_TOKEN", "CIVITAI_API_KEY")
 SECONDS = 30  # without a byte from the site
-_HUB_FILE = re.compile(r"/([\w.-]+/[\w.-]+)/(?:resolve|blob)/(refs/(?:pr|convert)/[^/]+|[^/]+)/(.+)")
 
 
 def fetch_adapter(url: str, *, token: str | None = None, cache_dir: str | os.PathLike | None = None,
@@ -32,6 +31,7 @@ def fetch_adapter(url: str, *, token: str | None = None, cache_dir: str | os.Pat
 
     Args:
         url: an https address, as CivitAI's download links and the Hub's of a file are; http on the loopback address only.
+            Without its query, as reports and code show it, it stands for the file that was fetched with one before.
         token: for that site, and sent to no other that it hands on to; None takes CivitAI's from CIVITAI_TOKEN,
             CIVITAI_API_TOKEN, CIVITAI_API_KEY or a secret of such a name on Colab or Kaggle, and the Hub's as its client
             does.
@@ -43,16 +43,13 @@ def fetch_adapter(url: str, *, token: str | None = None, cache_dir: str | os.Pat
         for another kind of address, a pickle file, what is no adapter file, and where the site wants a token.
     """
     url = _checked(url)
-    if asked := _hub_file(url):
+    if asked := hub_file(url):
         _check_name(asked["filename"].split("/")[-1], allow_pickle, _shown(url))
-        return _from_hub(asked, token, cache_dir, local_files_only)
+        return _from_hub(asked, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     folder = _cache_folder(cache_dir) / _key(url)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # another process may be fetching the same
-        path = _kept(folder)
-        if path is None and local_files_only:
-            raise FileNotFoundError(f"{_shown(url)} is not in the cache {folder.parent}; fetch it once with the network")
-        path = path or _download(url, folder, _token_for(url, token), allow_pickle)
+        path = _kept(folder) or _fetched(url, folder, token, allow_pickle, local_files_only)
     _check_name(path.name, allow_pickle, _shown(url))
     return path
 
@@ -72,7 +69,7 @@ def _checked(url: str) -> str:
     except ValueError:
         known = False
     if not known:
-        raise ValueError(f"{url[:150]!r} is not a web address; give https://site/path/of/a/file")
+        raise ValueError(f"{_shown(url)!r} is not a web address; give https://site/path/of/a/file")
     if parts.username is not None:
         raise ValueError(f"{_shown(url)}: give token= instead of a user name in the address")
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
@@ -81,10 +78,19 @@ def _checked(url: str) -> str:
     return url
 
 
+def shareable_address(text: str) -> str:
+    """What may be kept and shown of where an adapter is from: an address without its user, query and fragment.
+
+    What stands behind the question mark may be a token. Anything that is no address comes back as it is.
+    """
+    found = re.match(r"\s*([a-z][a-z0-9+.-]+:/+)(?:[^/?#]*@)?([^?#]*)", text, re.IGNORECASE)
+    if found:
+        return f"{found[1]}{found[2].strip()}"
+    return text.partition("?")[0] if re.match(r"\s*[\w-]+(\.[\w-]+)+(:\d+)?/[^?]*\?", text) else text
+
+
 def _shown(url: str) -> str:
-    """The address as a message may show it: what stands behind the question mark may be a token."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:150]
+    return shareable_address(url)[:150]
 
 
 def _cache_folder(cache_dir: str | os.PathLike | None) -> Path:
@@ -93,10 +99,11 @@ def _cache_folder(cache_dir: str | os.PathLike | None) -> Path:
 
 
 def _key(url: str) -> str:
-    """The cache's name for an address; a token in it makes no other file of it."""
+    """The cache's name for an address, and behind a dash for its query; a token in it makes no other file of it."""
     parts = urlsplit(url)
     query = "&".join(part for part in parts.query.split("&") if not part.startswith("token="))
-    return hashlib.sha256(parts._replace(query=query, fragment="").geturl().encode()).hexdigest()[:32]
+    pieces = parts._replace(query="", fragment="").geturl(), query
+    return "-".join(hashlib.sha256(piece.encode()).hexdigest()[:24] for piece in pieces if piece)
 
 
 def _kept(folder: Path) -> Path | None:
@@ -104,9 +111,26 @@ def _kept(folder: Path) -> Path | None:
     return next((path for path in files if path.suffix in (".safetensors", *PICKLES)), None)
 
 
+def _kept_with_query(folder: Path) -> Path | None:
+    """Of an address without a query the file that was fetched from it with one, where there is one such file."""
+    found = [path for other in folder.parent.glob(f"{folder.name}-*") if (path := _kept(other))]
+    return found[0] if len(found) == 1 else None
+
+
+def _fetched(url: str, folder: Path, token: str | None, allow_pickle: bool, local_files_only: bool) -> Path:
+    try:
+        if local_files_only:
+            raise FileNotFoundError(f"{_shown(url)} is not in the cache {folder.parent}; fetch it once with the network")
+        return _download(url, folder, _token_for(url, token), allow_pickle)
+    except (FileNotFoundError, ValueError):
+        if path := _kept_with_query(folder):
+            return path
+        raise
+
+
 def _token_for(url: str, token: str | None) -> str | None:
     found = (token or "").strip()
-    if not found and urlsplit(url).hostname in CIVITAI:
+    if not found and _is_civitai(url):
         told = [os.environ.get(name) or secret(name)[0] for name in CIVITAI_NAMES]
         found = next((value.strip() for value in told if value and value.strip()), "")
     if not re.fullmatch("[!-~]*", found):
@@ -139,8 +163,8 @@ def _download(url: str, folder: Path, token: str | None, allow_pickle: bool) -> 
     except HTTPError as error:
         raise _refused(url, error.code, token) from None  # what is below may quote a signed address
     except (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split())[:120] or type(error).__name__
-        raise FileNotFoundError(f"{_shown(url)} cannot be reached, or broke off: {reason}; try again") from None
+        reason = re.sub(r"\?\S*", "?…", " ".join(str(getattr(error, "reason", error)).split())) or type(error).__name__
+        raise FileNotFoundError(f"{_shown(url)} cannot be reached, or broke off: {reason:.120}; try again") from None
 
 
 def _keep(answer: HTTPResponse, path: Path, url: str) -> Path:
@@ -176,18 +200,17 @@ def _check_name(name: str, allow_pickle: bool, where: str) -> None:
 
 
 def _check_content(path: Path, target: Path, url: str) -> None:
-    with open(path, "rb") as file:
-        start = file.read(512)
-    if start.lstrip().startswith(b"<") and start[8:9] != b"{":  # a safetensors file has JSON from its ninth byte on
+    kind = kind_of(path)
+    if "web page" in kind:
         raise ValueError(f"{_shown(url)} gave a web page, not a file; give the link of the file's download button, or, "
                          f"where the site wants you to log in, {_remedy(url)}")
     if target.suffix != ".safetensors":
         return
     try:
-        with safe_open(path, "pt"):
+        with opened(path):
             pass
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{_shown(url)} gave no safetensors file ({str(error)[:80]}); look at what it is in a browser, "
+    except ValueError:
+        raise ValueError(f"{_shown(url)} gave no safetensors file: it is {kind:.120}; look at what it is in a browser, "
                          "and give the link of a .safetensors file") from None
 
 
@@ -202,30 +225,25 @@ def _refused(url: str, status: int, token: str | None) -> Exception:
 
 
 def _remedy(url: str) -> str:
-    if urlsplit(url).hostname in CIVITAI:
+    if _is_civitai(url):
         return (f"make a token in your account's settings there and set {CIVITAI_NAMES[0]}, make a Colab secret of that "
                 "name, or give token=")
     return "make a token in your account there and give token="
 
 
-def _hub_file(url: str) -> dict[str, str] | None:
-    """What the address of a file on the Hub asks for, be it of the file or of its page; None for other sites."""
+def _is_civitai(url: str) -> bool:
+    """Whether its token may go there: to that very site at its usual port, to no other that sounds alike."""
     parts = urlsplit(url)
-    found = _HUB_FILE.fullmatch(parts.path)
-    if not found or parts.netloc not in ("huggingface.co", "hf.co", urlsplit(constants.ENDPOINT).netloc):
-        return None
-    return {"repo_id": found[1], "revision": unquote(found[2]), "filename": unquote(found[3])}
+    return parts.hostname in CIVITAI and (parts.port in (None, 443) or parts.hostname in LOOPBACK)
 
 
-def _from_hub(asked: dict[str, str], token: str | None, cache_dir, local_files_only: bool) -> Path:
-    kept = try_to_load_from_cache(**asked, cache_dir=cache_dir)
-    if isinstance(kept, str):
-        return Path(kept)
+def _from_hub(asked: dict[str, str], **hub) -> Path:
+    """The file, from the cache where it is there, without asking the Hub."""
+    reason = "the Hub did not give it: no such file"
     try:
-        if not local_files_only:  # ask once whether the Hub is there; hf_hub_download alone retries for half a minute
-            HfApi(token=token).model_info(asked["repo_id"], revision=asked["revision"], timeout=10)
-        return Path(hf_hub_download(**asked, token=token, cache_dir=cache_dir, local_files_only=local_files_only))
-    except Exception as error:  # no network: the class is that of whichever HTTP library huggingface_hub uses
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise FileNotFoundError(f"{asked['filename']} of {asked['repo_id']} not found: the Hub did not give it: "
-                                f"{reason}") from None
+        path = Repository(asked["repo_id"], revision=asked["revision"], kept_first=True, **hub).get(asked["filename"])
+    except FileNotFoundError as error:
+        path, reason = None, str(error).partition(" not found: ")[2]
+    if path is None:
+        raise FileNotFoundError("{filename} of {repo_id} not found: ".format(**asked) + reason)
+    return path

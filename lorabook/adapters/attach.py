@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lorabook.adapters.adapter import Adapter, Layer, lora
+from lorabook.adapters.address import shareable_address
 from lorabook.adapters.formats.names import text_name
 from lorabook.adapters.layers import (
     BEFORE,
@@ -106,11 +107,12 @@ def origin_of(pipe, part: str, name: str) -> Adapter | None:
 
 
 def remember_source(pipe, name: str, source) -> None:
-    """Keep beside PEFT's config where an adapter came from, if that can be said again."""
+    """Keep beside PEFT's config where an adapter came from, if that can be said again; of an address no query."""
     said = getattr(source, "adapter", source)  # a TrainingRun's file
     for model in models_of(pipe).values():
         if name in (getattr(model, "peft_config", None) or {}):
-            model.peft_config[name].came_from = os.fspath(said) if isinstance(said, (str, os.PathLike)) else None
+            model.peft_config[name].came_from = (
+                shareable_address(os.fsdecode(said)) if isinstance(said, (str, os.PathLike)) else None)
 
 
 def source_of(pipe, name: str) -> str | None:

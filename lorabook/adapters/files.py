@@ -3,20 +3,36 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorabook.adapters.address import fetch_adapter
+from lorabook.adapters.address import fetch_adapter, shareable_address
+from lorabook.adapters.file_kind import opened
+from lorabook.adapters.layers import COMPONENTS
 from lorabook.adapters.pickles import PICKLES, read_pickle
+from lorabook.adapters.repository import Folder, Repository, hub_file
 from lorabook.worlds import bundled
 
-WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+WEIGHT_NAME, PEFT_NAME = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"  # PEFT's, beside its weights
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps rank, alpha and target modules
+
+
+class Place(NamedTuple):
+    """Where an adapter's files lie: which folder or repository, where `inside` it, and the `file` that was named, if any."""
+
+    files: Folder | Repository
+    inside: str = ""
+    file: str | None = None
+
+    def beside(self, name: str) -> str:
+        """The name of a file beside the adapter's own, by that of the folder or repository."""
+        return (PurePosixPath(self.inside) / name).as_posix()
 
 
 def find_adapter(source, *, weight_name: str | None = None, subfolder: str | None = None, allow_pickle: bool = False,
@@ -32,30 +48,61 @@ def find_adapter(source, *, weight_name: str | None = None, subfolder: str | Non
     Raises: FileNotFoundError, saying what was looked for and where; ValueError for a pickle file, several files, or a
         name that climbs out of its folder.
     """
+    check_inside(path_of(source), weight_name)
+    place = place_of(source, subfolder=subfolder, allow_pickle=allow_pickle, **hub)
+    return place.files.get(weights_in(place, weight_name, allow_pickle))
+
+
+def place_of(source, *, subfolder: str | None = None, allow_pickle: bool = False, **hub) -> Place:
+    """Where an adapter's files lie; the arguments are those of `find_adapter`. A file with an address is fetched."""
     name = path_of(source)
-    check_inside(name, weight_name, subfolder)
+    check_inside(name, subfolder)
     if "://" in name:
         kept = {key: hub[key] for key in ("token", "cache_dir", "local_files_only") if hub.get(key)}
-        return fetch_adapter(name, allow_pickle=allow_pickle, **kept)
+        path = fetch_adapter(name, allow_pickle=allow_pickle, **kept)
+        if asked := hub_file(name):
+            files = Repository(asked["repo_id"], revision=asked["revision"], kept_first=True, **kept)
+            return Place(files, PurePosixPath(asked["filename"]).parent.as_posix(), asked["filename"])
+        return Place(Folder(path.parent), file=path.name)
     ready = bundled(f"adapters/{name}")
     for path in (Path(name).expanduser(), ready):
         if path is not None and path.is_file():
-            return _no_pickle(path, allow_pickle)
+            return Place(Folder(path.parent), file=path.name)
         if path is not None and path.is_dir():
-            folder = path / (subfolder or "")
-            names = [p.name for p in folder.iterdir() if p.is_file()] if folder.is_dir() else []
-            if path == ready or ready is None or any(n.endswith(".safetensors") for n in names):
-                return folder / _choose(names, weight_name, folder, allow_pickle)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+            place = Place(Folder(path), subfolder or "")
+            if path == ready or ready is None or parts_in(place) or _weights(place.files.list(place.inside)):
+                return place
+    if not is_on_hub(name):
         raise FileNotFoundError(f"adapter {brief(name)!r} not found: no file or folder {brief(Path(name).absolute())}, no "
                                 "bundled adapter of that name, and it is not a Hub id of the form owner/name")
-    return _from_hub(name, weight_name, subfolder, allow_pickle, hub)
+    return Place(Repository(name, **hub), subfolder or "")
+
+
+def weights_in(place: Place, weight_name: str | None = None, allow_pickle: bool = False) -> str:
+    """The one adapter file of a place, by its name in the folder or repository."""
+    if place.file:
+        _no_pickle(Path(place.file), allow_pickle)
+        return place.file
+    where = brief(f"{place.files}/{place.inside}".strip("/") if place.inside else place.files)
+    return place.beside(_choose(place.files.list(place.inside), weight_name, where, place, allow_pickle))
+
+
+def parts_in(place: Place) -> dict[str, str]:
+    """PEFT's files by component, where the place has a folder for each."""
+    found = {part: place.beside(f"{part}/{PEFT_NAME}") for part in COMPONENTS
+             if CONFIG_NAME in (names := place.files.list(place.beside(part))) and PEFT_NAME in names}
+    return {} if place.file else found
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a name is that of a repository, and of no file or bundled adapter here."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not (Path(name).exists() or bundled(f"adapters/{name}"))
 
 
 def path_of(source) -> str:
     """The path, id or address that a source is, or that its `adapter` is. Raises ValueError for anything else."""
     try:
-        return os.fspath(getattr(source, "adapter", source))
+        return os.fsdecode(getattr(source, "adapter", source))
     except TypeError:
         raise ValueError(f"an adapter comes from a file, folder, Hub id, address, TrainingRun or weights by key, not from "
                          f"{source!r:.80}") from None
@@ -69,58 +116,19 @@ def check_inside(name: str, *inner: str | None) -> None:
 
 
 def brief(path, letters: int = 90) -> str:
-    """A path for an error message: of a long one its end."""
-    text = str(path)
+    """A path or address for an error message: of a long one its end, of an address no query."""
+    text = shareable_address(str(path))
     return text if len(text) <= letters else f"…{text[1 - letters:]}"
 
 
-def _from_hub(repo_id: str, weight_name: str | None, subfolder: str | None, pickles: bool, hub: dict) -> Path:
-    try:
-        if weight_name is None:
-            weight_name = _choose(_names_on_hub(repo_id, subfolder, hub), None, repo_id, pickles)
-        return Path(hf_hub_download(repo_id, str(_no_pickle(Path(weight_name), pickles)), subfolder=subfolder, **hub))
-    except (ValueError, FileNotFoundError) as error:
-        if str(error).startswith(repo_id) or "pickle" in str(error):
-            raise
-        raise _not_given(repo_id, error) from error
-    except Exception as error:  # no network: the class is that of whichever HTTP library huggingface_hub uses
-        raise _not_given(repo_id, error) from error
-
-
-def _names_on_hub(repo_id: str, subfolder: str | None, hub: dict) -> list[str]:
-    """The files beside each other in a repository, or in its cached copy where that is all there is."""
-    inside = f"{subfolder}/" if subfolder else ""
-    try:
-        if hub.get("local_files_only"):
-            raise ConnectionError("local files only")
-        info = HfApi(token=hub.get("token")).model_info(repo_id, revision=hub.get("revision"), timeout=10)
-        names = [file.rfilename for file in info.siblings]
-    except Exception:
-        try:
-            folder = Path(snapshot_download(repo_id, revision=hub.get("revision"), cache_dir=hub.get("cache_dir"),
-                                            local_files_only=True))
-        except OSError:
-            folder = None
-        if folder is None:
-            raise
-        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*")]
-    return [n.removeprefix(inside) for n in names if n.startswith(inside) and "/" not in n.removeprefix(inside)]
-
-
-def _not_given(repo_id: str, error: Exception) -> FileNotFoundError:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return FileNotFoundError(f"adapter {repo_id!r} not found: no file or folder {brief(Path(repo_id).absolute())}, and the "
-                             f"Hub did not give it: {reason}")
-
-
-def _choose(names: list[str], asked: str | None, where, pickles: bool = False) -> str:
+def _choose(names: list[str], asked: str | None, where: str, place: Place, pickles: bool = False) -> str:
     """The one adapter file among file names."""
-    weights = sorted(n for n in names if n.endswith(".safetensors"))
+    weights = _weights(names)
     if asked or WEIGHT_NAME in weights:
         chosen = asked or WEIGHT_NAME
-        if chosen not in names and not Path(where, chosen).is_file():
-            raise FileNotFoundError(f"{where} has no file {chosen}; it has: {', '.join(sorted(names)[:8]) or 'none'}")
         _no_pickle(Path(chosen), pickles)
+        if chosen not in names and place.files.get(place.beside(chosen)) is None:
+            raise FileNotFoundError(f"{where} has no file {chosen}; it has: {', '.join(sorted(names)[:8]) or 'none'}")
         return chosen
     if pickles and not weights:
         weights = sorted(n for n in names if n.endswith(PICKLES))
@@ -133,6 +141,10 @@ def _choose(names: list[str], asked: str | None, where, pickles: bool = False) -
     raise FileNotFoundError(f"{where} has no .safetensors file")
 
 
+def _weights(names: list[str]) -> list[str]:
+    return sorted(name for name in names if name.endswith(".safetensors"))
+
+
 def _no_pickle(path: Path, allowed: bool = False) -> Path:
     if path.suffix.lower() in PICKLES and not allowed:
         raise ValueError(f"{brief(path)} is a pickle file, which can run code when it is opened; get it as .safetensors, or "
@@ -143,31 +155,28 @@ def _no_pickle(path: Path, allowed: bool = False) -> Path:
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The weights of an adapter file and its metadata; of a pickle, where one was allowed, its weights alone.
 
-    Raises: ValueError if the file is damaged or a weight is not finite.
+    Raises: ValueError if the file is none or damaged, or a weight is not finite.
     """
     if path.suffix.lower() in PICKLES:
         weights, metadata = read_pickle(path), {}
     else:
-        try:
-            with safe_open(path, "pt") as file:
-                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                metadata = file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{brief(path)} cannot be read as safetensors ({error}); cut short? Fetch it anew") from error
-    check_finite(weights, brief(path))
-    return weights, metadata
+        with opened(path, brief(path)) as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    return checked(weights, brief(path)), metadata
 
 
-def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
-    """Raise ValueError if a weight is NaN or infinite."""
+def checked(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The weights, those of 8 bits as floats, which can be computed with; ValueError if one is NaN, infinite or none."""
     if strange := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{where} holds something that is no tensor, for example {strange[0]!r:.80}")
-    # 8-bit formats know no isfinite
-    broken = [key for key, value in weights.items() if value.is_floating_point()
-              and not (value.float() if value.element_size() == 1 else value).isfinite().all()]
+    weights = {key: value.float() if value.is_floating_point() and value.element_size() == 1 else value
+               for key, value in weights.items()}
+    broken = [key for key, value in weights.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(f"{where} has weights that are not finite (NaN or infinite), for example {broken[0]:.120}; "
                          "its training failed, use an earlier checkpoint")
+    return weights
 
 
 def write_adapter(path: str | os.PathLike, weights: Mapping[str, Tensor], *, config: dict, about: dict) -> Path:

@@ -207,7 +207,8 @@ def inspect_adapter(source, **find) -> Inspection:
         source: a file, a folder, a bundled name ("creatures"), a Hub id, an address, a TrainingRun, weights by key, or an
             Adapter.
         **find: weight_name, subfolder, revision, token, cache_dir, local_files_only, allow_pickle; see `read_source`.
-    Returns: an Inspection, which shows itself. A DoRA's numbers are those of its LoRA part.
+    Returns: an Inspection, which shows itself. The numbers of a DoRA, PiSSA or OLoRA are those of its LoRA
+        part.
     Raises: FileNotFoundError if there is no such adapter; ValueError as `read_source`.
     """
     found = read_source(source, **find)
@@ -218,8 +219,8 @@ def inspect(adapter: Adapter, path: Path | None = None) -> Inspection:
     """What `inspect_adapter` does, for an adapter that was read already."""
     notes = [f"{text} (assumed)" for text in adapter.missing]
     notes += [*embedding_notes(adapter.ignored, path), *adapter.notes]
-    if "DoRA" in adapter.kinds:
-        notes.append("a DoRA's ΔW depends on its base model; all numbers are of its LoRA part")
+    notes += [f"a {kind}'s ΔW depends on its base model; all numbers are of its LoRA part"
+              for kind in adapter.kinds if kind in ("DoRA", "OLoRA", "PiSSA")]
     return Inspection(views_of(adapter), adapter.format, adapter.kinds, adapter.base_model, adapter.trigger_words,
                       training_in(adapter.metadata), tuple(notes), path)
 

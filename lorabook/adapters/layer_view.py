@@ -112,7 +112,7 @@ def _doubt(view: LayerView, usual: Mapping[tuple[str, str], float]) -> str:
 def _view(component: str, module: str, layer: Layer) -> LayerView:
     tensors = [*layer.tensors.values(), *([layer.magnitude] if layer.magnitude is not None else [])]
     finite = all(tensor.isfinite().all() for tensor in tensors)
-    spectrum = _spectrum(replace(layer, magnitude=None)) if finite else torch.tensor([float("nan")])
+    spectrum = _spectrum(replace(layer, magnitude=None, start=None)) if finite else torch.tensor([float("nan")])
     return LayerView(component, module, layer.kind, layer.rank, layer.scaling, sum(t.numel() for t in tensors), spectrum)
 
 

@@ -223,7 +223,7 @@ def _shape(place: tuple[str, str], adapters: Mapping[str, Adapter], base: Tensor
 
 def _shape_of(layer: Layer) -> tuple[int, ...]:
     """The shape of the weight that a layer is for; (out, all the rest) where its tensors do not tell a kernel."""
-    up, down = replace(layer, magnitude=None).factors()
+    up, down = replace(layer, magnitude=None, start=None).factors()
     kernel = next((layer.tensors[role].shape[2:] for role in ("mid", "t1", "t2", "w2", "diff", "down")
                    if role in layer.tensors and layer.tensors[role].dim() > 2), ())
     return len(up), down.shape[1] // math.prod(kernel), *kernel

@@ -19,7 +19,7 @@ class LoadReport:
         name: the adapter's name on the pipeline.
         path: the file or folder; None for weights in memory.
         format: "diffusers", "diffusers, old" (attention processors), "PEFT", "Kohya", "LyCORIS", "ComfyUI" or "OMI".
-        kinds: "LoRA", "LoCon" (convolutions too), "LoHa", "LoKr", "DoRA", "full".
+        kinds: "LoRA", "LoCon" (convolutions too), "LoHa", "LoKr", "DoRA", "PiSSA", "OLoRA", "full".
         base_model: the model it was made for, as it says itself, or None.
         components: by component, counts of layers by (rank, alpha, effective scale = alpha / rank), as the file has them.
         ranks: number of layers by the rank they have on the pipeline; more than the file's where the kind is no plain LoRA.
@@ -29,7 +29,7 @@ class LoadReport:
         ignored: keys that were not: no layer's weights, or of components that were not asked for.
         missing: what the file lacks and was assumed, a sentence each.
         trigger_words: what the prompt should hold.
-        notes: why keys were ignored, a sentence each; of an embedding in the file the calls that load it.
+        notes: what was passed over or ignored and why, a sentence each; of an embedding in the file the calls that load it.
     """
 
     name: str
@@ -66,7 +66,7 @@ class LoadReport:
         return [("format", f"{self.format}, {' and '.join(self.kinds)}"),
                 ("made for", self.base_model or "a base model its file does not name"), *parts,
                 ("weights", f"{self.matched}{unused if not self.ignored else ' matched' + unused}"),
-                *[("assumed", text) for text in self.missing], *[("ignored", text) for text in self.notes],
+                *[("assumed", text) for text in self.missing], *[("note", text) for text in self.notes],
                 *[("trigger words", ", ".join(self.trigger_words))] * bool(self.trigger_words)]
 
     def __str__(self):

@@ -364,7 +364,7 @@ def test_a_file_of_the_hub_is_not_asked_for_twice(hub, tmp_path):
 
 
 def test_the_hubs_own_address_is_known():
-    asked = address._hub_file("https://huggingface.co/someone/mine/blob/main/a%20b.safetensors")
+    asked = address.hub_file("https://huggingface.co/someone/mine/blob/main/a%20b.safetensors")
     assert asked == {"repo_id": "someone/mine", "revision": "main", "filename": "a b.safetensors"}
 
 

@@ -1,5 +1,4 @@
 """Weights by whatever keys, read into the neutral form."""
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,9 +7,9 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from lorabook.adapters.adapter import NEEDS, Adapter, Layer
-from lorabook.adapters.files import METADATA_KEY
 from lorabook.adapters.formats.keys import form_of, take_apart
 from lorabook.adapters.formats.others import other_kind
+from lorabook.adapters.formats.settings import component_in, is_left_out, settings_of, start_of
 from lorabook.adapters.formats.unread import passed_over
 from lorabook.adapters.shapes import matrix_shape
 
@@ -22,34 +21,46 @@ def parse(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = No
     Args:
         weights: by the keys of diffusers (now and before PEFT), PEFT, Kohya, A1111 or LyCORIS.
         metadata: the file's.
-        configs: PEFT's config by component, None where the metadata holds them or the weights say all.
+        configs: what PEFT's adapter_config.json holds, by component or None for all; None where there is none.
         layers_per_block: of the UNet, for names in Stability's order; 2 in Stable Diffusion and SDXL.
         where: what to call it in errors.
     Returns: the Adapter, without base model and trigger words.
     Raises: ValueError where no weights of layers are found, or a layer lacks some.
     """
     metadata = dict(metadata or {})
-    configs = dict(configs or _configs(metadata))
-    only = next(iter(configs)) if len(configs) == 1 else None
+    settings, notes = settings_of(configs, metadata, where)
+    only = component_in(settings)
+    if None in settings and not only:  # settings of one model, whose names say together what some alone do not
+        only = next(("transformer" for key in weights if (apart := take_apart(key)) and apart.component == "transformer"), None)
     found = _sorted(weights, only, layers_per_block)
     is_other = not found.kinds or any(key.startswith(("image_proj.", "ip_adapter.")) for key in weights)
     if is_other and (other := other_kind(weights, where)):
         raise ValueError(other)
-    notes = passed_over(weights, found.ignored, where)
+    notes += passed_over(weights, found.ignored, where)
     if not found.kinds:
         raise ValueError(f"{where} is not a LoRA: none of its {len(weights)} keys names a low-rank weight"
                          + (f", for example {found.ignored[0]:.100}" if found.ignored else ""))
     _check_one(found, where)
     layers: dict[str, dict[str, Layer]] = {}
-    assumed = 0
+    assumed = left = unlike = 0
     for (part, module), tensors in found.tensors.items():
-        layer, known = _layer(module, found.kinds.get((part, module)), tensors, configs.get(part), where)
+        config = settings.get(part, settings.get(None))
+        if configs and is_left_out(config, module):  # diffusers, whose metadata say the same, goes by the weights
+            found.ignored.append(f"{part}.{module}")
+            left += 1
+            continue
+        layer, known = _layer(module, found.kinds.get((part, module)), tensors, config, where)
         layers.setdefault(part, {})[module] = layer
         assumed += not known
+        unlike += layer.kind == "lora" and (_setting(config, "rank_pattern", "r", module) or layer.rank) != layer.rank
+    if not layers:
+        raise ValueError(f"{where}: its settings exclude_modules and layers_to_transform leave out all its layers")
+    notes += ((f"{left} layers are left out by its settings exclude_modules or layers_to_transform",) if left else ())
+    notes += ((f"its setting r is not the rank of the weights of {unlike} layers, which counts",) if unlike else ())
     adapter = Adapter(layers, metadata=metadata, ignored=tuple(found.ignored), notes=notes,
                       keys=dict(found.counts), stems=found.stems,
                       missing=(f"alpha of {assumed} layers, taken as their rank",) if assumed else ())
-    return Adapter(**vars(adapter) | {"format": form_of(weights, adapter.kinds, configs)})
+    return Adapter(**vars(adapter) | {"format": form_of(weights, adapter.kinds, settings)})
 
 
 class _Found:
@@ -96,19 +107,6 @@ def _check_one(found: _Found, where: str) -> None:
                          "weights without one of the two")
 
 
-def _configs(metadata: Mapping[str, str]) -> dict[str, dict]:
-    """PEFT's config by component, from diffusers' metadata."""
-    configs: dict[str, dict] = {}
-    try:
-        flat = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except ValueError:
-        return {}
-    for key, value in flat.items():
-        part, _, name = key.partition(".")
-        configs.setdefault(part, {})[name] = value
-    return configs
-
-
 def _layer(module: str, kind: str | None, tensors: dict, config: Mapping | None, where: str) -> tuple[Layer, bool]:
     """The layer, and whether its alpha was known."""
     alpha, magnitude = tensors.pop("alpha", None), tensors.pop("magnitude", None)
@@ -125,8 +123,12 @@ def _layer(module: str, kind: str | None, tensors: dict, config: Mapping | None,
         raise ValueError(f"{where}: layer {module} has {tensors['down'].shape[0]} rows in one half and "
                          f"{tensors['up'].shape[1]} columns in the other; both are the rank and must be alike")
     scaling, known = _scaling(kind, tensors, alpha, rank, config, module)
-    layer = Layer(kind, tensors, scaling, rank)
+    layer = Layer(kind, tensors, scaling, rank, start=start_of(config) if kind == "lora" else None)
     magnitude = magnitude if vector is None else vector.flatten()
+    told = (config or {}).get("use_dora")
+    if kind == "lora" and told is not None and told != (magnitude is not None):
+        raise ValueError(f"{where}: its setting use_dora is {told}, and layer {module} has "
+                         f"{'no' if told else 'a'} magnitude; one of them is wrong: fetch it anew")
     return replace(layer, magnitude=_magnitude(magnitude, matrix_shape(layer)[0])), known
 
 
@@ -151,10 +153,12 @@ def _scaling(kind, tensors, alpha, rank, config, module) -> tuple[float, bool]:
     # LyCORIS gives a LoKr without low-rank halves no scale; PEFT's config does
     if kind == "full" or (kind == "lokr" and {"w1", "w2"} <= tensors.keys() and not config):
         return 1.0, True
+    if alpha is not None and alpha.numel() != 1:
+        raise ValueError(f"the alpha of layer {module} has {alpha.numel()} numbers; it must be one")
     if alpha is not None and float(alpha) != 0:  # 0 stands for the rank, as in Kohya's and LyCORIS's own readers
         return float(alpha) / rank, True
     given = _setting(config, "alpha_pattern", "lora_alpha" if "lora_alpha" in (config or {}) else "alpha", module)
-    if not given:
+    if given is None:
         return 1.0, False
     return float(given) / (rank**0.5 if config.get("use_rslora") else rank), True
 

@@ -22,27 +22,28 @@ def as_written(adapter: Adapter, form: str, bases: Bases | None = None) -> Adapt
     """The adapter with every layer of a kind that the form holds; the others become plain LoRA with the same ΔW.
 
     Args:
-        form: one of `FORMATS`. Kohya's holds all kinds; the others plain LoRA, and DoRA where it is one throughout.
-        bases: the model's own weights, which a DoRA needs to become a LoRA.
-    Raises: ValueError for an unknown form, a DoRA that needs its base weights, or as Kohya's a transformer.
+        form: one of `FORMATS`. Kohya's holds all kinds; the others plain LoRA, and DoRA where it is one throughout. None
+            holds PiSSA and OLoRA.
+        bases: the model's own weights, which a DoRA, PiSSA or OLoRA needs to become a LoRA.
+    Raises: ValueError for an unknown form, a layer that needs its base weights, or as Kohya's a
+        transformer.
     """
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}; the formats are: {', '.join(FORMATS)}")
-    if form == "kohya":
-        if nameless := sorted(adapter.layers.keys() - _KOHYA):
-            raise ValueError(f"Kohya's form has no names for layers of a {' or a '.join(nameless)} as diffusers names them; "
-                             "save it as 'diffusers' or 'peft'")
-        return adapter
+    if form == "kohya" and (nameless := sorted(adapter.layers.keys() - _KOHYA)):
+        raise ValueError(f"Kohya's form has no names for layers of a {' or a '.join(nameless)} as diffusers names them; "
+                         "save it as 'diffusers' or 'peft'")
     shapes = shapes_of(adapter, bases)
     layers: dict[str, dict[str, Layer]] = {}
     for part, found in adapter.layers.items():
         # PEFT's DoRA is one switch for a component
         whole = all(_peft_dora(layer) for layer in found.values())
         for module, layer in found.items():
-            held = layer.is_plain or (whole and _peft_dora(layer))
+            held = layer.start is None if form == "kohya" else layer.is_plain or (whole and _peft_dora(layer))
             base = (bases or {}).get(part, {}).get(module)
             layers.setdefault(part, {})[module] = (
-                _shaped(layer, shapes[part][module]) if held else as_lora(*layer.factors(base), shapes[part][module]))
+                as_lora(*layer.factors(base), shapes[part][module]) if not held else
+                layer if form == "kohya" else _shaped(layer, shapes[part][module]))
     return Adapter(**vars(adapter) | {"layers": layers})
 
 
@@ -69,6 +70,8 @@ def to_kohya(adapter: Adapter) -> dict[str, Tensor]:
     for part, layers in adapter.layers.items():
         for module, layer in layers.items():
             stem = f"{names[part]}_{flat_name(module)}"
+            if layer.scaling == 0:  # an alpha of 0 stands for the rank there
+                layer = replace(layer.map(torch.zeros_like), scaling=1.0)
             weights |= {f"{stem}.{_kohya_ending(layer.kind, role)}": value for role, value in layer.tensors.items()}
             if layer.kind != "full":
                 weights[f"{stem}.alpha"] = torch.tensor(float(layer.alpha))
@@ -99,7 +102,7 @@ def _shaped(layer: Layer, shape: tuple[int, ...]) -> Layer:
 
 def _peft_dora(layer: Layer) -> bool:
     """Whether a layer is a DoRA as PEFT has it: on a plain LoRA, a magnitude for each output."""
-    return (layer.kind == "lora" and "mid" not in layer.tensors and layer.magnitude is not None
+    return (layer.kind == "lora" and layer.start is None and "mid" not in layer.tensors and layer.magnitude is not None
             and (layer.magnitude.dim() == 1 or layer.magnitude.shape[0] == layer.tensors["up"].shape[0]))
 
 
