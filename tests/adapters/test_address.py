@@ -13,7 +13,7 @@ from loopback_hub import LoopbackHub
 from safetensors.torch import load_file, save
 
 from lorabook.adapters import address
-from lorabook.adapters.address import fetch_adapter, sha256_of
+from lorabook.adapters.address import fetch_adapter, sha256_of, shareable_address
 
 CONTENT = save({"unet.x.lora_A.weight": torch.arange(5000.0)}, {"format": "pt"})
 TOKEN = "civ-SecretTokenForTests"
@@ -259,6 +259,80 @@ def test_a_password_in_an_address_is_refused_and_not_shown(tmp_path):
     with pytest.raises(ValueError, match="^https://site.org/a: give token=") as told:
         fetch_adapter("https://me:hunter2@site.org/a", cache_dir=tmp_path)
     assert "hunter2" not in str(told.value)
+
+
+SECRET = "civ-SecretOfATest"
+
+
+@pytest.mark.parametrize("address, shown", [
+    (f"https://civitai.com/api/download/models/1?type=Model&token={SECRET}", "https://civitai.com/api/download/models/1"),
+    (f"https://site.org/a.safetensors#key={SECRET}", "https://site.org/a.safetensors"),
+    (f"https://me:{SECRET}@site.org/a", "https://site.org/a"), (f"HTTPS://{SECRET}@site.org/a@b", "HTTPS://site.org/a@b"),
+    (f"https:/site.org/a?token={SECRET}", "https:/site.org/a"), (f"civitai.com/api/1?token={SECRET}", "civitai.com/api/1"),
+    (f"https://site.org?token={SECRET}/x", "https://site.org"), ("someone/ink", "someone/ink"),
+    ("~/a#1.safetensors", "~/a#1.safetensors"),
+    ("C:\\loras\\what?.safetensors", "C:\\loras\\what?.safetensors"), ("C:/loras/a#b", "C:/loras/a#b")])
+def test_an_address_is_kept_and_shown_without_user_query_and_fragment(address, shown):
+    assert shareable_address(address) == shown
+
+
+@pytest.mark.parametrize("end", [f"?token={SECRET}", f"?type=Model&api_key={SECRET}", f"#token={SECRET}"])
+def test_no_secret_of_an_address_is_kept_or_said(pipe, site, tmp_path, end):
+    import lorabook as lb
+    body = (lb.bundled("adapters/ink") / "pytorch_lora_weights.safetensors").read_bytes()
+    url = site.give("/api/1" + end.partition("#")[0], body, name="ink.safetensors").partition("?")[0].partition("#")[0] + end
+    report = lb.load_adapter(pipe, url, "ink", cache_dir=str(tmp_path))
+    assert pipe.unet.peft_config["ink"].came_from == f"{site.url}/api/1"
+    assert SECRET not in str(report) + report._repr_html_() + str(vars(pipe.unet.peft_config["ink"]))
+    assert SECRET not in str(lb.inspect_adapter(url, cache_dir=str(tmp_path)))
+    assert lb.inspect_adapter(f"{site.url}/api/1", cache_dir=str(tmp_path)).sha256 == report.sha256  # from the cache
+    assert lb.inspect_adapter(f"{site.url}/api/1", cache_dir=str(tmp_path), local_files_only=True).sha256 == report.sha256
+
+
+@pytest.mark.parametrize("find", [{"weight_name": "../x"}, {"subfolder": "/x"}, {"local_files_only": True}])
+@pytest.mark.parametrize("start", ["http://127.0.0.1:9/a", "https://[::1/a", "https://me:pw@site.org/a", "https:/site.org/a",
+                                   "site.org/a", "ftp://site.org/a"])
+def test_no_error_says_what_stands_behind_the_question_mark(start, find, tmp_path):
+    from lorabook import base_model_of, inspect_adapter
+    calls = [lambda url: inspect_adapter(url, **find)]
+    calls += [lambda url: base_model_of(url, cache_dir=str(tmp_path), local_files_only=True)]
+    for call in calls:
+        with pytest.raises((ValueError, FileNotFoundError)) as told:
+            call(f"{start}?token={SECRET}")
+        assert SECRET not in str(told.value) and ":pw" not in str(told.value)
+
+
+def test_an_adapter_that_names_no_base_model_is_named_without_its_query(site, tmp_path):
+    from lorabook import base_model_of
+    with pytest.raises(ValueError, match=f"adapter {site.url}/a does not say") as told:
+        base_model_of(site.give(f"/a?token={SECRET}"), cache_dir=str(tmp_path))
+    assert SECRET not in str(told.value)
+
+
+def test_an_address_without_its_query_is_asked_for_and_else_stands_for_the_one_file_fetched_with_it(site, tmp_path):
+    other = save({"x": torch.ones(1)})
+    first = fetch_adapter(site.give("/a?id=1", name="one.safetensors"), cache_dir=tmp_path)
+    assert fetch_adapter(f"{site.url}/a", cache_dir=tmp_path) == first
+    fetch_adapter(site.give("/a?id=2", other, name="two.safetensors"), cache_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="/a: there is no such file"):
+        fetch_adapter(f"{site.url}/a", cache_dir=tmp_path)  # which of the two?
+    assert fetch_adapter(site.give("/a", other, name="three.safetensors"), cache_dir=tmp_path).name == "three.safetensors"
+
+
+@pytest.mark.parametrize("url", [
+    "https://civitai.red/a", "https://www.civitai.red/a", "https://civitai.com.evil.org/a", "https://notcivitai.com/a",
+    "https://evil.civitai.com/a", "https://civitai.com:8443/a", "https://civitаi.com/a", "https://huggingface.co/a",
+    "https://civitai.com./a"])
+def test_civitais_token_goes_to_no_site_that_sounds_alike(url, monkeypatch):
+    monkeypatch.setenv("CIVITAI_TOKEN", TOKEN)
+    assert address._token_for(address._checked(url), None) is None
+    assert {address._token_for(f"https://{own}civitai.com/a", None) for own in ("", "www.")} == {TOKEN}
+
+
+def test_the_hubs_token_goes_to_no_other_site(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_SecretOfATest")
+    fetch_adapter(site.give("/someone/mine/resolve/main/a.safetensors"), cache_dir=tmp_path)
+    assert sent_token(site.requests[0]) is None
 
 
 def test_a_site_may_hand_on_to_where_its_files_lie(site, other, tmp_path):
