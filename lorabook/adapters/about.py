@@ -1,6 +1,7 @@
 """What an adapter says of itself: the model it was made for, and the words that call it."""
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 
 from huggingface_hub import ModelCard
 
@@ -65,6 +66,9 @@ def base_model_of(source, *, weight_name: str | None = None, subfolder: str | No
     check_inside(path_of(source), weight_name)
     place = place_of(source, subfolder=subfolder, token=token, revision=revision, cache_dir=cache_dir,
                      local_files_only=local_files_only)
+    if weight_name:
+        folder, weight_name = PurePosixPath(weight_name).parent, PurePosixPath(weight_name).name
+        place = place._replace(inside=place.beside(folder.as_posix()))
     card = card_of(place)
     found = base_model_in({}, None, card)
     if isinstance(place.files, Repository) and found and _can_load(found):

@@ -73,7 +73,8 @@ def place_of(source, *, subfolder: str | None = None, allow_pickle: bool = False
             if path == ready or ready is None or parts_in(place) or _weights(place.files.list(place.inside)):
                 return place
     if not is_on_hub(name):
-        raise FileNotFoundError(f"adapter {brief(name)!r} not found: no file or folder {brief(Path(name).absolute())}, no "
+        path = brief(Path(shareable_address(name)).absolute())
+        raise FileNotFoundError(f"adapter {brief(name)!r} not found: no file or folder {path}, no "
                                 "bundled adapter of that name, and it is not a Hub id of the form owner/name")
     return Place(Repository(name, **hub), subfolder or "")
 

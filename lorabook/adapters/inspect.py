@@ -160,7 +160,9 @@ class Inspection:
     def _file(self) -> str:
         if self.path is None:
             return "weights in memory"
-        return f"{self.path.name}, {self.size / 1e6:.1f} MB" + (f", SHA-256 {self.sha256[:10]}…" if self.sha256 else "")
+        kept = self.path.parent.name == "snapshots"  # a commit in the Hub's cache, which the repository's name is above
+        name = self.path.parents[1].name.split("--")[-1] if kept else self.path.name
+        return f"{name}, {self.size / 1e6:.1f} MB" + (f", SHA-256 {self.sha256[:10]}…" if self.sha256 else "")
 
     def _facts(self) -> list[tuple[str, str]]:
         scales = "; ".join(f"{part} {_counted(found)}" for part, found in self.scalings.items())

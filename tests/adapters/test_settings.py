@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 import lorabook as lb
@@ -163,8 +164,8 @@ def test_diffusers_metadata_are_read_with_a_component_before_the_name_and_withou
     assert parse(weights(prefix="" if bare else "unet."), about).layers["unet"][Q].scaling == 4
 
 
-@pytest.mark.parametrize("told", [{}, {"use_rslora": True}, {"alpha_pattern": {"mid_block.*to_q": 1.0}},
-                                  {"rank_pattern": {r"up_blocks\.1.*to_q": 2}}, {"use_dora": True}])
+@pytest.mark.parametrize("told", [{"use_rslora": True, "alpha_pattern": {"mid_block.*to_q": 1.0},
+                                   "rank_pattern": {r"up_blocks\.1.*to_q": 2}}, {"use_dora": True}])
 def test_what_save_lora_adapter_wrote_comes_back_as_diffusers_reads_it(pipe, tmp_path, told):
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False, **told)
@@ -172,10 +173,11 @@ def test_what_save_lora_adapter_wrote_comes_back_as_diffusers_reads_it(pipe, tmp
     theirs.add_adapter(config, "it")
     theirs.save_lora_adapter(tmp_path, adapter_name="it")
     lb.load_adapter(pipe, tmp_path, "it")
-    x, words = torch.randn(1, 4, 8, 8), torch.randn(1, 7, 128)
-    with torch.no_grad():
-        expected = theirs(x, 500, words).sample
-        assert torch.allclose(pipe.unet(x, 500, words).sample, expected, atol=1e-4 * expected.abs().max())
+    own = dict(pipe.unet.named_modules())
+    for name, layer in theirs.named_modules():
+        if isinstance(layer, LoraLayer):
+            x = torch.randn(1, 3, layer.in_features)
+            assert torch.allclose(own[name](x), layer(x), atol=1e-4), name
 
 
 @pytest.mark.parametrize("told", [{"exclude_modules": ["attn2.to_q"]}, {"exclude_modules": r".*attn2\.to_q"},
@@ -242,4 +244,4 @@ def test_weights_of_eight_bits_work_as_what_they_stand_for(pipe, tmp_path, dtype
                for name, layer in read_source(large).adapter.layers["unet"].items())
     assert lb.load_adapter(pipe, held, "from_memory").matched == len(held)
     lb.load_adapter(pipe, small, "small")
-    lb.interference(pipe, ["from_memory", "small"])
+    lb.interference(small, large)
