@@ -31,7 +31,8 @@ def parse(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = No
     settings, notes = settings_of(configs, metadata, where)
     only = component_in(settings)
     if None in settings and not only:  # settings of one model, whose names say together what some alone do not
-        only = next(("transformer" for key in weights if (apart := take_apart(key)) and apart.component == "transformer"), None)
+        guesses = {apart.component for key in weights if (apart := take_apart(key))}
+        only = "transformer" if "transformer" in guesses else None
     found = _sorted(weights, only, layers_per_block)
     is_other = not found.kinds or any(key.startswith(("image_proj.", "ip_adapter.")) for key in weights)
     if is_other and (other := other_kind(weights, where)):
