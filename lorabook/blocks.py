@@ -31,13 +31,15 @@ def block_of(module: str) -> str:
 
 @lru_cache(4096)
 def place_of(module: str) -> tuple[str, str, int] | None:
-    """Where in a UNet a module is: block, part of the block, number of the part; None for what is outside of blocks.
+    """Where in a UNet a module is: block, part of the block, number of the part; None for what is outside of blocks, or
+    in no numbered part of one.
 
     Args:
         module: the module's dotted name inside the UNet.
-    Returns: as ("up.1", "attentions", 2), ("down.0", "samplers", 0) or ("mid", "resnets", 1).
+    Returns: as ("up.1", "attentions", 2), ("down.0", "samplers", 0) or ("mid", "resnets", 1); in models for video also
+        ("down.0", "motion_modules", 1) and the like.
     """
-    found = re.match(r"(?:(?:down|up)_blocks\.\d+|mid_block)\.(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.", module)
+    found = re.match(r"(?:(?:down|up)_blocks\.\d+|mid_block)\.(\w+)\.(\d+)\.", module)
     if not found:
         return None
     return block_of(module), "samplers" if "samplers" in found[1] else found[1], int(found[2])
@@ -50,7 +52,7 @@ def kind_of(module: str) -> str:
         return "attention"
     if ".mlp." in module:
         return "feed-forward"
-    if ".attn1." in module:
+    if ".attn1." in module or ".motion_modules." in module and ".attn2." in module:  # between frames, not with the words
         return "attention"
     if ".attn2." in module:
         return "cross-attention"
@@ -60,7 +62,7 @@ def kind_of(module: str) -> str:
         return "resnet"
     if "samplers." in module:
         return "sampler"
-    if ".attentions." in module:
+    if ".attentions." in module or ".motion_modules." in module:
         return "projection"
     return "embedding"
 

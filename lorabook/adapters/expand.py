@@ -30,10 +30,11 @@ def expand(scales, modules: Mapping[str, Iterable[str]], what: str = "the adapte
 
     Args:
         scales: a number, or {"unet": …, "text_encoder": …, "text_encoder_2": …} with, for a UNet, a number or a
-            dictionary of "down", "mid" and "up" (a number, a list, or "block_0" …), kinds ("cross-attention" …) and
-            globs of layer names ("*.attn2.to_k"); for a text encoder a number or a dictionary of "layer_0" …, kinds and
-            globs. In a block: a number; a list whose entry i scales attentions.i and resnets.i, samplers taking the
-            last; or a dictionary of "attentions_0", "resnets_1", kinds and globs. "steps" is passed over.
+            dictionary of "down", "mid" and "up" (a number; a list, which is then each block's; or "block_0" …), kinds
+            ("cross-attention" …) and globs of layer names ("*.attn2.to_k"); for a text encoder a number or a dictionary
+            of "layer_0" …, kinds and globs. In a block: a number; a list of one, which is for all of it; a list whose
+            entry i scales attentions.i, resnets.i and motion_modules.i, samplers taking the last; or a dictionary of
+            "attentions_0", "resnets_1", kinds and globs. "steps" is passed over.
         modules: all layers of the model by component, which decide what names there are.
         what: the adapter's name, for errors.
         touched: the layers to give a factor; None takes all.
@@ -74,8 +75,11 @@ def _unet_factors(said, names: list[str], what: str):
 
 
 def _side(side: str, value, blocks: Mapping[str, list[str]], what: str):
-    if side == "mid":
-        yield from _block(value, blocks.get("mid", []), what)
+    if not blocks:
+        raise ValueError(f"{what}: the model has no {side!r} blocks; a number, kinds and globs of layer names reach its layers")
+    if side == "mid" or _is_list(value):
+        for block, found in blocks.items():
+            yield from _block(value, found, f"{what}.block_{block.split('.')[1]}" if "." in block else what)
     elif isinstance(value, Mapping):
         known = {f"block_{block.split('.')[1]}": found for block, found in blocks.items()}
         for key, inner in value.items():
@@ -90,13 +94,13 @@ def _block(value, names: list[str], what: str):
     """What is said of one block."""
     parts: dict[str, list[str]] = {}
     for name in names:
-        _, part, index = place_of(name)
+        _, part, index = place_of(name) or ("", "samplers", 0)
         parts.setdefault("sampler" if part == "samplers" else f"{part}_{index}", []).append(name)
     if isinstance(value, Mapping):
         for key, inner in value.items():
             chosen = parts[key] if key in parts else _by_kind_or_glob(key, names, what, sorted(parts))
             yield chosen, number(inner, f"{what}.{key}")
-    elif isinstance(value, Sequence) and not isinstance(value, str):
+    elif _is_list(value) and len(value) > 1:
         counts = {part: sum(key.startswith(part) for key in parts) for part in ("attentions", "resnets")}
         if len(value) not in {count for count in counts.values() if count}:
             raise ValueError(f"{what}: a list of {len(value)} scales does not fit; the block has {counts['attentions']} "
@@ -106,7 +110,11 @@ def _block(value, names: list[str], what: str):
             index = len(value) - 1 if key == "sampler" else min(int(key.rsplit("_", 1)[1]), len(value) - 1)
             yield chosen, number(value[index], f"{what}[{index}]")
     else:
-        yield names, number(value, what)
+        yield names, number(value[0] if _is_list(value) and value else value, what)
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _text_factors(said, names: list[str], what: str):
@@ -150,10 +158,10 @@ def steps_of(scales, what: str = "the adapter") -> list[tuple[float, float, floa
     """
     said = scales.get(STEPS, []) if isinstance(scales, Mapping) else []
     found = []
-    if not isinstance(said, Sequence) or isinstance(said, str):
+    if not _is_list(said):
         raise ValueError(f"{what}.steps must be a list of [from, to, factor], as [[0, 0.4, 1.0]], not {said!r:.80}")
     for entry in said:
-        if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != 3:
+        if not _is_list(entry) or len(entry) != 3:
             raise ValueError(f"{what}.steps: {entry!r} is not [from, to, factor], as [0, 0.4, 1.0]")
         found.append(tuple(number(value, f"{what}.steps") for value in entry))
     for start, end, _ in found:

@@ -13,7 +13,7 @@ from lorabook.blocks import KINDS
 MOST_SEEDS, MOST_STEPS = 9, 200
 _KIND = "|".join(KINDS)
 BLOCK = re.compile(r"(down|up)\.\d+|mid|outside|text_encoder(_2)?")
-_PART = re.compile(rf"((down|up)\.\d+|mid)\.(attentions_\d+|resnets_\d+|sampler|{_KIND})|{_KIND}"
+_PART = re.compile(rf"((down|up)\.\d+|mid)\.([a-z_]+_\d+|sampler|{_KIND})|{_KIND}"
                    rf"|text_encoder(_2)?\.(layer_\d+|{_KIND})")
 
 

@@ -1,8 +1,11 @@
 import pytest
+from adapter_files import ATTENTION, add_random
+from diffusers import UNetMotionModel
+from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
 
 import lorabook as lb
 from lorabook.adapters.expand import expand, steps_of
-from lorabook.adapters.layers import models_of, walk
+from lorabook.adapters.layers import lora_layers, models_of, walk
 from lorabook.blocks import KINDS, block_of, kind_of
 
 
@@ -92,3 +95,64 @@ def test_what_is_unknown_or_no_number_lists_what_there_is(modules, scales, told)
 def test_a_schedule_that_is_none_is_an_error(steps, told):
     with pytest.raises(ValueError, match=told):
         steps_of({"steps": steps}, "it")
+
+
+LISTS = [{"down": [0.4, 0.8]}, {"down": [0.3]}, {"up": [0.1, 0.5, 0.9]}, {"mid": [0.5], "up": [0.2]},
+         {"down": {"block_1": [0.6]}, "up": {"block_1": [0.4, 0.8, 1.0]}}]
+
+
+@pytest.mark.parametrize("scales", LISTS)
+def test_lists_scale_attention_as_in_diffusers(pipe, scales):
+    add_random(pipe, ATTENTION, text=False)
+    pipe.set_adapters(["random"], [{"unet": scales}])
+    theirs = {name: layer.scaling["random"] for name, layer in lora_layers(pipe)["unet"].items()}
+    lb.set_scales(pipe, {"random": {"unet": scales}})
+    assert {name: layer.scaling["random"] for name, layer in lora_layers(pipe)["unet"].items()} == pytest.approx(theirs)
+
+
+def test_a_list_for_a_side_that_does_not_fit_names_the_block(modules):
+    with pytest.raises(ValueError, match=r"it.unet.up.block_0: a list of 2 scales does not fit"):
+        expand({"unet": {"up": [0.5, 1]}}, modules, "it")
+
+
+@pytest.fixture(scope="module")
+def motion():
+    """A small random UNet of AnimateDiff, whose blocks have motion modules."""
+    return UNetMotionModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=2, cross_attention_dim=8, num_attention_heads=2,
+        norm_num_groups=4, motion_num_attention_heads=2, down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"))
+
+
+@pytest.mark.parametrize("scales", [*LISTS[:4], {"down": 0.3, "mid": 0.4, "up": {"block_1": [0.5, 0.6, 0.7]}}])
+def test_motion_modules_are_scaled_as_in_diffusers(motion, scales):
+    names = [name for name, _ in walk(motion) if ".attentions." in name or ".motion_modules." in name]
+    blocks = _maybe_expand_lora_scales(motion, [{key: value for key, value in scales.items()}])[0]
+    found = expand({"unet": scales}, {"unet": [name for name, _ in walk(motion)]})["unet"]
+    places = {name: ".".join([*name.split(".")[:2], "attentions", name.split(".")[3]]) for name in names
+              if not name.startswith("mid_block")}
+    theirs = {name: blocks[place] for name, place in places.items() if place in blocks}
+    assert len(theirs) > 50 and {name: found[name] for name in theirs} == theirs
+
+
+def test_motion_modules_are_parts_of_their_block(motion):
+    names = [name for name, _ in walk(motion)]
+    found = where(expand({"unet": {"down": {"block_0": {"motion_modules_1": 0.2}}}}, {"unet": names}), 0.2)
+    assert found == {name for name in names if name.startswith("down_blocks.0.motion_modules.1.")} != set()
+
+
+@pytest.mark.parametrize("names, scales, told", [
+    (["down_blocks.0.resnets.0.conv1", "conv_in"], {"mid": 0.5}, "it.unet.mid: the model has no 'mid' blocks"),
+    (["down_blocks.0.resnets.0.conv1", "conv_in"], {"mid": [0.5]}, "it.unet.mid: the model has no 'mid' blocks"),
+    (["transformer_blocks.0.attn.to_q"], {"down": 0.5}, "it.unet.down: the model has no 'down' blocks")])
+def test_a_side_that_the_model_lacks_is_an_error(names, scales, told):
+    with pytest.raises(ValueError, match=told):
+        expand({"unet": scales}, {"unet": names}, "it")
+
+
+def test_names_that_only_look_like_a_blocks_stay_at_their_components_number():
+    names = ["controlnet_down_blocks.0", "controlnet_mid_block", "controlnet_cond_embedding.conv_in",
+             "down_blocks.0.skip_conv", "down_blocks.0.ctrl_resnets.0.conv1", "mid_block.temp_attentions.0.proj_in"]
+    assert set(expand({"unet": 0.5}, {"unet": names})["unet"].values()) == {0.5}
+    found = expand({"unet": {"down": {"block_0": 0.2}, "mid": 0.3}}, {"unet": names})["unet"]
+    assert list(found.values()) == [1.0, 1.0, 1.0, 0.2, 0.2, 0.3]
