@@ -1,7 +1,7 @@
 """Is the base model the same, bit for bit, after any sequence of moves that is undone?
 
-A thousand seeded sequences of load, scale, fuse, unfuse, swap and remove on tiny-sd, each undone at its end; after each the
-checksum of all base weights is compared with the one at the start.
+A thousand seeded sequences of load, scale, fuse, unfuse, swap and remove on tiny-sd, some of them interrupted on the way,
+each undone at its end; after each the checksum of all base weights is compared with the one at the start.
 
     python benchmarks/fuse_rounds.py [--sequences 1000] [--moves 8] [--dtype float32]
 """
@@ -9,14 +9,34 @@ import argparse
 import random
 import time
 from collections import Counter
+from contextlib import contextmanager, suppress
+from itertools import count
 
 import torch
 from tqdm import tqdm
 
 import lorabook as lb
+from lorabook.adapters import fused_weights
 
 ADAPTERS = ("creatures", "ink", "mosaic", "patch_cat")
 SCALES = (0, 0.5, -1, 1.7, {"unet": {"down": 0.3, "up": {"block_1": [0.4, 0.8, 1.0]}}}, "cross-attention only")
+
+
+@contextmanager
+def interrupted(place: int):
+    """Interrupt what fuses or unfuses in the block before it has changed so many layers' weights."""
+    whole, calls = fused_weights.base_weight, count()
+
+    def stop(layer):
+        if next(calls) == place:
+            raise KeyboardInterrupt
+        return whole(layer)
+    fused_weights.base_weight = stop
+    try:
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        fused_weights.base_weight = whole
 
 
 def move(pipe, rng: random.Random) -> str:
@@ -25,11 +45,15 @@ def move(pipe, rng: random.Random) -> str:
     fused, free = [row.name for row in table if row.fused], [row.name for row in table if not row.fused]
     missing = [name for name in ADAPTERS if name not in fused + free]
     on_free = ["scale", "fuse", "fuse", "fuse", "swap", "remove"] * bool(free)
-    kind = rng.choice(["load"] * bool(missing) + on_free + ["unfuse", "unfuse"] * bool(fused))
+    kind = rng.choice(["load"] * bool(missing) + on_free + ["unfuse", "unfuse", "interrupt"] * bool(fused))
     if kind == "load":
         lb.load_adapter(pipe, rng.choice(missing))
     elif kind == "unfuse":
         lb.unfuse(pipe, rng.choice(fused))
+    elif kind == "interrupt":
+        with interrupted(rng.randrange(1200)):
+            lb.unfuse(pipe, rng.choice(fused))
+            lb.fuse(pipe, dict.fromkeys((row.name for row in lb.list_adapters(pipe) if not row.fused), 0.7))
     elif kind == "scale":
         lb.set_scales(pipe, {rng.choice(free): rng.choice(SCALES)})
     elif kind == "fuse":

@@ -24,6 +24,7 @@ from lorabook.adapters.layers import (
     trained_scaling,
     walk,
 )
+from lorabook.adapters.offloaded import check_at_hand, is_plain, regroup
 from lorabook.adapters.originals import original
 from lorabook.adapters.plain_saving import save_as_before, save_plainly
 from lorabook.adapters.ready import Ready, padded
@@ -55,6 +56,7 @@ def put_on(pipe, name: str, ready: Mapping[str, Mapping[str, Ready]], adapter: A
                 if rank:
                     placed[module].scaling[name] = torch.tensor(float(placed[module].scaling[name]))
             describe(model.peft_config[name], layers, adapter.only([part]))
+            regroup(model)
     set_steps(pipe, {name: ()})
     keep_steady(lora_layers(pipe))
     activate(pipe, list(dict.fromkeys([*before, name])))
@@ -76,7 +78,8 @@ def take_off(pipe, name: str, parts: Iterable[str] = COMPONENTS) -> None:
                     parent, _, child = module.rpartition(".")
                     setattr(model.get_submodule(parent), child, layer.get_base_layer())
         configs = getattr(model, "peft_config", None) or {}
-        configs.pop(name, None)
+        if configs.pop(name, None):
+            regroup(model)
         if not configs and getattr(model, "_hf_peft_config_loaded", False):
             model._hf_peft_config_loaded = False
             model.__dict__.pop("peft_config", None)
@@ -85,7 +88,11 @@ def take_off(pipe, name: str, parts: Iterable[str] = COMPONENTS) -> None:
 
 
 def adapter_of(pipe, name: str) -> Adapter:
-    """An adapter read back from a pipeline, as trained: scales are not part of it."""
+    """An adapter read back from a pipeline, as trained: scales are not part of it.
+
+    Raises: ValueError where weights are offloaded.
+    """
+    check_at_hand(models_of(pipe))
     layers: dict[str, dict[str, Layer]] = {}
     first = None
     for part, touched in layers_of(pipe, name).items():
@@ -122,13 +129,16 @@ def source_of(pipe, name: str) -> str | None:
 
 
 def base_weights(pipe, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
-    """The pipeline's own weights, as they are without any adapter, of the layers that an adapter has."""
+    """The pipeline's own weights, as they are without any adapter, of the layers that an adapter has.
+
+    Quantised ones are left out.
+    """
     found: dict[str, dict[str, Tensor]] = {}
     for part, model in models_of(pipe).items():
         modules = dict(walk(model))
         for module in adapter.layers.get(part, {}):
             own = next((n for n in (module, module.removeprefix("text_model.")) if n in modules), None)
-            if own is not None:
+            if own is not None and is_plain(base_weight(modules[own])):
                 found.setdefault(part, {})[module] = original(model, own, base_weight(modules[own]))
     return found
 

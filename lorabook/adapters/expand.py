@@ -76,7 +76,7 @@ def _unet_factors(said, names: list[str], what: str):
 
 def _side(side: str, value, blocks: Mapping[str, list[str]], what: str):
     if not blocks:
-        raise ValueError(f"{what}: the model has no {side!r} blocks; a number, kinds and globs of layer names reach its layers")
+        raise ValueError(f"{what}: the model has no {side!r} blocks; a number, kinds and globs of names reach its layers")
     if side == "mid" or _is_list(value):
         for block, found in blocks.items():
             yield from _block(value, found, f"{what}.block_{block.split('.')[1]}" if "." in block else what)

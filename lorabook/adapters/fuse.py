@@ -1,6 +1,7 @@
 """Adapters computed into the base weights, and exactly out of them again."""
 import hashlib
 import html
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,24 +9,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lorabook.adapters.attach import adapter_of, put_on, take_off
+from lorabook.adapters.attach import adapter_of, source_of
+from lorabook.adapters.call_scale import watch_call_scale
 from lorabook.adapters.expand import steps_of
+from lorabook.adapters.fused_weights import exchange
 from lorabook.adapters.layers import (
-    activate,
     active_adapters,
     adapter_names,
-    base_weight,
     check_known,
     factor_of,
     layers_of,
     models_of,
-    put_factor,
-    put_in_order,
     trained_scaling,
-    walk,
 )
 from lorabook.adapters.locks import lock_of, locked
-from lorabook.adapters.originals import FusedAdapter, fused_in, fused_names, original
+from lorabook.adapters.offloaded import check_at_hand
+from lorabook.adapters.originals import FusedAdapter, fused_in, fused_names
 from lorabook.adapters.ready import Ready
 from lorabook.adapters.scales import factors_for, plain_scales
 from lorabook.adapters.schedule import steps_on
@@ -39,14 +38,18 @@ class FuseReport:
     Attributes:
         fused: the adapters that are in the weights now.
         layers: how many weights were changed.
+        rounded: the 8-bit formats that the fused weights are kept in, as after `enable_layerwise_casting`; small ΔW are lost
+            in them.
     """
 
     fused: tuple[str, ...]
     layers: int
+    rounded: tuple[str, ...] = ()
 
     def __str__(self):
         inside = f"fused: {', '.join(self.fused)}" if self.fused else "nothing is fused"
-        return f"{inside}; {self.layers} weights changed"
+        rounded = f", rounded to {' and '.join(self.rounded)}, in which the model is kept" if self.rounded else ""
+        return f"{inside}; {self.layers} weights changed{rounded}"
 
     __repr__ = __str__
 
@@ -58,8 +61,9 @@ class FuseReport:
 def fuse(pipe, scales: Mapping[str, object] | None = None, *, components: Iterable[str] | None = None) -> FuseReport:
     """Compute adapters into the base weights, so that they cost no time; `unfuse` gives the base back bit for bit.
 
-    The originals are kept beside, on the CPU. Fused adapters cannot be scaled, swapped or removed; others can be loaded,
-    scaled and removed meanwhile.
+    The originals are kept beside, on the CPU, until `unload_adapters` lets them go and what is fused stays for good. Fused
+    adapters cannot be scaled, swapped or removed, nor by a call's `cross_attention_kwargs={"scale": …}`, which warns once;
+    others can be loaded, scaled and removed meanwhile. After an error or an interruption everything is as before.
 
     Args:
         pipe: a pipeline with adapters.
@@ -67,7 +71,8 @@ def fuse(pipe, scales: Mapping[str, object] | None = None, *, components: Iterab
         components: "unet", "text_encoder" …; None takes all. What is not fused of an adapter stays on as it is.
     Returns: a FuseReport.
     Raises: ValueError for an unknown adapter or component, one that is fused already, scales that change over the
-        denoising, or weights that are not finite. Then nothing is changed.
+        denoising, weights that are not finite, or a model that is offloaded or quantised. Then nothing is changed.
+    Warns: where the model keeps its weights in 8 bits, to which the sums are rounded.
     """
     if scales is not None and not isinstance(scales, Mapping):
         raise ValueError(f"scales must be a dictionary by adapter's name, as {{'ink': 0.8}}, or None; not {scales!r:.80}")
@@ -77,17 +82,11 @@ def fuse(pipe, scales: Mapping[str, object] | None = None, *, components: Iterab
     _check(pipe, names, scales, models)
     make_scalable(pipe, names)
     taken = {name: _taken(pipe, name, None if scales is None else scales[name], models) for name in names}
-    changed = {}
-    for part, model in models.items():
-        more = {name: parts[part] for name, parts in taken.items() if part in parts}
-        changed[part] = _sums(model, {**fused_in(model).parts, **more}, {m for one in more.values() for m in one.ready})
-    for name, parts in taken.items():
-        take_off(pipe, name, parts)
-        for part, share in parts.items():
-            fused_in(models[part]).parts[name] = share
-    for part, weights in changed.items():
-        _write(models[part], weights)
-    return _report(pipe, sum(map(len, changed.values())))
+    report = _report(pipe, exchange(pipe, taken, fused=True))
+    if report.rounded:
+        warnings.warn(f"the model keeps weights in {' and '.join(report.rounded)}, and the fused ones are rounded to it "
+                      "too: the picture differs from that with the adapter beside them; unfuse is exact", stacklevel=3)
+    return report
 
 
 @locked
@@ -97,30 +96,27 @@ def unfuse(pipe, names: str | Iterable[str] | None = None) -> FuseReport:
     Args:
         names: one name or several, in any order; None takes all.
     Returns: a FuseReport. When nothing is fused any more, `base_checksum` is what it was before.
-    Raises: ValueError where nothing, or not that adapter, is fused.
+    Raises: ValueError where nothing, or not that adapter, is fused, where the originals were let go, or where the model is
+        offloaded. Nothing is changed then, nor by an error or an interruption on the way.
     """
     models = models_of(pipe)
     known = fused_names(models)
     if names is not None and not isinstance(names, (str, Iterable)):
         raise ValueError(f"names must be an adapter's name, or several, not {names!r:.80}")
     names = known if names is None else [names] if isinstance(names, str) else list(names)
+    for_good = [name for model in models.values() for name in fused_in(model).for_good]
+    lost = [name for name in (names or for_good) if name in for_good and name not in known]
+    if lost:
+        raise ValueError(f"adapter {lost[0]!r} is fused for good: unload_adapters let the originals go; load the model anew")
     if not known:
         raise ValueError("nothing is fused, so there is nothing to unfuse; fuse(pipe) fuses the adapters that take part")
     for name in names:
         if name not in known:
             raise ValueError(f"adapter {name!r} is not fused; fused are: {', '.join(known)}")
-    touched = 0
-    for part, model in models.items():
-        kept = fused_in(model)
-        gone = {name: kept.parts.pop(name) for name in names if name in kept.parts}
-        modules = {module for share in gone.values() for module in share.ready}
-        _write(model, _sums(model, kept.parts, modules))
-        for module in modules - {module for share in kept.parts.values() for module in share.ready}:
-            del kept.weights[module]
-        touched += len(modules)
-        for name, share in gone.items():
-            _put_back(pipe, part, name, share)
-    return _report(pipe, touched)
+    check_at_hand(models)
+    taken = {name: {part: fused_in(model).parts[name] for part, model in models.items() if name in fused_in(model).parts}
+             for name in names}
+    return _report(pipe, exchange(pipe, taken, fused=False))
 
 
 @contextmanager
@@ -139,7 +135,11 @@ def fused(pipe, scales: Mapping[str, object] | None = None, *, components: Itera
 
 @locked
 def base_checksum(pipe) -> str:
-    """SHA-256 of a pipeline's weights, those of adapters on it left out: equal before fusing and after unfusing."""
+    """SHA-256 of a pipeline's weights, those of adapters on it left out: equal before fusing and after unfusing.
+
+    Raises: ValueError where weights are offloaded.
+    """
+    check_at_hand(models_of(pipe))
     seen = hashlib.sha256()
     for part, model in models_of(pipe).items():
         weights = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()
@@ -163,6 +163,7 @@ def _check(pipe, names: list[str], scales: Mapping | None, models: Mapping[str, 
     if already := [name for name in names if name in fused_names(models_of(pipe))]:
         raise ValueError(f"adapter {already[0]!r} is fused already; call unfuse(pipe, {already[0]!r}) first")
     check_known(pipe, names)
+    check_at_hand(models_of(pipe))
     if not names:
         raise ValueError("no adapter takes part, so there is nothing to fuse; load one, or name it with its scale")
     for name in names:
@@ -188,12 +189,12 @@ def _taken(pipe, name: str, scales, models: Mapping[str, nn.Module]) -> dict[str
             ready = {module: Ready(layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(),
                                    trained_scaling(layer, name) * layer.r[name]) for module, layer in layers.items()}
             for module, made in ready.items():
-                if not (made.up.isfinite().all() and made.down.isfinite().all()):
+                if not (made.up.float().isfinite().all() and made.down.float().isfinite().all()):
                     raise ValueError(f"adapter {name!r} has weights that are not finite in layer {module}; load it anew")
             padded = any(isinstance(layer.scaling[name], Tensor) for layer in layers.values())
             rank = max(made.rank for made in ready.values()) if padded else None
             taken[part] = FusedAdapter(ready, present if wanted is None else wanted[part], present, active, rank, adapter,
-                                       _order(pipe))
+                                       _order(pipe), source_of(pipe, name))
     return taken
 
 
@@ -203,48 +204,10 @@ def _order(pipe) -> list[str]:
     return list(dict.fromkeys([*before, *adapter_names(pipe)]))
 
 
-def _sums(model: nn.Module, shares: Mapping[str, FusedAdapter], modules: Iterable[str]) -> dict[str, Tensor]:
-    """The weights of these modules with all that is fused, from the originals."""
-    placed, found = dict(walk(model)), {}
-    for module in modules:
-        own = original(model, module, base_weight(placed[module]))
-        parts = [(share.ready[module], share.fused_at[module]) for share in shares.values() if module in share.ready]
-        found[module] = own
-        if parts:
-            total = own.float()
-            for made, factor in parts:
-                up, down = (half.to(own.device, torch.float32).flatten(1) for half in (made.up, made.down))
-                total = total + (factor * made.alpha / made.rank) * (up @ down).view_as(own)
-            found[module] = total.to(own.dtype)
-        if not found[module].isfinite().all():
-            raise ValueError(f"fusing makes layer {module} infinite in {str(own.dtype)[6:]}; give a smaller scale")
-    return found
-
-
-@torch.no_grad()
-def _write(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put the weights in their places, keeping the originals."""
-    placed, kept = dict(walk(model)), fused_in(model)
-    for module, value in weights.items():
-        weight = base_weight(placed[module])
-        if module not in kept.weights:
-            kept.weights[module] = weight.detach().to("cpu", copy=True)
-        weight.copy_(value)
-
-
-def _put_back(pipe, part: str, name: str, share: FusedAdapter) -> None:
-    before = active_adapters(pipe)
-    modules = dict(walk(models_of(pipe)[part]))  # the model may have moved meanwhile
-    ready = {module: Ready(made.down.to(base_weight(modules[module])), made.up.to(base_weight(modules[module])), made.alpha)
-             for module, made in share.ready.items()}
-    put_on(pipe, name, {part: ready}, share.adapter, share.rank)
-    layers = layers_of(pipe, name)[part]
-    for module, factor in share.scales.items():
-        put_factor(layers[module], name, factor)
-    activate(pipe, [*before, name] if share.active and name not in before else before)
-    put_in_order(pipe, share.order)
-
-
 def _report(pipe, layers: int) -> FuseReport:
-    return FuseReport(tuple(fused_names(models_of(pipe))), layers)
+    watch_call_scale(pipe)
+    models = models_of(pipe)
+    kept = [weight for model in models.values() for weight in fused_in(model).weights.values()]
+    rounded = {str(weight.dtype)[6:] for weight in kept if weight.element_size() == 1}
+    return FuseReport(tuple(fused_names(models)), layers, tuple(sorted(rounded)))
 

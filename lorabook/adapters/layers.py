@@ -82,6 +82,8 @@ def active_adapters(pipe, layers: Carrying | None = None) -> list[str]:
 def activate(pipe, names: list[str], layers: Carrying | None = None) -> None:
     """Let exactly these adapters take part; their scales stay as they are and nothing becomes trainable.
 
+    One that waits on another device (`move_adapter`) comes back to its model.
+
     Args:
         layers: as in `adapter_names`.
     """
@@ -89,6 +91,9 @@ def activate(pipe, names: list[str], layers: Carrying | None = None) -> None:
         if layer.disable_adapters:
             layer.enable_adapters(True)
         if list(layer.active_adapters) != names:
+            for name in names:
+                if name in layer.lora_A and home_of(layer) not in (layer.lora_A[name].weight.device, torch.device("meta")):
+                    move(layer, name, home_of(layer))
             layer.set_adapter(names, inference_mode=True)
 
 
@@ -120,6 +125,24 @@ def put_factor(layer: BaseTunerLayer, name: str, factor: float) -> None:
 def base_weight(layer: nn.Module) -> Tensor:
     """The weight of a layer beneath its adapters."""
     return (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer).weight
+
+
+def shape_of(layer: nn.Module) -> tuple[int, ...]:
+    """The shape of a layer's weight, also where that is packed, as bitsandbytes does in 4 bits."""
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    return (base.out_features, base.in_features) if isinstance(base, nn.Linear) else tuple(base.weight.shape)
+
+
+def home_of(layer: nn.Module) -> torch.device:
+    """The device of a layer's own weight; "meta" where that is offloaded."""
+    return base_weight(layer).device
+
+
+def move(layer: BaseTunerLayer, name: str, device: torch.device) -> None:
+    """Move all that an adapter has in a layer to a device: both halves, their biases, a DoRA's magnitude."""
+    for kept in layer.children():
+        if isinstance(kept, nn.ModuleDict) and name in kept:
+            kept[name].to(device)
 
 
 def module_name(text: str) -> str:

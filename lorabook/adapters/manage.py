@@ -7,22 +7,25 @@ import torch
 
 from lorabook.adapters.adapter import Adapter
 from lorabook.adapters.attach import origin_of, put_on, remember_source, take_off
+from lorabook.adapters.call_scale import watch_call_scale
 from lorabook.adapters.files import brief
 from lorabook.adapters.layers import (
     activate,
     active_adapters,
     adapter_names,
-    base_weight,
     check_known,
     factor_of,
+    home_of,
     layers_of,
     listed,
     models_of,
+    move,
     put_factor,
 )
 from lorabook.adapters.load import chosen, read_for, report
 from lorabook.adapters.locks import locked
-from lorabook.adapters.originals import fused_in, fused_names
+from lorabook.adapters.offloaded import check_at_hand
+from lorabook.adapters.originals import fused_in, fused_names, let_go
 from lorabook.adapters.ready import fit
 from lorabook.adapters.report import LoadReport
 from lorabook.adapters.schedule import set_steps
@@ -100,7 +103,7 @@ def list_adapters(pipe) -> AdapterTable:
 
 @locked
 def enable_adapters(pipe, names: str | Iterable[str] | None = None) -> None:
-    """Let adapters take part again, at the scales they have; None lets all."""
+    """Let adapters take part again, at the scales they have, on their model's device; None lets all."""
     chosen_ones = _names(pipe, names)
     active = active_adapters(pipe)
     activate(pipe, [name for name in adapter_names(pipe) if name in active or name in chosen_ones])
@@ -126,8 +129,14 @@ def remove_adapter(pipe, name: str) -> None:
 
 @locked
 def unload_adapters(pipe) -> None:
-    """Take all adapters off. Raises ValueError where one is fused; nothing is taken off then."""
-    check_known(pipe, fused_names(models_of(pipe)))
+    """Take all adapters off; what is fused stays in the weights for good, and the originals are freed.
+
+    As in diffusers, where `fuse_lora` and `unload_lora_weights` come before `save_pretrained` and `push_to_hub`. `unfuse`
+    has nothing to work with afterwards: to have the base model again, call it first, or load the model anew.
+    """
+    check_known(pipe, ())
+    let_go(models_of(pipe))
+    watch_call_scale(pipe)
     for name in adapter_names(pipe):
         remove_adapter(pipe, name)
 
@@ -136,10 +145,12 @@ def unload_adapters(pipe) -> None:
 def move_adapter(pipe, name: str, device: str | torch.device) -> None:
     """Move an adapter's weights to a device, as to the CPU to spare a GPU's memory.
 
-    Away from its model it cannot take part and is switched off; `enable_adapters` switches it on when it is back. Raises
-    ValueError for an unknown adapter, one that is fused, or an unknown device.
+    Away from its model it cannot take part and is switched off. What lets it take part again (`enable_adapters`,
+    `set_scales` with a scale that is not 0) brings it back to its model. Raises ValueError for an unknown adapter, one that
+    is fused, an unknown device, or offloaded weights.
     """
     check_known(pipe, [name])
+    check_at_hand(models_of(pipe))
     try:
         place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -147,11 +158,10 @@ def move_adapter(pipe, name: str, device: str | torch.device) -> None:
     if place.type == "meta":
         raise ValueError("the meta device holds no weights; move the adapter to the CPU, or remove it")
     layers = [layer for part in layers_of(pipe, name).values() for layer in part.values()]
-    if any(base_weight(layer).device != place for layer in layers):
+    if any(home_of(layer) != place for layer in layers):
         disable_adapters(pipe, name)
     for layer in layers:
-        for half in (layer.lora_A[name], layer.lora_B[name]):
-            half.to(place)
+        move(layer, name, place)
 
 
 @locked

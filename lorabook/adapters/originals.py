@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lorabook.adapters.adapter import Adapter
 
@@ -19,6 +20,7 @@ class FusedAdapter(NamedTuple):
         rank: what its ranks were padded to for swapping, or None.
         adapter: what it was.
         order: the pipeline's adapters at that time.
+        came_from: its source, as `load_adapter` was told, or None.
     """
 
     ready: Mapping
@@ -28,6 +30,7 @@ class FusedAdapter(NamedTuple):
     rank: int | None
     adapter: Adapter
     order: Sequence[str]
+    came_from: str | None
 
 
 @dataclass
@@ -38,10 +41,14 @@ class Fused:
         weights: the original of each changed weight, by module name, on the CPU.
         parts: by adapter's name, in the order they came, what is needed to fuse it again without the others and to put
             it back on the pipeline.
+        for_good: the adapters whose originals were let go.
+        hook: what tells of a call's own scale, see `call_scale`.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
-    parts: dict[str, "FusedAdapter"] = field(default_factory=dict)
+    parts: dict[str, FusedAdapter] = field(default_factory=dict)
+    for_good: tuple[str, ...] = ()
+    hook: RemovableHandle | None = None
 
 
 def fused_in(model: nn.Module) -> Fused:
@@ -66,3 +73,11 @@ def fused_names(models: Mapping[str, nn.Module]) -> list[str]:
     """The adapters fused into any of these models, in the order they came."""
     return list(dict.fromkeys(name for model in models.values() if "_fused" in model.__dict__
                               for name in model.__dict__["_fused"].parts))
+
+
+def let_go(models: Mapping[str, nn.Module]) -> None:
+    """Keep what is fused for good, and free the originals and the adapters' own weights."""
+    for model in models.values():
+        record = fused_in(model)
+        record.for_good += tuple(name for name in record.parts if name not in record.for_good)
+        record.weights, record.parts = {}, {}

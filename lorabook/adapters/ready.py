@@ -1,12 +1,14 @@
 """An adapter's weights made ready for a pipeline's layers, checked before anything on it is changed."""
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lorabook.adapters.adapter import Adapter, Layer
-from lorabook.adapters.layers import base_weight, models_of, walk
+from lorabook.adapters.layers import base_weight, models_of, shape_of, walk
 from lorabook.adapters.misfit import misfit, other_model
+from lorabook.adapters.offloaded import check_at_hand, check_plain
 from lorabook.adapters.originals import original
 from lorabook.adapters.shapes import matrix_shape
 
@@ -35,20 +37,21 @@ def fit(pipe, adapter: Adapter, where: str) -> dict[str, dict[str, Ready]]:
     Raises: ValueError where a layer is not the pipeline's, has another shape, or is not finite once computed.
     """
     matched = _match(pipe, adapter, where)
+    check_at_hand(models_of(pipe))
     ready: dict[str, dict[str, Ready]] = {}
     for part, model in models_of(pipe).items():
         for name, (layer, module) in matched.get(part, {}).items():
-            weight = original(model, name, base_weight(module))
-            if weight.is_meta:
-                raise ValueError(f"the weights of {name} are offloaded; load adapters before enable_sequential_cpu_offload")
-            if matrix_shape(layer) != (weight.shape[0], weight[0].numel()):
+            weight, shape = original(model, name, base_weight(module)), shape_of(module)
+            if layer.magnitude is not None:
+                check_plain(part, weight)
+            if matrix_shape(layer) != (shape[0], math.prod(shape[1:])):
                 raise ValueError(
-                    f"{where} does not fit {type(pipe).__name__}: layer {name} has the shape {tuple(weight.shape)} and the "
+                    f"{where} does not fit {type(pipe).__name__}: layer {name} has the shape {shape} and the "
                     f"adapter {matrix_shape(layer)}; {other_model(adapter, pipe)}")
-            if layer.magnitude is not None and layer.magnitude.numel() not in weight.shape[:2]:
+            if layer.magnitude is not None and layer.magnitude.numel() not in shape[:2]:
                 raise ValueError(f"{where}: the DoRA's magnitude of layer {name} has {layer.magnitude.numel()} numbers, not "
-                                 f"one for each of {weight.shape[0]} outputs or {weight.shape[1]} inputs; fetch it anew")
-            made = _ready(layer, weight)
+                                 f"one for each of {shape[0]} outputs or {shape[1]} inputs; fetch it anew")
+            made = _ready(layer, weight, shape)
             if not (made.up.isfinite().all() and made.down.isfinite().all()):
                 raise ValueError(f"{where}: layer {name} is beyond what {str(weight.dtype)[6:]} holds; load the pipeline "
                                  "with dtype=torch.float32")
@@ -85,8 +88,8 @@ def _match(pipe, adapter: Adapter, where: str) -> dict[str, dict[str, tuple[Laye
     return found
 
 
-def _ready(layer: Layer, weight: Tensor) -> Ready:
-    out, *rest = weight.shape
+def _ready(layer: Layer, weight: Tensor, shape: tuple[int, ...]) -> Ready:
+    out, *rest = shape
     if layer.is_plain:
         up, down, alpha = layer.tensors["up"], layer.tensors["down"], layer.alpha
     else:

@@ -232,5 +232,5 @@ def _check_alike(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Non
         if shapes[0] != shapes[1]:
             raise ValueError(f"layer {module} is {shapes[0]} in the tuned model and {shapes[1]} in the base; both must "
                              "be of one architecture")
-        if not (tuned[module].isfinite().all() and base[module].isfinite().all()):
+        if not all(weights[module].float().isfinite().all() for weights in (tuned, base)):
             raise ValueError(f"layer {module} has weights that are not finite; there is nothing to take from it")

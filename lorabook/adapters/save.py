@@ -16,6 +16,7 @@ from lorabook.adapters.formats.names import text_name
 from lorabook.adapters.formats.write import FORMATS, as_written, to_diffusers, to_kohya, to_peft
 from lorabook.adapters.layers import adapter_names, base_weight, check_known, listed, models_of, walk
 from lorabook.adapters.locks import locked
+from lorabook.adapters.offloaded import check_at_hand
 from lorabook.adapters.originals import original
 from lorabook.adapters.outgoing import outgoing, public_name, shareable
 from lorabook.adapters.resize import ResizeReport, difference, resize
@@ -189,7 +190,7 @@ def _read(source, name: str | None, bake_scales: bool, find: dict) -> tuple[Adap
 
 
 def _weights(pipe) -> dict[str, dict[str, Tensor]]:
-
+    check_at_hand(models_of(pipe))
     return {part: {text_name(module) if part.startswith("text_encoder") else module:
                    original(model, module, base_weight(layer)) for module, layer in walk(model)}
             for part, model in models_of(pipe).items()}

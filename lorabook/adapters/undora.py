@@ -6,7 +6,7 @@ in https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/variants.p
 """
 from collections.abc import Iterable
 
-from lorabook.adapters.attach import adapter_of, put_on, take_off
+from lorabook.adapters.attach import adapter_of, put_on, remember_source, source_of, take_off
 from lorabook.adapters.layers import activate, active_adapters, adapter_names, factor_of, layers_of, put_factor, put_in_order
 from lorabook.adapters.ready import fit
 
@@ -19,9 +19,11 @@ def make_scalable(pipe, names: Iterable[str]) -> None:
             factors = {part: {module: factor_of(layer, name) for module, layer in layers.items()}
                        for part, layers in parts.items()}
             active, order, adapter = active_adapters(pipe), adapter_names(pipe), adapter_of(pipe, name)
+            came_from = source_of(pipe, name)
             ready = fit(pipe, adapter, f"adapter {name!r}")
             take_off(pipe, name)
             put_on(pipe, name, ready, adapter)
+            remember_source(pipe, name, came_from)
             for part, layers in layers_of(pipe, name).items():
                 for module, layer in layers.items():
                     put_factor(layer, name, factors[part][module])

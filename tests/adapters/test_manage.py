@@ -1,12 +1,16 @@
+import gc
+import weakref
+
 import pytest
 import torch
-from adapter_files import ATTENTION, add_random
+from adapter_files import ATTENTION, add_random, plain
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
 import lorabook as lb
-from lorabook.adapters import manage
-from lorabook.adapters.layers import active_adapters, layers_of
+from lorabook.adapters import layers, manage
+from lorabook.adapters.layers import active_adapters, layers_of, models_of
+from lorabook.adapters.originals import fused_in
 from lorabook.adapters.source import read_source
 
 
@@ -64,14 +68,54 @@ def test_removing_one_leaves_the_other_as_it_was(loaded):
     assert torch.equal(draw(loaded), before)
 
 
-def test_unloading_takes_all_off_and_refuses_where_one_is_fused(loaded):
+def test_unloading_takes_all_off(loaded):
+    base = lb.base_checksum(loaded)
     lb.fuse(loaded, {"creatures": 1})
-    with pytest.raises(ValueError, match="'creatures' is fused"):
-        lb.unload_adapters(loaded)
-    assert len(lb.list_adapters(loaded)) == 2
     lb.unfuse(loaded)
     lb.unload_adapters(loaded)
+    assert len(lb.list_adapters(loaded)) == 0 and lb.base_checksum(loaded) == base
+
+
+def test_unloaded_after_fusing_what_is_fused_stays_and_is_saved(loaded, tmp_path):
+    lb.fuse(loaded, {"creatures": 0.7, "patch_cat": 1})
+    lb.load_adapter(loaded, "ink")
+    lb.remove_adapter(loaded, "ink")
+    expected, fused = draw(loaded), lb.base_checksum(loaded)
+    lb.unload_adapters(loaded)
+    assert len(lb.list_adapters(loaded)) == 0 and lb.base_checksum(loaded) == fused
+    loaded.save_pretrained(tmp_path)
+    assert torch.equal(draw(plain(str(tmp_path))), expected)
+
+
+def test_unloaded_after_fusing_the_memory_of_the_originals_is_free(loaded):
+    lb.fuse(loaded)
+    originals = [weakref.ref(weight) for model in models_of(loaded).values() for weight in fused_in(model).weights.values()]
+    halves = [weakref.ref(ready.up) for model in models_of(loaded).values() for share in fused_in(model).parts.values()
+              for ready in share.ready.values()]
+    assert len(originals) > 279 and len(halves) > len(originals)
+    lb.unload_adapters(loaded)
+    gc.collect()
+    assert not any(one() is not None for one in (*originals, *halves))
+
+
+def test_unloaded_after_fusing_in_part_the_rest_is_taken_off(loaded):
+    lb.fuse(loaded, {"patch_cat": 1}, components=["unet"])
+    lb.unload_adapters(loaded)
     assert len(lb.list_adapters(loaded)) == 0
+    assert not any(isinstance(module, BaseTunerLayer) for module in loaded.text_encoder.modules())
+
+
+def test_what_is_fused_for_good_cannot_be_unfused_and_others_can(loaded):
+    lb.fuse(loaded, {"creatures": 1})
+    lb.unload_adapters(loaded)
+    for names in (None, "creatures", ["creatures"]):
+        with pytest.raises(ValueError, match="'creatures' is fused for good.*load the model anew"):
+            lb.unfuse(loaded, names)
+    kept = lb.base_checksum(loaded)
+    lb.load_adapter(loaded, "creatures")
+    lb.fuse(loaded)
+    lb.unfuse(loaded)
+    assert lb.base_checksum(loaded) == kept and lb.list_adapters(loaded)["creatures"].active
 
 
 def test_an_adapter_that_diffusers_loaded_is_listed_and_removed(pipe):
@@ -102,9 +146,38 @@ def test_moving_to_where_it_is_changes_nothing_and_an_unknown_device_is_an_error
 
 
 def test_moved_away_from_its_model_it_is_switched_off(loaded, monkeypatch):
-    monkeypatch.setattr(manage, "base_weight", lambda layer: torch.empty(0, device="meta"))  # as if the model were elsewhere
+    monkeypatch.setattr(manage, "home_of", lambda layer: torch.device("meta"))  # as if the model were elsewhere
     lb.move_adapter(loaded, "creatures", "cpu")
     assert active_adapters(loaded) == ["patch_cat"]
+
+
+@pytest.mark.parametrize("bring", [lambda pipe: lb.enable_adapters(pipe, "creatures"), lb.enable_adapters,
+                                   lambda pipe: lb.set_scales(pipe, {"creatures": 0.5}),
+                                   lambda pipe: lb.set_scales(pipe, {"creatures": {"unet": {"down": 0}}}, only=True)])
+def test_what_waits_on_another_device_comes_back_when_it_takes_part_again(loaded, monkeypatch, bring):
+    there, moves = torch.device("cuda:0"), []
+    for module in (manage, layers):
+        monkeypatch.setattr(module, "home_of", lambda layer: there)
+        monkeypatch.setattr(module, "move", lambda layer, name, device: moves.append((name, device)))
+    lb.move_adapter(loaded, "creatures", "cpu")
+    assert {device.type for name, device in moves if name == "creatures"} == {"cpu"} and active_adapters(loaded) == ["patch_cat"]
+    moves.clear()
+    lb.set_scales(loaded, {"creatures": 0, "patch_cat": 0.5})
+    lb.disable_adapters(loaded, "patch_cat")
+    assert not [move for move in moves if move[0] == "creatures"]
+    bring(loaded)
+    assert moves.count(("creatures", there)) == len(layers_of(loaded, "creatures")["unet"])
+    assert "creatures" in active_adapters(loaded)
+
+
+def test_all_that_an_adapter_has_in_a_layer_moves(pipe):
+    add_random(pipe, ATTENTION, text=False, use_dora=True)
+    layer = next(iter(layers_of(pipe, "random")["unet"].values()))
+    layers.move(layer, "random", torch.device("meta"))
+    own = {name: value for name, value in layer.named_parameters() if not name.startswith("base_layer")}
+    assert any("lora_magnitude_vector" in name for name in own)
+    assert all(value.is_meta for value in own.values())
+    assert not layer.get_base_layer().weight.is_meta
 
 
 def test_the_meta_device_which_holds_nothing_is_refused(loaded):
