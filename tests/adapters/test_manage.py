@@ -160,7 +160,8 @@ def test_what_waits_on_another_device_comes_back_when_it_takes_part_again(loaded
         monkeypatch.setattr(module, "home_of", lambda layer: there)
         monkeypatch.setattr(module, "move", lambda layer, name, device: moves.append((name, device)))
     lb.move_adapter(loaded, "creatures", "cpu")
-    assert {device.type for name, device in moves if name == "creatures"} == {"cpu"} and active_adapters(loaded) == ["patch_cat"]
+    assert {device.type for name, device in moves if name == "creatures"} == {"cpu"}
+    assert active_adapters(loaded) == ["patch_cat"]
     moves.clear()
     lb.set_scales(loaded, {"creatures": 0, "patch_cat": 0.5})
     lb.disable_adapters(loaded, "patch_cat")
