@@ -2,7 +2,7 @@
 
 It runs before anything else is there, so it uses the standard library and pip's own packaging, and no other room.
 """
-import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -73,16 +73,29 @@ def misfits(needed: Requirement) -> list[Misfit]:
             if not misfit.version or not misfit.requirement.specifier.contains(misfit.version, prereleases=True)]
 
 
-def old_torchao() -> str | None:
-    """The version of a torchao that is too old for peft, None where there is none such."""
+def bad_torchao() -> str | None:
+    """Why peft can make no LoRA beside the torchao that is there, None where it can.
+
+    It is tried in a process of its own: one that was built for another torch may end the process that imports it.
+    """
     version = version_of("torchao")
-    return version if version and Version(version) < Version(TORCHAO_FLOOR) else None
+    if not version or not importlib.util.find_spec("torchao"):
+        return None
+    if Version(version) < Version(TORCHAO_FLOOR):
+        return f"{version} is too old for peft, which refuses every LoRA beside it"
+    tried = subprocess.run([sys.executable, "-c", "import torchao.quantization, torchao.utils"], capture_output=True,
+                           text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    if not tried.returncode:
+        return None
+    why = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
+    return f"{version} cannot be imported, so peft makes no LoRA beside it: {why[:160]}"
 
 
 def mend() -> None:
-    """Install what is missing or wrong, remove a torchao that peft refuses, and say so; torch and numpy stay as they are.
+    """Install what is missing or wrong, remove a torchao that peft refuses or cannot import, and say so.
 
-    Where all is well it does nothing. Where a package was replaced whose old modules are loaded, it restarts the kernel.
+    torch and numpy stay as they are. Where all is well it does nothing. Where a package was replaced whose old modules are
+    loaded, it restarts the kernel.
 
     Raises: RuntimeError if torch or numpy do not fit, or pip cannot install what is needed; SystemExit at a restart.
     """
@@ -90,7 +103,7 @@ def mend() -> None:
     needed = requirements()
     for kept in (misfit for need in needed if need.name in KEPT for misfit in misfits(need)):
         raise RuntimeError(f"{kept}; it is left as it came with this machine, so choose a newer runtime or environment")
-    wrong, torchao = [misfit for need in needed for misfit in misfits(need)], old_torchao()
+    wrong, torchao = [misfit for need in needed for misfit in misfits(need)], bad_torchao()
     if not wrong and not torchao:
         return
     before, loaded = _installed(), _loaded()

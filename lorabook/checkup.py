@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorabook.adapters.tables import as_html, as_text
-from lorabook.bootstrap import Misfit, misfits, old_torchao, requirements, version_of
+from lorabook.bootstrap import Misfit, bad_torchao, misfits, requirements, version_of
 from lorabook.places import place, secret
 
 OK, WARNING, TROUBLE = "ok", "warning", "trouble"
 _HEADS = ("check", "found", "verdict", "what mends it")
 _GPUS = {"colab": "Runtime > Change runtime type > T4 GPU", "kaggle": "Settings > Accelerator > GPU T4 x2"}
 _WHY = {"diffusers": "older ones fail on text encoders' adapters beside transformers 5.6"}
+_OLDER_GPUS = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"  # from Maxwell on
 _PYTHON = (3, 11)
 _GB = 1e9
 _SMALL_GPU, _FULL_DISK, _SMALL_DISK = 6, 1, 8  # GB; Stable Diffusion 1.5 is a download of 5.5 GB
@@ -144,13 +145,20 @@ def _gpu() -> Check:
 def _cuda(torch) -> Check:
     name, total = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / _GB
     several = f"{torch.cuda.device_count()} × " * (torch.cuda.device_count() > 1)
-    try:
-        torch.ones(1, device="cuda").add(1).item()
-    except Exception as error:  # a build of torch has code for some generations of GPUs only
-        return Check("GPU", f"{name} does not work with this torch: {_brief(error)}", TROUBLE,
-                     _GPUS.get(place(), "pip install --force-reinstall torch"))
+    for dtype in (torch.float16, torch.float32):  # pictures are drawn in the first, a LoRA learns in both
+        try:
+            _convolve(torch, dtype)
+        except Exception as error:  # a build of torch, and the cuDNN beside it, have code for some generations of GPUs only
+            return Check("GPU", f"{name} cannot do a convolution in {str(dtype).removeprefix('torch.')} with torch "
+                         f"{torch.__version__}: {_brief(error)}", TROUBLE, _GPUS.get(place(), _OLDER_GPUS))
     found = f"{several}{name}, {total:.0f} GB, {torch.cuda.mem_get_info()[0] / _GB:.0f} free"
     return Check("GPU", found) if total > _SMALL_GPU else Check("GPU", found, WARNING, "lb.load_pipeline(low_memory=True)")
+
+
+def _convolve(torch, dtype) -> None:
+    """What a UNet and a VAE do most; an addition alone also works where cuDNN has no code for this GPU."""
+    pictures, weights = (torch.ones(shape, device="cuda", dtype=dtype) for shape in ((1, 4, 8, 8), (4, 4, 3, 3)))
+    torch.nn.functional.conv2d(pictures, weights, padding=1).sum().item()
 
 
 def _disk() -> Check:
@@ -164,14 +172,13 @@ def _disk() -> Check:
 
 
 def _torchao() -> Check:
-    if old := old_torchao():
-        return Check("torchao", f"{old} is too old for peft, which refuses every LoRA beside it", TROUBLE,
-                     "pip uninstall -y torchao")
+    if why := bad_torchao():
+        return Check("torchao", why, TROUBLE, "pip uninstall -y torchao")
     return Check("torchao", version_of("torchao") or "not there, and not needed")
 
 
 def _lora() -> Check:
-    name, mend = "a LoRA by peft", 'pip uninstall -y torchao' if old_torchao() else "pip install --upgrade peft accelerate"
+    name = "a LoRA by peft"
     try:
         import torch
         from peft import LoraConfig, inject_adapter_in_model
@@ -179,6 +186,7 @@ def _lora() -> Check:
         inject_adapter_in_model(LoraConfig(r=2, target_modules=["0"]), tiny)
         tiny(torch.zeros(1, 4))
     except Exception as error:
+        mend = "pip uninstall -y torchao" if bad_torchao() else "pip install --upgrade peft accelerate"
         return Check(name, f"cannot be put on a layer: {_brief(error)}", TROUBLE, mend)
     return Check(name, "put on a layer of 4 × 3")
 

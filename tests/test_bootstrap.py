@@ -9,7 +9,7 @@ import peft.import_utils
 import pytest
 
 from lorabook import bootstrap
-from lorabook.bootstrap import Requirement, mend, misfits, old_torchao, requirements, version_of
+from lorabook.bootstrap import Requirement, bad_torchao, mend, misfits, requirements, version_of
 
 PROJECT = Path(bootstrap.__file__).parent.parent / "pyproject.toml"
 
@@ -123,12 +123,35 @@ def test_torch_and_numpy_stay_even_where_their_own_needs_are_not_met(machine):
     assert not machine.asked
 
 
+TORCHAO = {"__init__": "", "utils": "", "quantization": ""}
+
+
+def put_torchao(machine, version, **modules):
+    machine.put("torchao", version)
+    (machine.folder / "torchao").mkdir()
+    for name, code in (TORCHAO | modules).items():
+        (machine.folder / f"torchao/{name}.py").write_text(code)
+
+
 @pytest.mark.parametrize("version, gone", [("0.10.0", True), ("0.16.0", False)])
 def test_only_a_torchao_that_peft_refuses_is_removed(machine, version, gone, capsys):
-    machine.put("torchao", version)
+    put_torchao(machine, version)
     mend()
     assert machine.asked == [("uninstall", "-y", "torchao")] * gone and (version_of("torchao") is None) == gone
-    assert capsys.readouterr().out == "lorabook: removed torchao 0.10.0\n" * gone and old_torchao() is None
+    assert capsys.readouterr().out == "lorabook: removed torchao 0.10.0\n" * gone and bad_torchao() is None
+
+
+@pytest.mark.parametrize("modules", [
+    {"__init__": "raise OSError('_C.abi3.so: undefined symbol: _ZN3c104cuda9SetDeviceEab')"},
+    {"__init__": "raise RuntimeError('operator torchao::x does not exist')"},
+    {"__init__": "raise AttributeError('module torch has no attribute x')"}, {"utils": "from os import no_such_thing"},
+    {"quantization": "raise ImportError('built for another torch')"}, {"__init__": "import os; os.abort()"}])
+def test_a_new_torchao_that_does_not_import_is_removed(machine, modules, capsys):
+    put_torchao(machine, "0.17.0", **modules)
+    assert bad_torchao().startswith("0.17.0 cannot be imported, so peft makes no LoRA beside it: ")
+    mend()
+    assert machine.asked == [("uninstall", "-y", "torchao")] and bad_torchao() is None
+    assert capsys.readouterr().out == "lorabook: removed torchao 0.17.0\n"
 
 
 def test_a_torch_that_is_too_old_ends_it_before_anything_is_changed(machine):

@@ -92,7 +92,7 @@ def test_widgets_that_jupyterlab_would_not_show_are_a_warning(monkeypatch):
 def test_an_old_torchao_is_trouble_and_why_no_lora_can_be_made(monkeypatch):
     def refuse(*_):
         raise ImportError("Found an incompatible version of torchao.\n  Found version 0.10.0")
-    monkeypatch.setattr(checkup, "old_torchao", lambda: "0.10.0")
+    monkeypatch.setattr(checkup, "bad_torchao", lambda: "0.10.0 is too old for peft")
     monkeypatch.setattr(peft, "inject_adapter_in_model", refuse)
     for told in (checkup._torchao(), checkup._lora()):
         assert told.verdict == "trouble" and told.mend == "pip uninstall -y torchao" and "\n" not in told.found
@@ -106,19 +106,24 @@ def test_a_full_disk_is_told_before_a_model_is_fetched(monkeypatch, tmp_path, fr
 
 
 class Gpu:
-    """A torch with a GPU of some memory, on which a sum works or does not."""
+    """A torch with a GPU of some memory, on which sums work and convolutions fail in some types."""
 
-    def __init__(self, gigabytes, count=1, works=True):
+    float16, float32, __version__ = torch.float16, torch.float32, "2.11.0"
+
+    def __init__(self, gigabytes, count=1, fails=(), why=""):
         self.cuda = types.SimpleNamespace(
             is_available=lambda: True, get_device_name=lambda: "Tesla T4", device_count=lambda: count,
             get_device_properties=lambda number: types.SimpleNamespace(total_memory=gigabytes * 1e9),
             mem_get_info=lambda: (gigabytes * 9e8, gigabytes * 1e9))
-        self.works = works
+        self.nn, self.fails, self.why = types.SimpleNamespace(functional=self), fails, why
 
-    def ones(self, *_, device):
-        if not self.works:
-            raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
-        return torch.ones(1)
+    def ones(self, shape, *, device, dtype):
+        return torch.ones(shape, dtype=dtype)
+
+    def conv2d(self, pictures, weights, padding):
+        if pictures.dtype in self.fails:
+            raise RuntimeError(self.why)
+        return torch.nn.functional.conv2d(pictures.float(), weights.float(), padding=padding)
 
 
 @pytest.mark.parametrize("gpu, told", [
@@ -129,11 +134,17 @@ def test_a_gpu_is_told_with_its_memory(monkeypatch, gpu, told):
     assert checkup._gpu() == told
 
 
-def test_a_gpu_that_this_torch_has_no_code_for_is_trouble(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", Gpu(16, works=False))
-    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+@pytest.mark.parametrize("fails, why", [
+    ((torch.float16, torch.float32), "CUDA error: no kernel image is available for execution on the device"),
+    ((torch.float16,), "GET was unable to find an engine to execute this computation"),
+    ((torch.float32,), "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED_ARCH_MISMATCH")])
+@pytest.mark.parametrize("sign, mend", [("KAGGLE_KERNEL_RUN_TYPE", "T4 x2"), ("NOWHERE", "whl/cu126")])
+def test_a_gpu_that_cannot_do_a_convolution_is_trouble(monkeypatch, fails, why, sign, mend):
+    monkeypatch.setitem(sys.modules, "torch", Gpu(16, fails=fails, why=why))
+    monkeypatch.setenv(sign, "Batch")
     told = checkup._gpu()
-    assert told.verdict == "trouble" and "no kernel image" in told.found and "T4 x2" in told.mend
+    assert told.verdict == "trouble" and mend in told.mend and why in told.found
+    assert f"Tesla T4 cannot do a convolution in {str(fails[0])[6:]} with torch 2.11.0" in told.found
 
 
 def test_a_token_is_never_shown(monkeypatch):
