@@ -4,8 +4,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -13,8 +15,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 RANGES = PROJECT["dependencies"] + EXTRAS["notebooks"] + EXTRAS["trackers"] + EXTRAS["dev"]
 
 
-def pinned() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+def pinned(file: str = "constraints.txt") -> dict[str, str]:
+    lines = (ROOT / file).read_text().splitlines()
     return dict(line.split("==") for line in lines if "==" in line)
 
 
@@ -31,8 +33,16 @@ def test_constraints_pin_every_requirement_within_its_range():
         assert requirement.specifier.contains(versions[requirement.name]), requirement
 
 
-def test_torch_is_pinned_to_a_plain_version_that_make_can_ask_a_cpu_build_of():
-    assert re.fullmatch(r"\d+\.\d+\.\d+", pinned()["torch"])
+def test_the_lowest_environment_has_the_lowest_version_of_every_range():
+    versions = pinned("constraints-lowest.txt")
+    for requirement in map(Requirement, RANGES):
+        floor = str(requirement.specifier).removeprefix(">=")
+        assert Version(versions[requirement.name]) == Version(floor), requirement
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
+def test_torch_is_pinned_to_a_plain_version_that_make_can_ask_a_cpu_build_of(file):
+    assert re.fullmatch(r"\d+\.\d+\.\d+", pinned(file)["torch"])
 
 
 def test_importing_lorabook_takes_under_half_a_second():
