@@ -93,7 +93,9 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
         print(_estimate(setup, lesson, order, steps, [p for group in learning.values() for p in group]))
     with accelerator.local_main_process_first():
         examples, kept = _examples(setup, lesson.images), _kept(setup, lesson)
-    optimizer = accelerator.prepare(make_optimizer(learning, config, accelerator.num_processes))
+    optimizer = make_optimizer(learning, config, accelerator.num_processes)
+    if accelerator.scaler:  # else accelerate's wrapper has nothing to do, and looks for packages at every step
+        optimizer = accelerator.prepare(optimizer)
     schedule = make_schedule(optimizer, config, steps)
     state = {"optimizer": optimizer, "schedule": schedule, "scaler": accelerator.scaler}
     if progress.step:

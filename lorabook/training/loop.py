@@ -38,6 +38,7 @@ def train(accelerator: Accelerator, family: StableDiffusion, examples: Examples,
     every, weights = config.gradient_accumulation_steps, torch.tensor(group_weights, device=accelerator.device)
     batches = examples.batches(order, progress.step * every, steps * every, workers=config.dataloader_num_workers,
                                dropout=config.caption_dropout)
+    drops = config.lora_dropout or config.train_text_encoder or getattr(family.pipe.unet.config, "dropout", 0)
     losses: list[Tensor] = []
     rows: list[int] = []
     with noted_interrupts() as noted:
@@ -45,7 +46,8 @@ def train(accelerator: Accelerator, family: StableDiffusion, examples: Examples,
         for batch in batches:
             if noted:
                 raise KeyboardInterrupt
-            torch.manual_seed(seed_of(order.seed, 3, batch.number, order.process))  # dropout's, whatever ran before
+            if drops:  # seeding every kind of device takes longer than all else beside the UNet
+                torch.manual_seed(seed_of(order.seed, 3, batch.number, order.process))  # whatever ran before
             with accelerator.autocast():
                 loss = training_loss(family, examples, batch, order, config, weights)
             accelerator.backward(loss)
