@@ -38,8 +38,10 @@ offline:
 clean:
 	rm -rf .venv .venv-lowest .venv-widgets7
 
+.venv/ready: constraints.txt
 .venv-lowest/ready: PINS = constraints-lowest.txt
-.venv/ready .venv-lowest/ready: pyproject.toml constraints.txt constraints-lowest.txt
+.venv-lowest/ready: constraints-lowest.txt
+.venv/ready .venv-lowest/ready: pyproject.toml
 	@$(check_python)
 	$(PYTHON) -m venv $(@D)
 	@if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then \
