@@ -73,7 +73,8 @@ def test_a_picture_that_says_srgb_stays_the_file_that_it_is(tmp_path, colours, s
     assert stored["bytes"] is None and stored["path"] == str(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize(("profile", "said"), [(b"no profile", "cannot be read"), (grey_of_gamma_one(), "is for GRAY")])
+@pytest.mark.parametrize(("profile", "said"), [(b"no profile", "cannot be read"), (grey_of_gamma_one(), "is for GRAY")],
+                         ids=["none", "grey"])  # a profile holds the second at which it was made
 def test_a_picture_whose_profile_is_no_use_is_taken_as_it_is_with_a_word(tmp_path, colours, profile, said):
     with pytest.warns(UserWarning, match=f"1 image.* colours as they are: a.png .*{said}"):
         assert (kept(tmp_path, colours, icc_profile=profile) == np.asarray(colours)).all()
