@@ -181,7 +181,7 @@ def test_what_save_lora_adapter_wrote_comes_back_as_diffusers_reads_it(pipe, tmp
 
 
 @pytest.mark.parametrize("told", [{"exclude_modules": ["attn2.to_q"]}, {"exclude_modules": r".*attn2\.to_q"},
-                                  {"layers_to_transform": [1], "layers_pattern": ["down_blocks"]}])
+                                  {"layers_to_transform": [1], "layers_pattern": ["attentions"]}])
 def test_layers_that_the_settings_leave_out_are_left_out_as_by_peft(pipe, tmp_path, told):
     trained(tmp_path, target_modules=["to_q"])
     config = json.loads((tmp_path / "adapter_config.json").read_text()) | told
