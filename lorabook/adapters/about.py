@@ -69,7 +69,7 @@ def base_model_of(source, *, weight_name: str | None = None, subfolder: str | No
     if weight_name:
         folder, weight_name = PurePosixPath(weight_name).parent, PurePosixPath(weight_name).name
         place = place._replace(inside=place.beside(folder.as_posix()))
-    card = card_of(place)
+    card = _readme(place)
     found = base_model_in({}, None, card)
     if isinstance(place.files, Repository) and found and _can_load(found):
         return found
@@ -88,6 +88,10 @@ def card_of(place: Place) -> str | None:
     many = [name for name in place.files.list() if name.endswith(".safetensors")] if isinstance(place.files, Folder) else []
     if place.file and len(many) > 1:
         return None
+    return _readme(place)
+
+
+def _readme(place: Place) -> str | None:
     return _text(place, place.beside("README.md")) or _text(place, "README.md")
 
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from lorabook.adapters.adapter import Adapter, lora
+from lorabook.adapters.formats.read import parse
 from lorabook.adapters.inspect import inspect, inspect_adapter
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -100,8 +101,11 @@ def test_a_doras_limits_are_told():
 
 
 def test_what_was_assumed_and_ignored_is_told():
-    text = str(inspect(adapter(missing=("alpha of 3 layers, taken as their rank",), ignored=("junk.key",))))
-    assert "alpha of 3 layers, taken as their rank" in text and "junk.key" in text
+    halves = {"unet.mid_block.attentions.0.proj_in.lora_A.weight": rand(2, 8),
+              "unet.mid_block.attentions.0.proj_in.lora_B.weight": rand(8, 2)}
+    text = str(inspect(parse(halves | {"junk.key": rand(1, 1)})))
+    assert "alpha of 1 layers, taken as their rank" in text
+    assert "1 keys name no layer, for example junk.key" in text
 
 
 def test_suspicious_layers_are_listed_by_reason():

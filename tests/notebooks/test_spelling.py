@@ -10,14 +10,15 @@ WORD = re.compile(r"(?<![\w.*/@])[A-Za-z][a-z]{2,}(?:['’][a-z]+)?(?![\w/]|\.\w
 FIELD = """
     backend centre centred centres changelog checkpointing checksum checksums colour colours conda config configs cpu
     crossfade ctrl cuda dataclass dataclasses dataset ddim denoised denoiser denoising diff docstring doi downsamplers
-    dpm dropdown eigenvectors favourite http https latents lbw loha lokr loopback metadata mps neighbour neighbours
-    normalised openrail optimise optimiser quantised recognised redistributable resized resnet resnets safetensors
-    sdxl sks str subfolder svd timesteps tokenizer tokenizers tooltip tooltips tuple unet unfuse unfused unfusing
-    tweaker unipc upsampler
+    dpm dropdown eigenvectors favourite http https hypernetwork inpainting latents lbw loha lokr loopback metadata mps
+    neighbour neighbours normalised openrail optimise optimiser quantised recognised redistributable resized resnet
+    resnets safetensors sdxl sks str subfolder svd timesteps tokenizer tokenizers tooltip tooltips tuple tweaker unet
+    unfuse unfused unfusing unipc upsampler upscaler
 """
 NAMES = """
-    colab creativeml eckart frobenius golub hako ipywidgets jupyter kaggle kalajdzievski karras kohya liu lorabook
-    matplotlib modelspec numpy papermill peft radford tensorboard torchao torchrun torchvision vetterli wandb webui
+    bitsandbytes colab corda creativeml eckart frobenius golub hako ipywidgets jupyter kaggle kalajdzievski karras
+    kohya liu loftq lorabook matplotlib modelspec numpy olora papermill peft pissa radford tensorboard torchao
+    torchrun torchvision vetterli wandb webui
 """
 KNOWN = set(FIELD.split() + NAMES.split())
 NOT_BRITISH = re.compile(
