@@ -26,7 +26,7 @@ test: .venv/ready
 
 test-lowest: .venv-lowest/ready
 	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n 2 --dist worksteal tests --ignore tests/browser --ignore tests/notebooks \
-		--ignore tests/test_stock_colab.py --ignore tests/test_offline.py
+		--ignore tests/test_stock_images.py --ignore tests/test_offline.py
 
 bench: .venv/ready
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

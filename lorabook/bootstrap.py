@@ -79,10 +79,10 @@ def bad_torchao() -> str | None:
     It is tried in a process of its own: one that was built for another torch may end the process that imports it.
     """
     version = version_of("torchao")
+    if version and Version(version) < Version(TORCHAO_FLOOR):
+        return f"{version} is too old for peft, which refuses every LoRA beside it"
     if not version or not importlib.util.find_spec("torchao"):
         return None
-    if Version(version) < Version(TORCHAO_FLOOR):
-        return f"{version} is too old for peft, which refuses every LoRA beside it"
     tried = subprocess.run([sys.executable, "-c", "import torchao.quantization, torchao.utils"], capture_output=True,
                            text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     if not tried.returncode:

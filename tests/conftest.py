@@ -16,7 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's jobs in the b
 
 def pytest_collection_modifyitems(items):
     """The longest first, so that it does not keep one worker when the other has nothing left to do."""
-    items.sort(key=lambda item: item.path.name not in ("test_stock_colab.py", "test_offline.py"))
+    items.sort(key=lambda item: item.path.name not in ("test_stock_images.py", "test_offline.py"))
 
 
 @pytest.fixture
