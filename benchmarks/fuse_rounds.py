@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 import lorabook as lb
-from lorabook.adapters import fused_weights
+from lorabook.live import fused_weights
 
 ADAPTERS = ("creatures", "ink", "mosaic", "patch_cat")
 SCALES = (0, 0.5, -1, 1.7, {"unet": {"down": 0.3, "up": {"block_1": [0.4, 0.8, 1.0]}}}, "cross-attention only")

@@ -16,7 +16,7 @@ import torch
 
 import lorabook as lb
 from lorabook.metrics import image_similarity
-from lorabook.studio.paint import Painter, settings_of
+from lorabook.studio.generate import Painter, settings_of
 from lorabook.sweeps import draw
 from lorabook.worlds import world
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import lorabook as lb
-from lorabook.plots import BLUE, ORANGE, Plot
-from lorabook.training import watch
+from lorabook.show.plots import BLUE, ORANGE, Plot
+from lorabook.training import callbacks as watch
 
 SHARED = dict(pretrained_model_name_or_path="tiny-sd", dataset_name="creatures", validation_split=0.1, report_to="none")
 WORLD = lb.world("bundled")

@@ -19,16 +19,16 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 import lorabook as lb
+from lorabook.training.callbacks import Watch
 from lorabook.training.checkpoints import Progress
+from lorabook.training.dataset import Examples, Look, Pictures
 from lorabook.training.display import Display
-from lorabook.training.examples import Examples, Look, Pictures
 from lorabook.training.loop import train
 from lorabook.training.lora import add_lora, trained
 from lorabook.training.merged import merged_products
 from lorabook.training.optimizers import make_optimizer, make_schedule
-from lorabook.training.order import Order
+from lorabook.training.sampler import Order
 from lorabook.training.setup import set_up
-from lorabook.training.watch import Watch
 
 WAYS = ("floor", "ours", "encoding every step")
 WARM = 5

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import lorabook as lb
-from lorabook import checkup
+from lorabook.machine import doctor as checkup
 
 
 def demo(output: Path, folder: Path) -> None:

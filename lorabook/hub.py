@@ -11,10 +11,10 @@ from huggingface_hub.utils import get_session, logging, validate_repo_id
 from PIL import Image
 from safetensors.torch import save
 
-from lorabook.adapters.files import METADATA_KEY, WEIGHT_NAME, find_adapter, read_adapter
-from lorabook.adapters.outgoing import outgoing, outgoing_command, outgoing_file
-from lorabook.adapters.training_notes import parsed
-from lorabook.places import secret
+from lorabook.lora.files import METADATA_KEY, WEIGHT_NAME, find_adapter, read_adapter
+from lorabook.lora.redact import outgoing, outgoing_command, outgoing_file
+from lorabook.lora.training_settings import parsed
+from lorabook.machine.environment import secret
 from lorabook.worlds import bundled
 
 HALF_NAME, GRID_NAME = "pytorch_lora_weights_fp16.safetensors", "images/grid.png"

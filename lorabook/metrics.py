@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from lorabook.quiet import quiet
-from lorabook.whole import read_whole
+from lorabook.log_filters import quiet
+from lorabook.missing_weights import read_whole
 from lorabook.worlds import DATA, bundled, world
 
 try:  # https://github.com/huggingface/transformers: the default image processor needs torchvision from version 5 on

@@ -13,8 +13,8 @@ from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from lorabook.quiet import quiet
-from lorabook.whole import read_whole
+from lorabook.log_filters import quiet
+from lorabook.missing_weights import read_whole
 from lorabook.worlds import DATA, bundled, world
 
 # diffusers renamed the argument; asking for the old name warns on new versions

@@ -218,3 +218,11 @@ def plain(folder: str) -> DiffusionPipeline:
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def modules_of(pipe):
+    kinds = torch.nn.Linear, torch.nn.Conv2d
+    parts = {part: model for part in ("unet", "text_encoder", "text_encoder_2")
+             if (model := getattr(pipe, part, None)) is not None}
+    return {part: [name for name, module in model.named_modules() if isinstance(module, kinds)]
+            for part, model in parts.items()}

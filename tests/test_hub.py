@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import lorabook as lb
-from lorabook.adapters.files import WEIGHT_NAME, write_adapter
 from lorabook.hub import HALF_NAME, find_token, model_card, open_repository, push_adapter
+from lorabook.lora.files import WEIGHT_NAME, write_adapter
 
 CREATURES = lb.bundled("adapters/creatures") / WEIGHT_NAME
 PUSH_AND_LOAD = """

@@ -9,7 +9,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from lorabook.captions import as_caption, find_caption_column, text_beside
+from lorabook.images.caption_files import text_beside
+from lorabook.images.caption_words import as_caption, find_caption_column
 from lorabook.images.pixels import as_png, profile_of, stored
 
 LONGEST_STREAM = 10_000  # rows of something without a length, which may have no end

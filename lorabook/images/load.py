@@ -7,9 +7,10 @@ from pathlib import Path
 
 import datasets
 
-from lorabook import captions
-from lorabook.captions import as_caption, find_captions, first_line, some
-from lorabook.captions.lists import holds_pictures
+from lorabook.images import caption_files
+from lorabook.images.caption_files import find_captions
+from lorabook.images.caption_lists import holds_pictures
+from lorabook.images.caption_words import as_caption, first_line, some
 from lorabook.images.given import Wanted, kept, parts_of, rows_of
 from lorabook.images.pixels import ENDINGS, stored
 from lorabook.images.problems import Problems, report_empty
@@ -67,7 +68,7 @@ def load_instance_images(source, prompt: str = "", *, caption_column: str | None
 
 def image_files(folder: Path) -> list[Path]:
     """The image files below a folder, by name; nothing hidden."""
-    return captions.image_files(folder, ENDINGS)
+    return caption_files.image_files(folder, ENDINGS)
 
 
 def _load(source, wanted: Wanted, kwargs: dict) -> datasets.Dataset:
@@ -115,7 +116,7 @@ def _from_folder(folder: Path, wanted: Wanted) -> datasets.Dataset:
     if parquet and (holds_pictures(parquet) or not image_files(folder)):  # a data set as the Hub keeps it
         return _from_dataset(datasets.load_dataset(str(folder), split="train"), str(folder), wanted)
     train = next((part for part in (folder / "train", folder / "training") if part.is_dir() and image_files(part)), None)
-    if train and not captions.names_images(folder, ENDINGS):
+    if train and not caption_files.names_images(folder, ENDINGS):
         folder = train
     if wanted.prompt is not None:
         return _readable([(path, wanted.prompt) for path in image_files(folder)], folder)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from PIL import UnidentifiedImageError
 
-from lorabook.captions import first_line, some
+from lorabook.images.caption_words import first_line, some
 
 
 class Problems:

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 
-from lorabook.adapters.locks import lock_of
-from lorabook.adapters.presets import PRESETS, VECTORS
-from lorabook.adapters.scales import factors_for, plain_scales
+from lorabook.live.locks import lock_of
+from lorabook.live.presets import PRESETS, VECTORS
+from lorabook.live.scales import factors_for, plain_scales
 from lorabook.studio.block_sliders import BlockSliders
+from lorabook.studio.blocks_of_adapter import blocks_of, touched_blocks, touched_kinds, touched_parts
 from lorabook.studio.controls import ScaleSlider, button, menu, put, row, stack, switch, tip, words
-from lorabook.studio.nearest import nearest_settings
-from lorabook.studio.part_sliders import PartSliders
-from lorabook.studio.state import AdapterSettings, StudioSettings
-from lorabook.studio.touched import blocks_of, touched_blocks, touched_kinds, touched_parts
+from lorabook.studio.from_scales import nearest_settings
+from lorabook.studio.layer_sliders import PartSliders
+from lorabook.studio.settings import AdapterSettings, StudioSettings
 
 Change = Callable[[Callable[[StudioSettings], StudioSettings]], None]
 _NO_PRESET = "as the sliders are"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 import ipywidgets as widgets
 
 from lorabook.studio.controls import ScaleSlider, row, stack, words
-from lorabook.studio.state import AdapterSettings
+from lorabook.studio.settings import AdapterSettings
 
 _SHIFT = 12  # pixels from one row of the U to the next
 _LONG = {"outside": "outside of the blocks", "text_encoder": "text encoder", "text_encoder_2": "text encoder 2"}

@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from pprint import pformat
 
-from lorabook.adapters.attach import source_of
-from lorabook.adapters.block_weights import to_block_weights
-from lorabook.adapters.call import encodes_apart, is_plain, told_prompts, words_of
-from lorabook.adapters.layers import layers_of, models_of
-from lorabook.adapters.scales import factors_for
+from lorabook.live.block_weights import to_block_weights
+from lorabook.live.call import encodes_apart, is_plain, told_prompts, words_of
+from lorabook.live.inject import source_of
+from lorabook.live.layers import layers_of, models_of
+from lorabook.live.scales import factors_for
 from lorabook.pipelines import find_model, scheduler_name, scheduler_named, usual_name
 from lorabook.studio.diffusers_scales import as_diffusers
-from lorabook.studio.encoding import read
-from lorabook.studio.paint import side_of, size_of
-from lorabook.studio.state import AdapterSettings, StudioSettings
+from lorabook.studio.generate import side_of, size_of
+from lorabook.studio.prompt_encoding import read
+from lorabook.studio.settings import AdapterSettings, StudioSettings
 from lorabook.worlds import DATA, bundled
 
 _SPELLED = {name: name.upper() for name in ("ddim", "ddpm", "pndm", "plms", "lms", "dpm2", "dpm++", "2m", "2s", "3m", "sde",

@@ -3,9 +3,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
-from lorabook.adapters.layers import models_of, walk
-from lorabook.adapters.scales import factors_for
 from lorabook.blocks import place_of
+from lorabook.live.layers import models_of, walk
+from lorabook.live.scales import factors_for
 
 Unet = dict[str, float]
 

@@ -1,8 +1,8 @@
 """Which pipelines the studio can draw with."""
 import inspect
 
-from lorabook.adapters.layers import models_of
-from lorabook.adapters.schedule import denoiser
+from lorabook.live.layers import models_of
+from lorabook.live.scale_schedule import denoiser
 
 
 def check_drawable(pipe) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lorabook.adapters.attach import adapter_of, base_weights
-from lorabook.adapters.layers import active_adapters
-from lorabook.adapters.merging import merge
-from lorabook.adapters.save import SaveReport, baked, save_adapter
-from lorabook.adapters.scales import scales_of
-from lorabook.studio.state import StudioSettings
+from lorabook.live.inject import adapter_of, base_weights
+from lorabook.live.layers import active_adapters
+from lorabook.live.save import SaveReport, baked, save_adapter
+from lorabook.live.scales import scales_of
+from lorabook.lora.merge import merge
+from lorabook.studio.settings import StudioSettings
 
 KEY = "lorabook"  # in a PNG's metadata
 

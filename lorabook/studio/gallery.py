@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import ipywidgets as widgets
 from PIL import Image
 
-from lorabook import mime
+from lorabook.show import display as mime
 from lorabook.studio.controls import button, png, row, stack, words
-from lorabook.studio.state import StudioSettings
+from lorabook.studio.settings import StudioSettings
 
 _NOTHING = "Nothing kept yet: “keep” puts the present picture here, with its settings."
 

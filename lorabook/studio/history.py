@@ -3,7 +3,7 @@ import math
 import time
 from collections.abc import Mapping
 
-from lorabook.studio.state import StudioSettings
+from lorabook.studio.settings import StudioSettings
 
 
 class History:

@@ -3,9 +3,9 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 
-from lorabook.adapters.merging import METHODS
+from lorabook.lora.merge import METHODS
 from lorabook.studio.controls import ScaleSlider, menu, put, row, stack, switch, tip, words
-from lorabook.studio.state import AdapterSettings, StudioSettings
+from lorabook.studio.settings import AdapterSettings, StudioSettings
 
 Change = Callable[[Callable[[StudioSettings], StudioSettings]], None]
 _ADDED = "cat: simply added up"

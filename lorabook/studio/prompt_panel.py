@@ -7,7 +7,7 @@ import ipywidgets as widgets
 
 from lorabook.pipelines import SCHEDULERS
 from lorabook.studio.controls import button, line, menu, put, row, stack, tip
-from lorabook.studio.state import StudioSettings
+from lorabook.studio.settings import StudioSettings
 
 Change = Callable[[Callable[[StudioSettings], StudioSettings]], None]
 _OWN = "the model's own"

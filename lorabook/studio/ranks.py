@@ -6,14 +6,14 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from lorabook.adapters.adapter import Adapter
-from lorabook.adapters.attach import adapter_of, base_weights, describe
-from lorabook.adapters.layers import adapter_names, check_known, factor_of, layers_of, models_of, put_factor
-from lorabook.adapters.locks import lock_of
-from lorabook.adapters.manage import swap_adapter
-from lorabook.adapters.ready import Ready, fit
-from lorabook.adapters.resize import Svd, svd_of_layer
-from lorabook.adapters.shapes import as_lora, shapes_of
+from lorabook.live.inject import adapter_of, base_weights, describe
+from lorabook.live.layers import adapter_names, check_known, factor_of, layers_of, models_of, put_factor
+from lorabook.live.locks import lock_of
+from lorabook.live.manage import swap_adapter
+from lorabook.live.match import Ready, fit
+from lorabook.lora.adapter import Adapter
+from lorabook.lora.resize import Svd, svd_of_layer
+from lorabook.lora.shapes import as_lora, shapes_of
 from lorabook.lowrank import truncated
 
 

@@ -6,27 +6,27 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorabook import mime
-from lorabook.adapters.layers import adapter_names, listed
-from lorabook.adapters.load import load_adapter
-from lorabook.adapters.locks import lock_of
-from lorabook.adapters.manage import remove_adapter
-from lorabook.adapters.report import LoadReport
-from lorabook.adapters.save import SaveReport
-from lorabook.grid import ImageGrid
+from lorabook.live.layers import adapter_names, listed
+from lorabook.live.load import load_adapter
+from lorabook.live.locks import lock_of
+from lorabook.live.manage import remove_adapter
+from lorabook.live.report import LoadReport
+from lorabook.live.save import SaveReport
+from lorabook.show import display as mime
+from lorabook.show.grid import ImageGrid
+from lorabook.studio.adapter_files import adapter_files
+from lorabook.studio.blocks_of_adapter import touched_blocks
 from lorabook.studio.code import as_code
 from lorabook.studio.drawable import check_drawable
 from lorabook.studio.files import read_settings, write_adapter, write_picture
 from lorabook.studio.gallery import Kept, in_words
+from lorabook.studio.generate import Painted, Painter, settings_of, side_of
 from lorabook.studio.history import History
-from lorabook.studio.paint import Painted, Painter, settings_of, side_of
-from lorabook.studio.render import Renderer
-from lorabook.studio.shelf_files import adapter_files
-from lorabook.studio.stage import NOW, compared, enlarged
-from lorabook.studio.state import StudioSettings
-from lorabook.studio.static import static_picture
-from lorabook.studio.touched import touched_blocks
+from lorabook.studio.image_view import NOW, compared, enlarged
+from lorabook.studio.settings import StudioSettings
+from lorabook.studio.snapshot import static_picture
 from lorabook.studio.view import View
+from lorabook.studio.worker import Renderer
 from lorabook.sweeps import world_of
 from lorabook.worlds import BUNDLED, DATA
 

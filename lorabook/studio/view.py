@@ -3,19 +3,19 @@ from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
 
+from lorabook.studio.adapter_browser import Shelf
+from lorabook.studio.adapter_files import ShelfFile
 from lorabook.studio.adapter_panel import AdapterPanel
 from lorabook.studio.controls import button, put, row, stack, switch, told, words
 from lorabook.studio.export_panel import ExportPanel
 from lorabook.studio.gallery import Gallery, Kept
-from lorabook.studio.look import LABELS, STYLES
+from lorabook.studio.generate import Painted
+from lorabook.studio.image_view import Stage
 from lorabook.studio.mixer import Mixer
-from lorabook.studio.paint import Painted
 from lorabook.studio.prompt_panel import PromptPanel
-from lorabook.studio.render import in_one_sentence
-from lorabook.studio.shelf import Shelf
-from lorabook.studio.shelf_files import ShelfFile
-from lorabook.studio.stage import Stage
-from lorabook.studio.state import StudioSettings
+from lorabook.studio.settings import StudioSettings
+from lorabook.studio.style import LABELS, STYLES
+from lorabook.studio.worker import in_one_sentence
 
 
 class View:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
-from lorabook.adapters.call import check_prompt
-from lorabook.adapters.expand import steps_of
-from lorabook.adapters.layers import adapter_names, check_known, listed
-from lorabook.adapters.merging import METHODS
-from lorabook.adapters.scales import factors_for, plain_scales
+from lorabook.live.call import check_prompt
+from lorabook.live.expand import steps_of
+from lorabook.live.layers import adapter_names, check_known, listed
+from lorabook.live.scales import factors_for, plain_scales
+from lorabook.lora.merge import METHODS
 from lorabook.pipelines import scheduler_named
 
 CALL = ("prompt", "negative_prompt", "seed", "guidance_scale", "num_inference_steps", "scheduler")

@@ -10,8 +10,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from lorabook.adapters.call import is_guided, told_prompts
-from lorabook.adapters.layers import Carrying, activate, adapter_names, lora_layers, put_factor, trained_scaling
+from lorabook.live.call import is_guided, told_prompts
+from lorabook.live.layers import Carrying, activate, adapter_names, lora_layers, put_factor, trained_scaling
 from lorabook.sweeps.cells import Cell, Factors
 from lorabook.sweeps.drawing import without_bar
 

@@ -3,10 +3,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-from lorabook.adapters.expand import steps_of
-from lorabook.adapters.layers import active_adapters, adapter_names
-from lorabook.adapters.scale_table import ScaleTable
-from lorabook.adapters.scales import factors_for, plain_scales, scales_of
+from lorabook.live.expand import steps_of
+from lorabook.live.layers import active_adapters, adapter_names
+from lorabook.live.scale_table import ScaleTable
+from lorabook.live.scales import factors_for, plain_scales, scales_of
 from lorabook.sweeps.axes import CALL, RATIO, Axis, scales_at
 
 SWEPT = "swept"  # the name of what a sweep itself puts on the pipeline

@@ -3,7 +3,7 @@ from contextlib import contextmanager
 
 import torch
 
-from lorabook.adapters.locks import locked
+from lorabook.live.locks import locked
 from lorabook.worlds import BUNDLED, HUB
 
 

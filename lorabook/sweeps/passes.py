@@ -5,14 +5,14 @@ from functools import partial
 
 import torch
 
-from lorabook.adapters.blend import blend
-from lorabook.adapters.call import chunks_of
-from lorabook.adapters.layers import adapter_names
-from lorabook.adapters.load import load_adapter
-from lorabook.adapters.manage import remove_adapter
-from lorabook.adapters.memory import is_memory
-from lorabook.adapters.scales import kept_scales
-from lorabook.adapters.schedule import set_steps, steps_on
+from lorabook.live.blend import blend
+from lorabook.live.call import chunks_of
+from lorabook.live.layers import adapter_names
+from lorabook.live.load import load_adapter
+from lorabook.live.manage import remove_adapter
+from lorabook.live.memory import is_memory
+from lorabook.live.scale_schedule import set_steps, steps_on
+from lorabook.live.scales import kept_scales
 from lorabook.pipelines import scheduler_like
 from lorabook.sweeps.batched import can_batch, draw_alone, draw_batch
 from lorabook.sweeps.cells import SWEPT, Cell, Present, factors_of, schedule_of

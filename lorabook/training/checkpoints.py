@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lorabook.adapters.files import WEIGHT_NAME, save_tensors
+from lorabook.lora.files import WEIGHT_NAME, save_tensors
 
 STATE, HISTORY, SUMS = "training_state.safetensors", "history.json", "SHA256SUMS"
 

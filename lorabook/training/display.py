@@ -3,8 +3,8 @@ import time
 
 from tqdm.auto import tqdm
 
-from lorabook.grid import ImageGrid
-from lorabook.plots import plot_losses
+from lorabook.show.grid import ImageGrid
+from lorabook.show.plots import plot_losses
 
 SHARE = 20  # a curve is drawn again after this many times the seconds that drawing it took
 PATIENCE = 60  # seconds before the first curve; a shorter run has the bar alone, unless it draws pictures

@@ -8,10 +8,10 @@ import datasets
 from lorabook.images import load_instance_images
 from lorabook.training.class_images import class_images
 from lorabook.training.config import DreamBoothConfig
-from lorabook.training.fit import Lesson, check_batch, fit, split
 from lorabook.training.flags import run_command_line
 from lorabook.training.run import TrainingRun
 from lorabook.training.setup import Setup, check_early, set_up
+from lorabook.training.trainer import Lesson, check_batch, fit, split
 
 
 def train_dreambooth(config: DreamBoothConfig) -> TrainingRun:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from lorabook.training.checkpoints import Progress
 from lorabook.training.config import TrainingConfig
-from lorabook.training.examples import Batch, Examples
+from lorabook.training.dataset import Batch, Examples
 from lorabook.training.families import StableDiffusion
-from lorabook.training.order import Order, seed_of
 from lorabook.training.prefetch import sent
+from lorabook.training.sampler import Order, seed_of
 
 
 def train(accelerator: Accelerator, family: StableDiffusion, examples: Examples, order: Order, config: TrainingConfig,

@@ -11,11 +11,11 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 import lorabook
-from lorabook.adapters.files import WEIGHT_NAME, write_adapter
-from lorabook.adapters.formats.read import parse
-from lorabook.adapters.formats.write import to_diffusers, to_kohya
-from lorabook.adapters.outgoing import outgoing, public_name
 from lorabook.blocks import block_map, block_of, target_modules
+from lorabook.lora.files import WEIGHT_NAME, write_adapter
+from lorabook.lora.formats.read import parse
+from lorabook.lora.formats.write import to_diffusers, to_kohya
+from lorabook.lora.redact import outgoing, public_name
 from lorabook.training.config import TrainingConfig
 from lorabook.training.families import StableDiffusion
 from lorabook.worlds import world

@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from lorabook.training.config import TrainingConfig
-from lorabook.training.examples import Examples
+from lorabook.training.dataset import Examples
 from lorabook.training.families import StableDiffusion
 
 

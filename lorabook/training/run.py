@@ -3,9 +3,9 @@ import html
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorabook import mime
-from lorabook.grid import ImageGrid
-from lorabook.plots import Plot, plot_losses
+from lorabook.show import display as mime
+from lorabook.show.grid import ImageGrid
+from lorabook.show.plots import Plot, plot_losses
 
 
 @dataclass

@@ -18,6 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer
 
 from lorabook.hub import client, open_repository
+from lorabook.missing_weights import read_whole
 from lorabook.pipelines import check_hub, default_device, find_model, load_pipeline
 from lorabook.training.config import TrainingConfig
 from lorabook.training.families import StableDiffusion, check_trainable, family_of
@@ -26,7 +27,6 @@ from lorabook.training.lora import check_layers
 from lorabook.training.optimizers import check_optimizer
 from lorabook.training.process import process_state
 from lorabook.training.trackers import trackers_of
-from lorabook.whole import read_whole
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

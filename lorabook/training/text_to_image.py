@@ -5,10 +5,10 @@ train_text_to_image_lora.py and train_text_to_image_lora_sdxl.py.
 """
 from lorabook.images import load_captioned_images
 from lorabook.training.config import TextToImageConfig
-from lorabook.training.fit import Lesson, check_batch, fit, split
 from lorabook.training.flags import run_command_line
 from lorabook.training.run import TrainingRun
 from lorabook.training.setup import check_early, set_up
+from lorabook.training.trainer import Lesson, check_batch, fit, split
 from lorabook.worlds import world
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from lorabook.adapters.outgoing import shareable
-from lorabook.captions import first_line
+from lorabook.images.caption_words import first_line
+from lorabook.lora.redact import shareable
 from lorabook.training.config import TrainingConfig
 
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "comet_ml": ("comet_ml",)}

@@ -8,11 +8,11 @@ import datasets
 import torch
 from PIL import Image
 
-from lorabook.captions import first_line
-from lorabook.grid import ImageGrid
+from lorabook.images.caption_words import first_line
 from lorabook.metrics import image_similarity, prompt_similarity
+from lorabook.show.grid import ImageGrid
 from lorabook.sweeps import draw, world_of
-from lorabook.training.examples import Examples
+from lorabook.training.dataset import Examples
 from lorabook.training.families import StableDiffusion
 
 DRAWS = 4  # noises and timesteps for each image

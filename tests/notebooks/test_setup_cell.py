@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lorabook.places import _SIGNS
+from lorabook.machine.environment import _SIGNS
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))

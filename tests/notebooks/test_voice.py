@@ -4,7 +4,7 @@ import re
 import pytest
 from stored import BOOKS, ROOT, in_headings, of_kind, outputs, text_of
 
-from lorabook.terms import TERMS
+from lorabook.show.glossary import TERMS
 
 GLOSSARY = "00_start_here.ipynb#Glossary"
 TAKES = re.compile(r"\*\*It takes\*\* about (\d+) minutes? on two CPU cores; on a T4 about (\d+)(?: \(estimated\))?\.")

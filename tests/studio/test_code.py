@@ -3,11 +3,11 @@ import pytest
 from adapter_files import add_random
 
 import lorabook as lb
-from lorabook.adapters.block_weights import NAMES
-from lorabook.adapters.prompts import parse_prompt
 from lorabook.blocks import target_modules
+from lorabook.live.block_weights import NAMES
+from lorabook.live.prompt_syntax import parse_prompt
 from lorabook.studio.code import as_code
-from lorabook.studio.paint import Painter, settings_of
+from lorabook.studio.generate import Painter, settings_of
 
 SMALL = {"num_inference_steps": 2, "seeds": (0, 5)}
 

@@ -10,11 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import lorabook as lb
-from lorabook.adapters.source import read_source
-from lorabook.studio.shelf_files import adapter_files, thumbnail
-from lorabook.studio.state import StudioSettings
+from lorabook.lora.source import read_source
+from lorabook.studio.adapter_files import adapter_files, thumbnail
+from lorabook.studio.blocks_of_adapter import touched_blocks
+from lorabook.studio.settings import StudioSettings
 from lorabook.studio.studio import ScaleStudio
-from lorabook.studio.touched import touched_blocks
 from lorabook.training.run import TrainingRun
 
 PROMPT = "a red cat"

@@ -3,8 +3,8 @@ from unittest.mock import Mock
 import pytest
 from PIL import Image
 
-from lorabook.grid import ImageGrid
-from lorabook.plots import Plot
+from lorabook.show.grid import ImageGrid
+from lorabook.show.plots import Plot
 from lorabook.training import display
 
 HISTORY = [{"step": 1, "loss": 0.5}]

@@ -6,8 +6,8 @@ from conftest import quick_config
 from safetensors.torch import load_file
 
 import lorabook as lb
+from lorabook.training.callbacks import Watch
 from lorabook.training.loop import held_interrupts
-from lorabook.training.watch import Watch
 
 
 def losses(folder, **changes):

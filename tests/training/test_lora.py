@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import lorabook as lb
-from lorabook.adapters.layers import layers_of
 from lorabook.blocks import block_of
+from lorabook.live.layers import layers_of
 from lorabook.training.families import family_of
 from lorabook.training.lora import add_lora, chosen_layers, trained
 from lorabook.worlds import DATA

@@ -100,7 +100,7 @@ def test_reading_ahead_keeps_the_order_and_the_errors():
 def test_a_run_that_reads_ahead_makes_the_same_adapter(tmp_path, monkeypatch):
     told = dict(random_flip=True, caption_dropout=0.3)
     plain = load_file(lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "a"), **told)).adapter)
-    monkeypatch.setattr("lorabook.training.examples.reads_ahead", lambda device: True)
+    monkeypatch.setattr("lorabook.training.dataset.reads_ahead", lambda device: True)
     read = load_file(lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "b"), **told)).adapter)
     assert all(torch.equal(plain[key], read[key]) for key in plain)
 

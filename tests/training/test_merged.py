@@ -2,7 +2,7 @@ import torch
 from conftest import quick_config
 
 import lorabook as lb
-from lorabook.training import fit
+from lorabook.training import trainer as fit
 from lorabook.training.families import family_of
 from lorabook.training.lora import add_lora, trained
 from lorabook.training.merged import merged_products

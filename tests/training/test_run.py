@@ -2,7 +2,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorabook.grid import ImageGrid
+from lorabook.show.grid import ImageGrid
 from lorabook.training.run import TrainingRun
 
 HISTORY = [{"step": 0, "validation_loss": 0.9}, {"step": 1, "loss": 0.8, "seconds": 2.0},

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import lorabook as lb
-from lorabook.training.fit import split
+from lorabook.training.trainer import split
 
 
 def test_a_run_returns_its_adapter_and_history(quick_run):

@@ -1,0 +1,138 @@
+"""How strongly each adapter takes part: in all, by component, block, kind and layer, and over the denoising."""
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from lorabook.live.block_weights import from_block_weights
+from lorabook.live.expand import expand, number, steps_of
+from lorabook.live.layers import (
+    Carrying,
+    activate,
+    active_adapters,
+    adapter_names,
+    check_known,
+    factor_of,
+    lora_layers,
+    models_of,
+    put_factor,
+    walk,
+)
+from lorabook.live.locks import locked
+from lorabook.live.presets import preset
+from lorabook.live.scale_schedule import set_steps, steps_on
+from lorabook.live.scale_table import ScaleTable
+from lorabook.live.steady import keep_steady
+from lorabook.live.undora import make_scalable
+
+
+@locked
+def set_scales(pipe, scales: Mapping[str, object], *, only: bool = False) -> ScaleTable:
+    """Scale adapters: 0 is the base model, 1 the adapter as trained, below 0 its ΔW subtracted.
+
+    A scale multiplies the adapter's ΔW, whatever its kind. Every layer obeys; what the scales do not say is 1. Adapters
+    that are not named keep their scale and state; those that are named take part from now on, unless all is at 0.
+
+    Args:
+        pipe: a pipeline with adapters.
+        scales: for each adapter's name a number; a dictionary as in diffusers, and finer (see `expand`), with
+            "steps": [[0, 0.4, 1.0], [0.4, 1, 0.3]] for shares of the denoising; a preset's name (see `PRESETS`); or the
+            17, 12, 20 or 26 numbers of the A1111 block-weight extension.
+        only: switch the adapters off that are not named.
+    Returns: a ScaleTable with the number of each layer, which shows itself.
+    Raises: ValueError for an adapter, component, block or layer that is not there, a scale that is not a finite number,
+        or an adapter that is fused. Then nothing is changed.
+    """
+    if not isinstance(scales, Mapping):
+        raise ValueError(f"scales must be a dictionary by adapter's name, as {{'ink': 0.5}}; not {scales!r:.80}")
+    modules = {part: dict(walk(model)) for part, model in models_of(pipe).items()}
+    layers = {part: {name: layer for name, layer in found.items() if isinstance(layer, LoraLayer)}
+              for part, found in modules.items()}
+    check_known(pipe, scales, layers)
+    said = {name: plain_scales(pipe, value, name) for name, value in scales.items()}
+    factors = {name: expand(value, modules, name, _touched(layers, name)) for name, value in said.items()}
+    steps = {name: steps_of(value, name) for name, value in said.items()}
+    if any(layer.use_dora.get(name) for name in scales for part in layers.values() for layer in part.values()):
+        make_scalable(pipe, scales)
+        layers = lora_layers(pipe)
+    keep_steady(layers)
+    for name, parts in factors.items():
+        for part, found in parts.items():
+            for module, factor in found.items():
+                put_factor(layers[part][module], name, factor)
+    set_steps(pipe, steps)
+    before = active_adapters(pipe, layers)
+    # at 0 there is nothing to compute; but a model prepared for swapping is compiled, and goes on as it is
+    working = {name: any(factor or isinstance(layers[part][module].scaling[name], Tensor)
+                         for part, found in parts.items() for module, factor in found.items())
+               for name, parts in factors.items()}
+    activate(pipe, [name for name in adapter_names(pipe, layers)
+                    if working.get(name, name in before and not only)], layers)
+    return ScaleTable(factors, {name: shares for name, shares in steps.items() if shares})
+
+
+@locked
+def scales_of(pipe) -> ScaleTable:
+    """The scales that a pipeline's adapters have now, layer by layer; 0 throughout for those that are switched off."""
+    active = set(active_adapters(pipe))
+    table: dict[str, dict[str, dict[str, float]]] = {name: {} for name in adapter_names(pipe)}
+    for part, layers in lora_layers(pipe).items():
+        for module, layer in layers.items():
+            for name in layer.scaling:
+                table[name].setdefault(part, {})[module] = factor_of(layer, name) if name in active else 0.0
+    return ScaleTable(table, steps_on(pipe))
+
+
+def plain_scales(pipe, value, name: str):
+    """A number or a dictionary for what was said: presets and block-weight vectors are looked up."""
+    family = "sdxl" if "text_encoder_2" in models_of(pipe) else "sd"
+    if isinstance(value, str):
+        try:
+            return _there(pipe, preset(value, family))
+        except ValueError as error:
+            raise ValueError(f"the scale of {name!r:.60} must be a finite number, scales or a preset's name; "
+                             f"{str(error):.300}") from None
+    if isinstance(value, Sequence):
+        return _there(pipe, from_block_weights([number(entry, name) for entry in value], family=family))
+    return value
+
+
+def _there(pipe, scales: Mapping) -> dict:
+    """Without the components that the pipeline lacks."""
+    return {part: value for part, value in scales.items() if part in models_of(pipe)}
+
+
+def factors_for(pipe, name: str, scales) -> dict[str, dict[str, float]]:
+    """One number for each layer that an adapter touches, by component and module."""
+    modules = {part: dict(walk(model)) for part, model in models_of(pipe).items()}
+    return expand(scales, modules, name, _touched(lora_layers(pipe), name))
+
+
+def _touched(layers: Carrying, name: str) -> dict[str, list[str]]:
+    return {part: touched for part, found in layers.items()
+            if (touched := [module for module, layer in found.items() if name in layer.scaling])}
+
+
+@contextmanager
+def kept_scales(pipe):
+    """Put every adapter's scale and state back at the end of the block."""
+    make_scalable(pipe, adapter_names(pipe))
+    layers = [layer for part in lora_layers(pipe).values() for layer in part.values()]
+    keep_steady(lora_layers(pipe))
+    steps, taking_part = steps_on(pipe), active_adapters(pipe)
+    before = [{name: value.clone() if isinstance(value, Tensor) else value for name, value in layer.scaling.items()}
+              for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            for name in scaling.keys() & layer.scaling.keys():
+                present = layer.scaling[name]
+                if isinstance(present, Tensor) and isinstance(scaling[name], Tensor):  # a compiled model holds on to it
+                    present.copy_(scaling[name])
+                else:
+                    layer.scaling[name] = scaling[name]
+        set_steps(pipe, dict.fromkeys(steps_on(pipe), ()) | steps)
+        if layers:
+            activate(pipe, [name for name in taking_part if name in adapter_names(pipe)])

@@ -1,0 +1,145 @@
+import io
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from lorabook.lora.adapter import Adapter, Layer, lora
+from lorabook.lora.compare import Side, by_block, compare_adapters, inner_products
+
+DOWN, MID = "down_blocks.0.attentions.0.proj_in", "mid_block.resnets.0.conv1"
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
+
+
+def random_adapter(seed, *, rank=3, scaling=1.0, out=40, inside=50):
+    torch.manual_seed(seed)
+    make = lambda: lora(torch.randn(out, rank), torch.randn(rank, inside), scaling)  # noqa: E731
+    return Adapter({"text_encoder": {TEXT: make()}, "unet": {MID: make(), DOWN: make()}})
+
+
+def one_layer(up, down):
+    return Adapter({"unet": {DOWN: lora(up, down)}})
+
+
+def orthogonal(*, columns=True):
+    """Two adapters whose ΔW have orthogonal column spaces; their row spaces too, or the same."""
+    basis, rows = torch.linalg.qr(torch.randn(20, 6))[0], torch.linalg.qr(torch.randn(30, 6))[0].T
+    return one_layer(basis[:, :3], rows[:3]), one_layer(basis[:, 3:], rows[3:] if columns else rows[:3])
+
+
+@pytest.mark.parametrize("factor, cosine", [(1.0, 1.0), (2.5, 1.0), (-1.0, -1.0)])
+def test_an_adapter_against_itself_scaled_has_cosine_one_and_no_angles(factor, cosine):
+    found = compare_adapters(random_adapter(1), random_adapter(1, scaling=factor))
+    for overlap in (found.total, *found.blocks.values()):
+        assert overlap.cosine == pytest.approx(cosine, abs=1e-6)
+        for side in (overlap.output, overlap.input):
+            assert side.angle == pytest.approx(0, abs=1e-6) and side.overlap == pytest.approx(1)
+
+
+def test_orthogonal_adapters_have_cosine_zero_and_right_angles():
+    total = compare_adapters(*orthogonal()).total
+    assert total.cosine == pytest.approx(0, abs=1e-6)
+    for side in (total.output, total.input):
+        assert side.angle == pytest.approx(math.pi / 2, abs=1e-5) and side.overlap == pytest.approx(0, abs=1e-9)
+
+
+def test_the_output_side_is_told_from_the_input_side():
+    total = compare_adapters(*orthogonal(columns=False)).total
+    assert total.cosine == pytest.approx(0, abs=1e-6)
+    assert total.output.angle == pytest.approx(math.pi / 2, abs=1e-5) and total.input.angle == pytest.approx(0, abs=1e-3)
+
+
+def test_a_known_angle_is_found():
+    first, second, row = torch.eye(5)[:, :1], torch.eye(5)[:, 1:2], torch.ones(1, 4)
+    turned = one_layer(first * math.cos(0.3) + second * math.sin(0.3), row)
+    total = compare_adapters(one_layer(first, row), turned).total
+    assert total.output.angle == pytest.approx(0.3, abs=1e-6) and total.cosine == pytest.approx(math.cos(0.3), abs=1e-6)
+
+
+def test_random_adapters_overlap_as_chance_has_it():
+    found = [compare_adapters(random_adapter(2 * i, rank=4), random_adapter(2 * i + 1, rank=8)).total for i in range(40)]
+    assert found[0].output.chance == pytest.approx(8 / 40) and found[0].input.chance == pytest.approx(8 / 50)
+    for side in ("output", "input"):
+        mean = sum(getattr(total, side).overlap for total in found) / len(found)
+        assert mean == pytest.approx(getattr(found[0], side).chance, rel=0.1)
+
+
+def test_the_cosine_is_that_of_the_whole_delta():
+    a, b = random_adapter(1), random_adapter(2)
+    wholes = [torch.cat([layer.delta().flatten() for part in ("text_encoder", "unet") for layer in x.layers[part].values()])
+              for x in (a, b)]
+    assert compare_adapters(a, b).total.cosine == pytest.approx(float(torch.cosine_similarity(*wholes, dim=0)), abs=1e-6)
+
+
+def test_blocks_stand_in_the_models_order_and_text_encoders_last():
+    assert list(compare_adapters(random_adapter(1), random_adapter(2)).blocks) == ["down.0", "mid", "text_encoder"]
+    assert by_block({"unet": [], "text_encoder": []}) == {}
+
+
+def test_a_layer_that_one_lacks_counts_as_zero():
+    a, b = random_adapter(1), random_adapter(1)
+    found = compare_adapters(a, b.only(["unet"]))
+    assert found.blocks["text_encoder"].cosine == 0 and found.blocks["text_encoder"].shared == 0
+    assert found.blocks["text_encoder"].output is None
+    assert found.total.shared == 2 and 0.5 < found.total.cosine < 1
+
+
+def test_an_adapter_of_zeros_has_cosine_zero_and_no_subspaces():
+    zero = one_layer(torch.zeros(20, 2), torch.randn(2, 30))
+    total = compare_adapters(zero, one_layer(torch.randn(20, 2), torch.randn(2, 30))).total
+    assert total.cosine == 0 and total.shared == 1 and total.output is None
+
+
+def test_columns_that_repeat_are_one_direction():
+    up, down = torch.randn(20, 1), torch.randn(1, 30)
+    doubled = one_layer(up.repeat(1, 2), down.repeat(2, 1))
+    total = compare_adapters(doubled, one_layer(up, down)).total
+    for side, width in ((total.output, 20), (total.input, 30)):
+        assert side == Side(pytest.approx(0, abs=1e-6), pytest.approx(1), pytest.approx(1 / width))
+
+
+def test_of_several_layers_the_smallest_angle_and_the_mean_overlap_are_told():
+    def turned(*angles):
+        return Adapter({"unet": {f"down_blocks.0.attentions.{i}.proj_in": lora(
+            torch.tensor([[math.cos(angle)], [math.sin(angle)], [0.0]]), torch.ones(1, 4))
+            for i, angle in enumerate(angles)}})
+    side = compare_adapters(turned(0, 0), turned(0.3, 0.9)).blocks["down.0"].output
+    assert side.angle == pytest.approx(0.3, abs=1e-6)
+    assert side.overlap == pytest.approx((math.cos(0.3) ** 2 + math.cos(0.9) ** 2) / 2)
+
+
+def test_full_rank_meets_everything():
+    full = Adapter({"unet": {DOWN: Layer("full", {"diff": torch.randn(10, 12)})}})
+    side = compare_adapters(full, one_layer(torch.randn(10, 2), torch.randn(2, 12))).total.output
+    assert side.overlap == pytest.approx(1) and side.chance == 1
+
+
+def test_inner_products_add_up_to_that_of_the_matrices():
+    a, b = (torch.randn(6, 2), torch.randn(2, 7)), (torch.randn(6, 3), torch.randn(3, 7))
+    assert inner_products(a, b).shape == (2, 3)
+    assert float(inner_products(a, b).sum()) == pytest.approx(float(((a[0] @ a[1]) * (b[0] @ b[1])).sum()), rel=1e-5)
+
+
+def test_it_shows_itself_as_a_table():
+    found = compare_adapters(random_adapter(1), random_adapter(1, scaling=-1), names=("ink", "<b>"))
+    assert "'ink' and '<b>'" in str(found) and "-1.000" in str(found) and repr(found) == str(found)
+    page = found._repr_html_()
+    assert '<img alt="By block: down.0' in page
+    assert page.count("<tr>") == 5 and "&lt;b&gt;" in page and "<td>text_encoder</td>" in page
+
+
+def test_it_shows_itself_as_a_figure():
+    found = compare_adapters(random_adapter(1), random_adapter(1).only(["unet"]), names=("ink", "dots"))
+    assert Image.open(io.BytesIO(found._repr_png_())).width > 300
+    assert "text_encoder +0.00" in found.plot().alt and "ink and dots in all: +0.8" in found.plot().alt
+
+
+def test_shapes_that_differ_are_named():
+    with pytest.raises(ValueError, match="'x' is 40 x 50 in layer down_blocks.* of unet, but adapter 'y' is 40 x 51"):
+        compare_adapters(random_adapter(1), random_adapter(1, inside=51), names=("x", "y"))
+
+
+def test_nothing_to_compare_is_an_error():
+    with pytest.raises(ValueError, match="'first' and 'second' have no layers to compare"):
+        compare_adapters(Adapter({}), Adapter({"unet": {}}))

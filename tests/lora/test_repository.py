@@ -1,0 +1,104 @@
+"""Whatever belongs to an adapter is read from the Hub as from a folder."""
+import json
+
+import huggingface_hub
+import pytest
+import torch
+from loopback_hub import LoopbackHub
+from safetensors.torch import save
+
+import lorabook as lb
+from lorabook.lora.source import read_source
+
+REPO, SD15 = "someone/peft", "stable-diffusion-v1-5/stable-diffusion-v1-5"
+Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+CARD = b"---\ninstance_prompt: a photo of sks dog\n---\n"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with LoopbackHub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                            hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield hub
+
+
+def weights(prefix="base_model.model."):
+    generator = torch.Generator().manual_seed(0)
+    return save({f"{prefix}{Q}.lora_A.weight": torch.randn(4, 128, generator=generator),
+                 f"{prefix}{Q}.lora_B.weight": torch.randn(128, 4, generator=generator)})
+
+
+def adapter(inside="", name="adapter_model.safetensors", **told):
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "base_model_name_or_path": SD15} | told
+    return {f"{inside}{name}": weights(), f"{inside}adapter_config.json": json.dumps(config).encode(), "README.md": CARD}
+
+
+FORMS = {
+    "at the root": (adapter(), {}), "in a subfolder": (adapter("ikea/"), {"subfolder": "ikea"}),
+    "further down": (adapter("a/b/"), {"subfolder": "a/b"}),
+    "by its name": (adapter(name="mine.safetensors"), {"weight_name": "mine.safetensors"}),
+    "by a name with its folder": (adapter("ikea/"), {"weight_name": "ikea/adapter_model.safetensors"}),
+    "by a name in a subfolder": (adapter("a/", "x.safetensors") | {"a/y.safetensors": weights()},
+                                 {"subfolder": "a", "weight_name": "x.safetensors"}),
+    "by component": (adapter("unet/"), {}), "by component in a subfolder": (adapter("x/unet/"), {"subfolder": "x"}),
+    "another revision": (adapter(), {"revision": "v1"}), "rslora": (adapter(use_rslora=True), {})}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_hub_and_a_folder_give_the_same_adapter(hub, tmp_path, form):
+    files, find = FORMS[form]
+    hub.repos[REPO] = files
+    folder = tmp_path / "peft"
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    here, there = (read_source(source, **find).adapter for source in (folder, REPO))
+    layers = [found.layers["unet"][Q] for found in (here, there)]
+    assert {layer.scaling for layer in layers} == {8 if form == "rslora" else 4}
+    for told in ("format", "base_model", "trigger_words", "missing", "notes", "ignored"):
+        assert getattr(here, told) == getattr(there, told)
+    assert here.format == "PEFT" and here.base_model == SD15 and not here.missing
+    known = {key: value for key, value in find.items() if key != "revision"}
+    assert lb.base_model_of(folder, **known) == lb.base_model_of(REPO, **find) == SD15
+    assert str(lb.inspect_adapter(folder, **known)) == str(lb.inspect_adapter(REPO, **find))
+    assert read_source(REPO, local_files_only=True, **find).adapter.layers["unet"][Q].scaling == layers[0].scaling
+
+
+def test_the_hub_is_asked_once_for_what_there_is(hub):
+    hub.repos[REPO] = adapter("ikea/")
+    read_source(REPO, subfolder="ikea")
+    assert sum("/api/models/" in path for _, path, _ in hub.requests) == 1
+
+
+def test_the_address_of_a_file_on_the_hub_brings_its_settings_along(hub, pipe):
+    hub.repos[REPO] = adapter("ikea/")
+    address = f"{hub.url}/{REPO}/resolve/main/ikea/adapter_model.safetensors?download=true&token=hf_secret"
+    report = lb.load_adapter(pipe, address, "it")
+    assert report.alpha == (16,) and report.base_model == SD15
+    assert pipe.unet.peft_config["it"].came_from == address.partition("?")[0]
+
+
+def test_the_hubs_copy_is_read_whole_without_network(hub):
+    hub.repos[REPO] = adapter()
+    read_source(REPO)
+    hub.server.shutdown()
+    hub.server.server_close()
+    assert read_source(REPO).adapter.layers["unet"][Q].scaling == 4
+
+
+@pytest.mark.parametrize("metadata, alpha", [({"lora_adapter_metadata": '{"r": 4, "lora_alpha": 2}'}, 2), (None, 1)])
+def test_a_file_that_tells_its_own_strength_is_not_told_it_by_what_lies_beside(tmp_path, metadata, alpha):
+    from safetensors.torch import load, save_file
+    held = load(weights("unet."))
+    save_file(held if metadata else held | {f"unet.{Q}.alpha": torch.tensor(1.0)}, tmp_path / "a.safetensors", metadata)
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 16, "init_lora_weights": "corda"}')
+    assert read_source(tmp_path).adapter.layers["unet"][Q].alpha == alpha
+
+
+def test_a_file_that_a_repository_lacks_is_told_with_those_it_has(hub):
+    hub.repos[REPO] = adapter()
+    with pytest.raises(FileNotFoundError, match="someone/peft has no file x.safetensors; it has: README.md, adapter_config"):
+        read_source(REPO, weight_name="x.safetensors")
