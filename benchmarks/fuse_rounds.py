@@ -5,6 +5,7 @@ each undone at its end; after each the checksum of all base weights is compared 
 
     python benchmarks/fuse_rounds.py [--sequences 1000] [--moves 8] [--dtype float32]
 """
+
 import argparse
 import random
 import time
@@ -19,7 +20,14 @@ import lorabook as lb
 from lorabook.live import fused_weights
 
 ADAPTERS = ("creatures", "ink", "mosaic", "patch_cat")
-SCALES = (0, 0.5, -1, 1.7, {"unet": {"down": 0.3, "up": {"block_1": [0.4, 0.8, 1.0]}}}, "cross-attention only")
+SCALES = (
+    0,
+    0.5,
+    -1,
+    1.7,
+    {"unet": {"down": 0.3, "up": {"block_1": [0.4, 0.8, 1.0]}}},
+    "cross-attention only",
+)
 
 
 @contextmanager
@@ -31,6 +39,7 @@ def interrupted(place: int):
         if next(calls) == place:
             raise KeyboardInterrupt
         return whole(layer)
+
     fused_weights.base_weight = stop
     try:
         with suppress(KeyboardInterrupt):
@@ -42,10 +51,15 @@ def interrupted(place: int):
 def move(pipe, rng: random.Random) -> str:
     """One legal move by chance; returns what it was."""
     table = lb.list_adapters(pipe)
-    fused, free = [row.name for row in table if row.fused], [row.name for row in table if not row.fused]
+    fused, free = (
+        [row.name for row in table if row.fused],
+        [row.name for row in table if not row.fused],
+    )
     missing = [name for name in ADAPTERS if name not in fused + free]
     on_free = ["scale", "fuse", "fuse", "fuse", "swap", "remove"] * bool(free)
-    kind = rng.choice(["load"] * bool(missing) + on_free + ["unfuse", "unfuse", "interrupt"] * bool(fused))
+    kind = rng.choice(
+        ["load"] * bool(missing) + on_free + ["unfuse", "unfuse", "interrupt"] * bool(fused)
+    )
     if kind == "load":
         lb.load_adapter(pipe, rng.choice(missing))
     elif kind == "unfuse":
@@ -53,12 +67,19 @@ def move(pipe, rng: random.Random) -> str:
     elif kind == "interrupt":
         with interrupted(rng.randrange(1200)):
             lb.unfuse(pipe, rng.choice(fused))
-            lb.fuse(pipe, dict.fromkeys((row.name for row in lb.list_adapters(pipe) if not row.fused), 0.7))
+            lb.fuse(
+                pipe,
+                dict.fromkeys((row.name for row in lb.list_adapters(pipe) if not row.fused), 0.7),
+            )
     elif kind == "scale":
         lb.set_scales(pipe, {rng.choice(free): rng.choice(SCALES)})
     elif kind == "fuse":
         chosen = rng.sample(free, rng.randint(1, len(free)))
-        lb.fuse(pipe, {name: rng.choice(SCALES) for name in chosen}, components=rng.choice([None, None, "unet"]))
+        lb.fuse(
+            pipe,
+            {name: rng.choice(SCALES) for name in chosen},
+            components=rng.choice([None, None, "unet"]),
+        )
     elif kind == "swap":
         lb.swap_adapter(pipe, rng.choice(free), rng.choice(ADAPTERS))
     else:
@@ -68,7 +89,9 @@ def move(pipe, rng: random.Random) -> str:
 
 def main() -> None:
     """Run the sequences and print how many left the base as it was."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sequences", type=int, default=1000)
     parser.add_argument("--moves", type=int, default=7)
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
@@ -82,7 +105,9 @@ def main() -> None:
             lb.unfuse(pipe)
         lb.unload_adapters(pipe)
         equal += lb.base_checksum(pipe) == start
-    print(f"{told.dtype}: {equal} of {told.sequences} sequences left the base bit-equal ({time.time() - begun:.0f} s)")
+    print(
+        f"{told.dtype}: {equal} of {told.sequences} sequences left the base bit-equal ({time.time() - begun:.0f} s)"
+    )
     print(", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
 
 

@@ -5,6 +5,7 @@ of its life, from the first line to the last, sometimes twice, resumed with `lat
 bit for bit.
 python benchmarks/kill.py [--moments 20]
 """
+
 import argparse
 import json
 import random
@@ -19,42 +20,74 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 FLAGS = [
-    "--pretrained_model_name_or_path=tiny-sd", "--instance_data_dir=subjects/patch_cat", "--rank=2", "--train_batch_size=2",
-    "--max_train_steps=12", "--checkpointing_steps=2", "--checkpoints_total_limit=2", "--resume_from_checkpoint=latest",
-    "--seed=5", "--lora_dropout=0.1", "--train_text_encoder", "--gradient_accumulation_steps=2", "--lr_scheduler=cosine",
-    "--lr_warmup_steps=2", "--random_flip", "--with_prior_preservation", "--num_class_images=6", "--sample_batch_size=2",
-    "--report_to=none"]
+    "--pretrained_model_name_or_path=tiny-sd",
+    "--instance_data_dir=subjects/patch_cat",
+    "--rank=2",
+    "--train_batch_size=2",
+    "--max_train_steps=12",
+    "--checkpointing_steps=2",
+    "--checkpoints_total_limit=2",
+    "--resume_from_checkpoint=latest",
+    "--seed=5",
+    "--lora_dropout=0.1",
+    "--train_text_encoder",
+    "--gradient_accumulation_steps=2",
+    "--lr_scheduler=cosine",
+    "--lr_warmup_steps=2",
+    "--random_flip",
+    "--with_prior_preservation",
+    "--num_class_images=6",
+    "--sample_batch_size=2",
+    "--report_to=none",
+]
 
 
 def command(folder: Path) -> list[str]:
     """The command line of a run below a folder, with a cache and class images of its own."""
-    return [sys.executable, "-m", "lorabook.training.dreambooth", *FLAGS, "--instance_prompt=a drawing of sks cat",
-            "--class_prompt=a drawing of a cat", f"--class_data_dir={folder}/class", f"--output_dir={folder}/run",
-            f"--cache_dir={folder}/cache"]
+    return [
+        sys.executable,
+        "-m",
+        "lorabook.training.dreambooth",
+        *FLAGS,
+        "--instance_prompt=a drawing of sks cat",
+        "--class_prompt=a drawing of a cat",
+        f"--class_data_dir={folder}/class",
+        f"--output_dir={folder}/run",
+        f"--cache_dir={folder}/cache",
+    ]
 
 
 def outcome(folder: Path) -> tuple[dict, list]:
     """The final weights, and the losses of all steps."""
     history = json.loads((folder / "run/checkpoint-12/history.json").read_text())
-    return load_file(folder / "run/pytorch_lora_weights.safetensors"), [record["loss"] for record in history]
+    return load_file(folder / "run/pytorch_lora_weights.safetensors"), [
+        record["loss"] for record in history
+    ]
 
 
 def same(one: tuple[dict, list], other: tuple[dict, list]) -> bool:
     """Whether weights and losses are equal, bit for bit."""
-    return (one[0].keys() == other[0].keys() and all(one[0][key].equal(other[0][key]) for key in one[0])
-            and one[1] == other[1])
+    return (
+        one[0].keys() == other[0].keys()
+        and all(one[0][key].equal(other[0][key]) for key in one[0])
+        and one[1] == other[1]
+    )
 
 
 def killed(folder: Path, moments: list[float]) -> int:
     """Run, kill at each of the moments, and go on to the end; returns the steps that were done at the last kill."""
     for moment in moments:
-        process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    steps = max((int(path.name.split("-")[1]) for path in folder.glob("run/checkpoint-*")), default=0)
+    steps = max(
+        (int(path.name.split("-")[1]) for path in folder.glob("run/checkpoint-*")), default=0
+    )
     subprocess.run(command(folder), check=True, capture_output=True)
     return steps
 
@@ -75,8 +108,11 @@ if __name__ == "__main__":
             steps = killed(folder, moments)
             good = same(whole, outcome(folder))
             equal += good
-            print(f"killed after {' and '.join(f'{m:.1f}' for m in moments)} s with {steps} steps saved: "
-                  f"{'equal' if good else 'DIFFERENT'}", flush=True)
+            print(
+                f"killed after {' and '.join(f'{m:.1f}' for m in moments)} s with {steps} steps saved: "
+                f"{'equal' if good else 'DIFFERENT'}",
+                flush=True,
+            )
             shutil.rmtree(folder)
     print(f"{equal} of {count} equal bit for bit")
     sys.exit(equal != count)

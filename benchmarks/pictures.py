@@ -1,4 +1,5 @@
 """What does a picture cost, and a sweep beside plain calls of the pipeline? Prints seconds and their ratio."""
+
 import time
 from statistics import median
 
@@ -25,8 +26,16 @@ if __name__ == "__main__":
     pipe.set_progress_bar_config(disable=True)
     print(f"{'steps':>6}{'one call':>10}{'sweep of 4':>12}{'ratio to 4 calls':>18}")
     for steps in (4, 8, 15, 30):
-        one = seconds(lambda: pipe(PROMPT, num_inference_steps=steps, guidance_scale=4.0,  # noqa: B023
-                                   generator=torch.Generator().manual_seed(0)))
-        four = seconds(lambda: lb.sweep(pipe, PROMPT, columns={"seed": range(4)}, num_inference_steps=steps),  # noqa: B023
-                       rounds=3)
+        one = seconds(
+            lambda: pipe(
+                PROMPT,
+                num_inference_steps=steps,
+                guidance_scale=4.0,  # noqa: B023
+                generator=torch.Generator().manual_seed(0),
+            )
+        )
+        four = seconds(
+            lambda: lb.sweep(pipe, PROMPT, columns={"seed": range(4)}, num_inference_steps=steps),  # noqa: B023
+            rounds=3,
+        )
         print(f"{steps:>6}{one:>9.3f}s{four:>11.3f}s{four / (4 * one):>18.2f}")

@@ -1,7 +1,8 @@
 """How much faster scales are swept in one denoising pass than one call of the pipeline after another.
 
-    python benchmarks/sweep.py [--adapter creatures] [--rounds 3]
+python benchmarks/sweep.py [--adapter creatures] [--rounds 3]
 """
+
 import argparse
 import statistics
 import time
@@ -20,13 +21,18 @@ def one_by_one(pipe, adapter: str, scales: list[float], prompt: str, **call) -> 
     images = []
     for scale in scales:
         lb.set_scales(pipe, {adapter: scale})
-        images.append(pipe(prompt, generator=torch.Generator("cpu").manual_seed(0), **call).images[0])
+        images.append(
+            pipe(prompt, generator=torch.Generator("cpu").manual_seed(0), **call).images[0]
+        )
     return images
 
 
 def in_one_pass(pipe, adapter: str, scales: list[float], prompt: str, **call) -> np.ndarray:
     """The same pictures as numbers from 0 to 1, as the VAE gives them."""
-    cells = [Cell({"prompt": prompt, "seed": 0, **call}, said=[(adapter, scale, True)]) for scale in scales]
+    cells = [
+        Cell({"prompt": prompt, "seed": 0, **call}, said=[(adapter, scale, True)])
+        for scale in scales
+    ]
     factors = [factors_of(pipe, cell, Present.of(pipe)) for cell in cells]
     return np.asarray(draw_batch(pipe, cells, factors, {"output_type": "np"}))
 
@@ -40,8 +46,12 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     lb.load_adapter(pipe, told.adapter, "it")
     call = {"num_inference_steps": here.num_inference_steps, "guidance_scale": here.guidance_scale}
-    print(f"{here.model}, {told.adapter}, {call['num_inference_steps']} steps, {torch.get_num_threads()} threads")
-    print(f"{'scales':>6} {'one by one':>11} {'in one pass':>12} {'faster':>7} {'largest difference':>19}")
+    print(
+        f"{here.model}, {told.adapter}, {call['num_inference_steps']} steps, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"{'scales':>6} {'one by one':>11} {'in one pass':>12} {'faster':>7} {'largest difference':>19}"
+    )
     for count in (6, 24):
         scales = [round(-0.25 + 1.75 * i / (count - 1), 3) for i in range(count)]
         slow, quick = [], []
@@ -53,7 +63,9 @@ def main() -> None:
             lb.sweep(pipe, here.adapter_prompt, columns={"it": scales})
             quick.append(time.perf_counter() - start)
         plain = one_by_one(pipe, "it", scales, here.adapter_prompt, **call, output_type="np")
-        worst = np.abs(np.asarray(plain) - in_one_pass(pipe, "it", scales, here.adapter_prompt, **call)).max()
+        worst = np.abs(
+            np.asarray(plain) - in_one_pass(pipe, "it", scales, here.adapter_prompt, **call)
+        ).max()
         before, after = statistics.median(slow), statistics.median(quick)
         print(f"{count:>6} {before:>10.2f}s {after:>11.2f}s {before / after:>6.1f}× {worst:>19.1e}")
 

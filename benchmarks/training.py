@@ -4,6 +4,7 @@ The floor is the UNet's forward and backward pass and AdamW on one batch that st
 runs in a process of its own, three times in turn; told are the medians of steps a second and of peak memory.
 python benchmarks/training.py [--rounds 3] [--steps 40]
 """
+
 import argparse
 import json
 import resource
@@ -41,8 +42,17 @@ def ours(setup, carriers, images, steps: int) -> float:
     learning = {part: [p for _, p in trained({part: model})] for part, model in carriers.items()}
     optimizer = setup.accelerator.prepare(make_optimizer(learning, setup.config))
     progress, times = Progress(), []
-    watch = Watch(setup, progress, steps + WARM + 1, 10**6, dict(trained(carriers)), lambda: None, None, None,
-                  Display(steps, 0, shown=True))
+    watch = Watch(
+        setup,
+        progress,
+        steps + WARM + 1,
+        10**6,
+        dict(trained(carriers)),
+        lambda: None,
+        None,
+        None,
+        Display(steps, 0, shown=True),
+    )
 
     def after_step():
         watch()
@@ -51,8 +61,18 @@ def ours(setup, carriers, images, steps: int) -> float:
     with merged_products(carriers.values()):
         order = Order(0, (len(images),), setup.config.train_batch_size)
         schedule = make_schedule(optimizer, setup.config, steps)
-        train(setup.accelerator, setup.family, examples, order, setup.config, optimizer, schedule, progress, steps + WARM,
-              after_step)
+        train(
+            setup.accelerator,
+            setup.family,
+            examples,
+            order,
+            setup.config,
+            optimizer,
+            schedule,
+            progress,
+            steps + WARM,
+            after_step,
+        )
     return steps / (times[-1] - times[-steps - 1])
 
 
@@ -60,7 +80,11 @@ def floor(setup, carriers, images, steps: int) -> float:
     """Steps a second of forward, backward and AdamW on one batch, and nothing else."""
     size, unet = setup.config.train_batch_size, setup.family.pipe.unet
     optimizer = torch.optim.AdamW([p for _, p in trained(carriers)], 1e-4, fused=True)
-    noisy, target, timesteps = torch.randn(size, 4, 16, 16), torch.randn(size, 4, 16, 16), torch.randint(0, 1000, (size,))
+    noisy, target, timesteps = (
+        torch.randn(size, 4, 16, 16),
+        torch.randn(size, 4, 16, 16),
+        torch.randint(0, 1000, (size,)),
+    )
     prompts = setup.family.encode_prompts(images["text"][:size])[0]
 
     def step():
@@ -73,9 +97,16 @@ def floor(setup, carriers, images, steps: int) -> float:
 
 def encoding(setup, carriers, images, steps: int) -> float:
     """Steps a second of what diffusers' script does in each: read, encode image and prompt, train, log the loss."""
-    family, size, unet, pipe = setup.family, setup.config.train_batch_size, setup.family.pipe.unet, setup.family.pipe
+    family, size, unet, pipe = (
+        setup.family,
+        setup.config.train_batch_size,
+        setup.family.pipe.unet,
+        setup.family.pipe,
+    )
     pictures = Pictures(images, Look(64))
-    tokens = pipe.tokenizer(list(images["text"]), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    tokens = pipe.tokenizer(
+        list(images["text"]), padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
     rows = [*range(len(images))] * (size * (steps + WARM) // len(images) + 1)
     loader = DataLoader(rows, size, shuffle=True, collate_fn=list)
     batches, parameters = iter(loader), [p for _, p in trained(carriers)]
@@ -87,7 +118,9 @@ def encoding(setup, carriers, images, steps: int) -> float:
         latents = pipe.vae.encode(pixels).latent_dist.sample() * pipe.vae.config.scaling_factor
         timesteps = torch.randint(0, 1000, (size,))
         noisy, target = family.add_noise(latents, torch.randn_like(latents), timesteps)
-        loss = F.mse_loss(unet(noisy, timesteps, pipe.text_encoder(tokens[rows])[0], return_dict=False)[0], target)
+        loss = F.mse_loss(
+            unet(noisy, timesteps, pipe.text_encoder(tokens[rows])[0], return_dict=False)[0], target
+        )
         setup.accelerator.gather(loss.repeat(size)).mean().item()
         setup.accelerator.backward(loss)
         setup.accelerator.clip_grad_norm_(parameters, 1.0)
@@ -110,8 +143,17 @@ def rate(step, steps: int) -> float:
 def measure(way: str, target: str, rank: int, batch: int, steps: int) -> dict:
     """Steps a second and peak memory of one way, in this process."""
     with tempfile.TemporaryDirectory() as folder:
-        setup = set_up(lb.TextToImageConfig(pretrained_model_name_or_path="tiny-sd", target=target, rank=rank, seed=0,
-                                            train_batch_size=batch, report_to="none", output_dir=folder))
+        setup = set_up(
+            lb.TextToImageConfig(
+                pretrained_model_name_or_path="tiny-sd",
+                target=target,
+                rank=rank,
+                seed=0,
+                train_batch_size=batch,
+                report_to="none",
+                output_dir=folder,
+            )
+        )
         carriers = add_lora(setup.family, setup.config)
         setup.family.pipe.unet.train()
         images = lb.load_captioned_images("creatures", max_samples=64)
@@ -122,7 +164,9 @@ def measure(way: str, target: str, rank: int, batch: int, steps: int) -> dict:
 def apart(*arguments) -> dict:
     """What `measure` finds in a process of its own."""
     command = [sys.executable, __file__, "--measure", *map(str, arguments)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    )
 
 
 if __name__ == "__main__":
@@ -135,7 +179,9 @@ if __name__ == "__main__":
         way, target, rank, batch, steps = told.measure
         print(json.dumps(measure(way, target, int(rank), int(batch), int(steps))))
         sys.exit()
-    print(f"{'adapter, batch':<26}{'way':<22}{'steps/s':>9}{'of floor':>10}{'of encoding':>13}{'peak MiB':>10}")
+    print(
+        f"{'adapter, batch':<26}{'way':<22}{'steps/s':>9}{'of floor':>10}{'of encoding':>13}{'peak MiB':>10}"
+    )
     for target, rank, batch in (("attention", 4, 8), ("all", 16, 8)):
         found = {way: [] for way in WAYS}
         for _ in range(told.rounds):
@@ -144,5 +190,8 @@ if __name__ == "__main__":
         rates = {way: median(run["rate"] for run in runs) for way, runs in found.items()}
         for way in WAYS:
             memory = median(run["mebibytes"] for run in found[way])
-            print(f"{f'{target}, rank {rank}, {batch}':<26}{way:<22}{rates[way]:>9.2f}{rates[way] / rates['floor']:>10.2f}"
-                  f"{rates[way] / rates['encoding every step']:>13.2f}{memory:>10.0f}", flush=True)
+            print(
+                f"{f'{target}, rank {rank}, {batch}':<26}{way:<22}{rates[way]:>9.2f}{rates[way] / rates['floor']:>10.2f}"
+                f"{rates[way] / rates['encoding every step']:>13.2f}{memory:>10.0f}",
+                flush=True,
+            )

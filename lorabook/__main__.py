@@ -1,4 +1,5 @@
 """The command line: lorabook demo · doctor · inspect · convert"""
+
 import argparse
 import json
 import sys
@@ -11,19 +12,37 @@ from lorabook.machine import doctor as checkup
 def demo(output: Path, folder: Path) -> None:
     """Train a LoRA on the bundled creatures and draw the same prompts and seeds at several scales."""
     if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ValueError(f"output {str(output)!r} is a folder, or in a folder that is not there; give a file to write")
+        raise ValueError(
+            f"output {str(output)!r} is a folder, or in a folder that is not there; give a file to write"
+        )
     world = lb.world("bundled")
-    run = lb.train_text_to_image(lb.TextToImageConfig(
-        pretrained_model_name_or_path=world.model, train_data_dir=str(lb.bundled(world.data)), output_dir=str(folder),
-        rank=world.rank, target=world.target, learning_rate=world.learning_rate, lr_scheduler="cosine",
-        lr_warmup_steps=20, train_batch_size=world.train_batch_size, max_train_steps=world.max_train_steps,
-        validation_split=world.validation_split, seed=0))
+    run = lb.train_text_to_image(
+        lb.TextToImageConfig(
+            pretrained_model_name_or_path=world.model,
+            train_data_dir=str(lb.bundled(world.data)),
+            output_dir=str(folder),
+            rank=world.rank,
+            target=world.target,
+            learning_rate=world.learning_rate,
+            lr_scheduler="cosine",
+            lr_warmup_steps=20,
+            train_batch_size=world.train_batch_size,
+            max_train_steps=world.max_train_steps,
+            validation_split=world.validation_split,
+            seed=0,
+        )
+    )
     print(run)
     pipe = lb.load_pipeline(world.model)
     adapter = lb.load_adapter(pipe, run, "creatures")
     print(adapter)
-    grid = lb.sweep(pipe, columns={adapter.name: [0, 0.25, 0.5, 0.75, 1]}, rows={"prompt": list(world.prompts)}, seed=1,
-                    title="The same prompts and the same noise: the base model (0) and its LoRA at four scales")
+    grid = lb.sweep(
+        pipe,
+        columns={adapter.name: [0, 0.25, 0.5, 0.75, 1]},
+        rows={"prompt": list(world.prompts)},
+        seed=1,
+        title="The same prompts and the same noise: the base model (0) and its LoRA at four scales",
+    )
     print(f"drew {grid.save(output).absolute()}")
 
 
@@ -42,7 +61,9 @@ def inspect(file: str, picture: Path | None) -> None:
         picture.write_bytes(inspection._repr_png_())
 
 
-def convert(source: str, target: Path, form: str, rank: int | None, base: str | None, allow_pickle: bool) -> None:
+def convert(
+    source: str, target: Path, form: str, rank: int | None, base: str | None, allow_pickle: bool
+) -> None:
     """Write an adapter in another form, with the same ΔW; or at a smaller rank, with the error said."""
     if base is None:
         print(lb.save_adapter(source, target, form, rank=rank, allow_pickle=allow_pickle))
@@ -62,23 +83,40 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
     def command(function, name: str):
-        made = commands.add_parser(name, allow_abbrev=False, description=function.__doc__, help=function.__doc__)
+        made = commands.add_parser(
+            name, allow_abbrev=False, description=function.__doc__, help=function.__doc__
+        )
         made.set_defaults(function=function)
         return made
+
     shown = command(demo, "demo")
     shown.add_argument("--output", type=Path, default=Path("demo.png"), help="the picture to write")
-    shown.add_argument("--output_dir", dest="folder", type=Path, default=Path("demo-lora"), help="folder for the adapter")
-    command(doctor, "doctor").add_argument("--json", dest="as_json", action="store_true", help="print it as JSON")
+    shown.add_argument(
+        "--output_dir",
+        dest="folder",
+        type=Path,
+        default=Path("demo-lora"),
+        help="folder for the adapter",
+    )
+    command(doctor, "doctor").add_argument(
+        "--json", dest="as_json", action="store_true", help="print it as JSON"
+    )
     looked = command(inspect, "inspect")
     looked.add_argument("file", help="a file, a folder, a bundled name, a Hub id or an address")
     looked.add_argument("--picture", type=Path, help="write the picture of it too, as a PNG")
     made = command(convert, "convert")
     made.add_argument("source", help="a file, a folder, a bundled name, a Hub id or an address")
     made.add_argument("target", type=Path, help="a folder, or a file where it ends in .safetensors")
-    made.add_argument("--format", dest="form", default="diffusers", choices=("diffusers", "peft", "kohya"))
+    made.add_argument(
+        "--format", dest="form", default="diffusers", choices=("diffusers", "peft", "kohya")
+    )
     made.add_argument("--rank", type=int, help="approximate layers of a larger rank by this one")
     made.add_argument("--base", help="the base model, which some DoRA need to become a LoRA")
-    made.add_argument("--allow_pickle", action="store_true", help="read an old .bin, .pt or .ckpt, its weights only")
+    made.add_argument(
+        "--allow_pickle",
+        action="store_true",
+        help="read an old .bin, .pt or .ckpt, its weights only",
+    )
     return parser
 
 

@@ -1,14 +1,31 @@
 """The map of a model: which module belongs to which block, and of which kind it is."""
+
 import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-KINDS = ("attention", "cross-attention", "feed-forward", "projection", "resnet", "sampler", "embedding")
+KINDS = (
+    "attention",
+    "cross-attention",
+    "feed-forward",
+    "projection",
+    "resnet",
+    "sampler",
+    "embedding",
+)
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-_CONVOLUTIONS = ("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj",
-                 "downsamplers.0.conv", "upsamplers.0.conv")
+_CONVOLUTIONS = (
+    "proj_in",
+    "proj_out",
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "time_emb_proj",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+)
 TARGETS = {
     "attention": _ATTENTION,
     "attention+ff": _ATTENTION + _FEED_FORWARD,
@@ -52,7 +69,9 @@ def kind_of(module: str) -> str:
         return "attention"
     if ".mlp." in module:
         return "feed-forward"
-    if ".attn1." in module or ".motion_modules." in module and ".attn2." in module:  # between frames, not with the words
+    if (
+        ".attn1." in module or ".motion_modules." in module and ".attn2." in module
+    ):  # between frames, not with the words
         return "attention"
     if ".attn2." in module:
         return "cross-attention"

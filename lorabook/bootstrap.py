@@ -2,6 +2,7 @@
 
 It runs before anything else is there, so it uses the standard library and pip's own packaging, and no other room.
 """
+
 import importlib.util
 import os
 import subprocess
@@ -22,7 +23,10 @@ except ImportError:
     from pip._vendor.packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = ("torch", "numpy")  # builds for this very machine: another may not fit its GPU, or what was built against them
+KEPT = (
+    "torch",
+    "numpy",
+)  # builds for this very machine: another may not fit its GPU, or what was built against them
 TORCHAO_FLOOR = "0.16.0"  # peft.import_utils.TORCHAO_MINIMUM_VERSION: beside an older one peft refuses every LoRA
 
 
@@ -42,9 +46,13 @@ class Misfit:
 def requirements() -> list[Requirement]:
     """What lorabook needs: by pyproject.toml in the repository, else by the installed package."""
     import tomllib  # new in Python 3.11, and `doctor` also tells an older one what it needs
+
     project = ROOT / "pyproject.toml"
     if project.is_file():
-        return [Requirement(line) for line in tomllib.loads(project.read_text())["project"]["dependencies"]]
+        return [
+            Requirement(line)
+            for line in tomllib.loads(project.read_text())["project"]["dependencies"]
+        ]
     return needs_of("lorabook")
 
 
@@ -54,7 +62,11 @@ def needs_of(package: str) -> list[Requirement]:
         lines = metadata.requires(package) or ()
     except metadata.PackageNotFoundError:
         return []
-    return [need for need in map(Requirement, lines) if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return [
+        need
+        for need in map(Requirement, lines)
+        if need.marker is None or need.marker.evaluate({"extra": ""})
+    ]
 
 
 def version_of(package: str) -> str | None:
@@ -68,9 +80,15 @@ def version_of(package: str) -> str | None:
 def misfits(needed: Requirement) -> list[Misfit]:
     """Where lorabook's need of a package, or one of that package's own needs, is not met; [] where all is well."""
     needs = [] if needed.name in KEPT else [(needed.name, need) for need in needs_of(needed.name)]
-    found = [Misfit(whose, need, version_of(need.name)) for whose, need in [("lorabook", needed), *needs]]
-    return [misfit for misfit in found
-            if not misfit.version or not misfit.requirement.specifier.contains(misfit.version, prereleases=True)]
+    found = [
+        Misfit(whose, need, version_of(need.name)) for whose, need in [("lorabook", needed), *needs]
+    ]
+    return [
+        misfit
+        for misfit in found
+        if not misfit.version
+        or not misfit.requirement.specifier.contains(misfit.version, prereleases=True)
+    ]
 
 
 def bad_torchao() -> str | None:
@@ -83,8 +101,12 @@ def bad_torchao() -> str | None:
         return f"{version} is too old for peft, which refuses every LoRA beside it"
     if not version or not importlib.util.find_spec("torchao"):
         return None
-    tried = subprocess.run([sys.executable, "-c", "import torchao.quantization, torchao.utils"], capture_output=True,
-                           text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    tried = subprocess.run(
+        [sys.executable, "-c", "import torchao.quantization, torchao.utils"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
     if not tried.returncode:
         return None
     why = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
@@ -102,7 +124,9 @@ def mend() -> None:
     _reach_commands()
     needed = requirements()
     for kept in (misfit for need in needed if need.name in KEPT for misfit in misfits(need)):
-        raise RuntimeError(f"{kept}; it is left as it came with this machine, so choose a newer runtime or environment")
+        raise RuntimeError(
+            f"{kept}; it is left as it came with this machine, so choose a newer runtime or environment"
+        )
     wrong, torchao = [misfit for need in needed for misfit in misfits(need)], bad_torchao()
     if not wrong and not torchao:
         return
@@ -115,8 +139,10 @@ def mend() -> None:
     changed = {name for name in before if before[name] != after.get(name)}
     told = _told(before, after, {canonicalize_name(need.name) for need in needed})
     if changed & loaded:
-        _restart(f"{told}; {_listed(changed & loaded)} had been loaded before, so the kernel restarts: "
-                 "run the notebook again from its top")
+        _restart(
+            f"{told}; {_listed(changed & loaded)} had been loaded before, so the kernel restarts: "
+            "run the notebook again from its top"
+        )
     print(told)
 
 
@@ -132,24 +158,42 @@ def _install(needed: list[Requirement]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder) / "kept.txt"
         pins.write_text("".join(f"{name}=={version_of(name)}\n" for name in KEPT))
-        _pip("install", "-c", str(pins), *(_spelled(need) for need in needed if need.name not in KEPT))
+        _pip(
+            "install",
+            "-c",
+            str(pins),
+            *(_spelled(need) for need in needed if need.name not in KEPT),
+        )
     for misfit in (misfit for need in needed for misfit in misfits(need)):
-        raise RuntimeError(f"pip came to an end, but {misfit}; restart the kernel and run this cell again")
+        raise RuntimeError(
+            f"pip came to an end, but {misfit}; restart the kernel and run this cell again"
+        )
 
 
 def _pip(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments],
+        capture_output=True,
+        text=True,
+    )
     importlib.invalidate_caches()
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["it gave no reason"]
-        raise RuntimeError(f"pip {arguments[0]} failed: {said[-1][:200]}; look whether this machine has internet "
-                           "(on Kaggle it is switched on in the notebook's settings)")
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+            "it gave no reason"
+        ]
+        raise RuntimeError(
+            f"pip {arguments[0]} failed: {said[-1][:200]}; look whether this machine has internet "
+            "(on Kaggle it is switched on in the notebook's settings)"
+        )
 
 
 def _installed() -> dict[str, str]:
     """The installed versions by canonical name; of two copies the one that is imported."""
-    found = [(canonicalize_name(each.name), each.version) for each in metadata.distributions() if each.name]
+    found = [
+        (canonicalize_name(each.name), each.version)
+        for each in metadata.distributions()
+        if each.name
+    ]
     return dict(reversed(found))
 
 
@@ -166,7 +210,9 @@ def _told(before: dict[str, str], after: dict[str, str], needed: set[str]) -> st
     named = [f"{name} {after[name]}" for name in new & needed] or sorted(new)
     more = f" and {len(new) - len(named)} more" * (len(new) > len(named))
     gone = [f"{name} {version}" for name, version in before.items() if name not in after]
-    done = [f"installed {_listed(named)}{more}"] * bool(new) + [f"removed {_listed(gone)}"] * bool(gone)
+    done = [f"installed {_listed(named)}{more}"] * bool(new) + [f"removed {_listed(gone)}"] * bool(
+        gone
+    )
     return f"lorabook: {'; '.join(done)}"
 
 

@@ -3,6 +3,7 @@
 diffusers warns of every component that an adapter has no weights for, and both libraries draw progress bars for files
 that are read in a moment. What matters of it, `load_adapter` checks and reports itself.
 """
+
 import warnings
 from contextlib import contextmanager
 
@@ -13,7 +14,10 @@ import transformers.utils.logging as transformers_logging
 @contextmanager
 def quiet():
     """No bars and no warnings from diffusers and transformers inside the block."""
-    bars = transformers_logging.is_progress_bar_enabled(), diffusers_logging.is_progress_bar_enabled()
+    bars = (
+        transformers_logging.is_progress_bar_enabled(),
+        diffusers_logging.is_progress_bar_enabled(),
+    )
     level = diffusers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()

@@ -1,4 +1,5 @@
 """Low rank as linear algebra on plain matrices: spectra, truncation, energy, angles."""
+
 import torch
 from torch import Tensor
 

@@ -1,4 +1,5 @@
 """Images in numbers: similarity by a CLIP model, the bundled tiny one or any folder or Hub id; equality to rounding."""
+
 import os
 import re
 from collections.abc import Sequence
@@ -21,7 +22,10 @@ except ImportError:
     from transformers import CLIPImageProcessor as ImageProcessor
 
 
-_TOLERANCE = {torch.float16: 8e-3, torch.bfloat16: 3.2e-2}  # some steps of the number format; float32: of a picture's 255
+_TOLERANCE = {
+    torch.float16: 8e-3,
+    torch.bfloat16: 3.2e-2,
+}  # some steps of the number format; float32: of a picture's 255
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -47,10 +51,15 @@ def _judge(model: str) -> tuple[CLIPModel, AutoTokenizer, ImageProcessor]:
 def _read(found: str, looked: str) -> tuple[CLIPModel, AutoTokenizer, ImageProcessor]:
     try:
         with quiet():
-            return (CLIPModel.from_pretrained(found).eval().requires_grad_(False),
-                    AutoTokenizer.from_pretrained(found), ImageProcessor.from_pretrained(found))
+            return (
+                CLIPModel.from_pretrained(found).eval().requires_grad_(False),
+                AutoTokenizer.from_pretrained(found),
+                ImageProcessor.from_pretrained(found),
+            )
     except OSError as error:
-        raise FileNotFoundError(f"{looked} the Hub did not give it: {' '.join(str(error).split())[:120]}") from error
+        raise FileNotFoundError(
+            f"{looked} the Hub did not give it: {' '.join(str(error).split())[:120]}"
+        ) from error
 
 
 def _named(model: str | os.PathLike | None) -> str:
@@ -58,14 +67,18 @@ def _named(model: str | os.PathLike | None) -> str:
 
 
 @torch.no_grad()
-def image_features(images: Sequence[Image.Image], *, model: str | os.PathLike | None = None) -> Tensor:
+def image_features(
+    images: Sequence[Image.Image], *, model: str | os.PathLike | None = None
+) -> Tensor:
     """CLIP's view of images as unit vectors, (images, width)."""
     if not images:
         raise ValueError("there are no images to look at")
     clip, _, processor = _judge(_named(model))
-    batches = [images[i:i + 64] for i in range(0, len(images), 64)]
-    outputs = [clip.get_image_features(**processor([i.convert("RGB") for i in batch], return_tensors="pt"))
-               for batch in batches]
+    batches = [images[i : i + 64] for i in range(0, len(images), 64)]
+    outputs = [
+        clip.get_image_features(**processor([i.convert("RGB") for i in batch], return_tensors="pt"))
+        for batch in batches
+    ]
     return F.normalize(torch.cat([_vectors(o) for o in outputs]), dim=-1)
 
 
@@ -73,7 +86,9 @@ def image_features(images: Sequence[Image.Image], *, model: str | os.PathLike | 
 def text_features(texts: Sequence[str], *, model: str | os.PathLike | None = None) -> Tensor:
     """CLIP's view of texts as unit vectors, (texts, width)."""
     clip, tokenizer, _ = _judge(_named(model))
-    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=77, return_tensors="pt")
+    tokens = tokenizer(
+        list(texts), padding=True, truncation=True, max_length=77, return_tensors="pt"
+    )
     return F.normalize(_vectors(clip.get_text_features(**tokens)), dim=-1)
 
 
@@ -82,8 +97,9 @@ def _vectors(output) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def prompt_similarity(images: Sequence[Image.Image], prompts: Sequence[str], *,
-                      model: str | os.PathLike | None = None) -> Tensor:
+def prompt_similarity(
+    images: Sequence[Image.Image], prompts: Sequence[str], *, model: str | os.PathLike | None = None
+) -> Tensor:
     """How well images fit prompts.
 
     Args:
@@ -97,8 +113,12 @@ def prompt_similarity(images: Sequence[Image.Image], prompts: Sequence[str], *,
     return image_features(images, model=model) @ text_features(prompts, model=model).T
 
 
-def image_similarity(images: Sequence[Image.Image], others: Sequence[Image.Image], *,
-                     model: str | os.PathLike | None = None) -> Tensor:
+def image_similarity(
+    images: Sequence[Image.Image],
+    others: Sequence[Image.Image],
+    *,
+    model: str | os.PathLike | None = None,
+) -> Tensor:
     """How alike images are, to CLIP's eye; arguments as in `prompt_similarity`.
 
     Returns: (images, others) cosine similarities, −1 to 1.
@@ -106,7 +126,8 @@ def image_similarity(images: Sequence[Image.Image], others: Sequence[Image.Image
     return image_features(images, model=model) @ image_features(others, model=model).T
 
 
-def closest_prompt(images: Sequence[Image.Image], prompts: Sequence[str], *,
-                   model: str | os.PathLike | None = None) -> list[int]:
+def closest_prompt(
+    images: Sequence[Image.Image], prompts: Sequence[str], *, model: str | os.PathLike | None = None
+) -> list[int]:
     """For each image the index of the prompt that fits it best (zero-shot classification)."""
     return prompt_similarity(images, prompts, model=model).argmax(1).tolist()

@@ -3,6 +3,7 @@
 Their own from_pretrained tells it where it is asked by `output_loading_info`, and begins with random weights where it is
 not: https://huggingface.co/docs/diffusers/api/models/overview#diffusers.ModelMixin.from_pretrained
 """
+
 import threading
 import warnings
 from collections.abc import Iterator
@@ -32,7 +33,9 @@ def read_whole(source: str, *, bundled: bool = False) -> Iterator[None]:
             stack.enter_context(_telling(library, told))
         yield
     for model, info in told:
-        _check(source, bundled, model, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]))
+        _check(
+            source, bundled, model, sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        )
 
 
 @contextmanager
@@ -52,10 +55,16 @@ def _telling(library: type, told: list) -> Iterator[None]:
         library.from_pretrained = own
 
 
-def _check(source: str, bundled: bool, model: str, missing: list[str], unexpected: list[str]) -> None:
+def _check(
+    source: str, bundled: bool, model: str, missing: list[str], unexpected: list[str]
+) -> None:
     if not missing and not unexpected:
         return
-    lacks = f"lacks {len(missing)} of its weights ({missing[0]:.50} …), which would be random" if missing else ""
+    lacks = (
+        f"lacks {len(missing)} of its weights ({missing[0]:.50} …), which would be random"
+        if missing
+        else ""
+    )
     rest = f"holds {len(unexpected)} without a place ({unexpected[0]:.50} …)" if unexpected else ""
     here = f"here are transformers {version('transformers')} and diffusers {version('diffusers')}"
     sentence = f"{source[-75:]} is not read whole: the file of {model} {' and '.join(filter(None, (lacks, rest)))}; {here}"

@@ -1,4 +1,5 @@
 """Find and load a base pipeline: bundled, in a folder, or on the Hub; device, precision and scheduler."""
+
 import inspect
 import os
 import re
@@ -30,28 +31,43 @@ RETIRED = {
 _SOLVER = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 _SDE = _SOLVER | {"algorithm_type": "sde-dpmsolver++"}
 SCHEDULERS = {
-    "ddim": ("DDIMScheduler", {}), "ddpm": ("DDPMScheduler", {}), "pndm": ("PNDMScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
     "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "euler": ("EulerDiscreteScheduler", {}), "euler a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}), "lms": ("LMSDiscreteScheduler", {}),
-    "dpm2": ("KDPM2DiscreteScheduler", {}), "dpm2 a": ("KDPM2AncestralDiscreteScheduler", {}),
-    "dpm++ 2m": ("DPMSolverMultistepScheduler", _SOLVER), "dpm++ 2m sde": ("DPMSolverMultistepScheduler", _SDE),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "dpm2": ("KDPM2DiscreteScheduler", {}),
+    "dpm2 a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "dpm++ 2m": ("DPMSolverMultistepScheduler", _SOLVER),
+    "dpm++ 2m sde": ("DPMSolverMultistepScheduler", _SDE),
     "dpm++ 2m sde heun": ("DPMSolverMultistepScheduler", _SDE | {"solver_type": "heun"}),
     "dpm++ 3m sde": ("DPMSolverMultistepScheduler", _SDE | {"solver_order": 3}),
-    "dpm++ 2s": ("DPMSolverSinglestepScheduler", _SOLVER), "dpm++ sde": ("DPMSolverSinglestepScheduler", _SOLVER),
-    "deis": ("DEISMultistepScheduler", {}), "unipc": ("UniPCMultistepScheduler", {}), "lcm": ("LCMScheduler", {}),
+    "dpm++ 2s": ("DPMSolverSinglestepScheduler", _SOLVER),
+    "dpm++ sde": ("DPMSolverSinglestepScheduler", _SOLVER),
+    "deis": ("DEISMultistepScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
 }
 SPACINGS = {  # how the noise levels lie, which may follow a name
-    "karras": {"use_karras_sigmas": True}, "exponential": {"timestep_spacing": "linspace", "use_exponential_sigmas": True},
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"timestep_spacing": "linspace", "use_exponential_sigmas": True},
     "beta": {"timestep_spacing": "linspace", "use_beta_sigmas": True},
-    "sgm uniform": {"timestep_spacing": "trailing"}, "simple": {"timestep_spacing": "trailing"},
+    "sgm uniform": {"timestep_spacing": "trailing"},
+    "simple": {"timestep_spacing": "trailing"},
 }
-_NO_SPACING = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
-               "use_lu_lambdas": False}
+_NO_SPACING = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+}
 
 
 def default_device() -> str:
-    """"cuda", "mps" or "cpu": the best this machine has."""
+    """ "cuda", "mps" or "cpu": the best this machine has."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -70,7 +86,9 @@ def find_model(model: str | os.PathLike | None = None) -> str:
         if folder is not None and (folder / "model_index.json").is_file():
             return str(folder)
     if Path(name).expanduser().is_dir():
-        raise FileNotFoundError(f"folder {name} is not a diffusers pipeline: it has no model_index.json")
+        raise FileNotFoundError(
+            f"folder {name} is not a diffusers pipeline: it has no model_index.json"
+        )
     if name in RETIRED:
         warnings.warn(f"{name} is gone from the Hub; using {RETIRED[name]}", stacklevel=2)
         return RETIRED[name]
@@ -78,12 +96,19 @@ def find_model(model: str | os.PathLike | None = None) -> str:
         return name
     raise FileNotFoundError(
         f"model {name!r} not found: no folder {Path(name).absolute()}, none in the bundled {DATA}, and it is not a "
-        "Hub id of the form owner/name")
+        "Hub id of the form owner/name"
+    )
 
 
-def load_pipeline(model: str | os.PathLike | None = None, *, device: str | None = None,
-                  dtype: torch.dtype | None = None, scheduler: str | None = None,
-                  low_memory: bool = False, **kwargs) -> DiffusionPipeline:
+def load_pipeline(
+    model: str | os.PathLike | None = None,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    scheduler: str | None = None,
+    low_memory: bool = False,
+    **kwargs,
+) -> DiffusionPipeline:
     """An ordinary diffusers text-to-image pipeline, ready to use.
 
     Args:
@@ -117,18 +142,26 @@ def load_pipeline(model: str | os.PathLike | None = None, *, device: str | None 
 
 def _from_pretrained(found: str, dtype: torch.dtype, **kwargs) -> DiffusionPipeline:
     if not Path(found).is_dir():
-        check_hub(found, **{key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs})
+        check_hub(
+            found,
+            **{key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs},
+        )
         return AutoPipelineForText2Image.from_pretrained(found, **{_DTYPE: dtype}, **kwargs)
     try:
         with quiet():
             return AutoPipelineForText2Image.from_pretrained(found, **{_DTYPE: dtype}, **kwargs)
     except OSError as error:
-        raise FileNotFoundError(f"model folder {found} is not whole: {' '.join(str(error).split())[:200]}") from error
+        raise FileNotFoundError(
+            f"model folder {found} is not whole: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
     """Ask once whether the Hub has a model that is not in the cache; from_pretrained alone retries for half a minute."""
-    if isinstance(try_to_load_from_cache(repo_id, "model_index.json", cache_dir=cache_dir, revision=revision), str):
+    if isinstance(
+        try_to_load_from_cache(repo_id, "model_index.json", cache_dir=cache_dir, revision=revision),
+        str,
+    ):
         return
     looked = f"model {repo_id!r} not found: no folder {Path(repo_id).absolute()}, not in the Hub cache, and"
     try:
@@ -136,13 +169,20 @@ def check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
     except GatedRepoError as error:
         raise FileNotFoundError(
             f"{looked} the Hub gives it only to those who accepted its licence: do so on its page, then log in with "
-            "a token") from error
+            "a token"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"{looked} the Hub has no such model, or it is private and needs a token") from error
+        raise FileNotFoundError(
+            f"{looked} the Hub has no such model, or it is private and needs a token"
+        ) from error
     except RevisionNotFoundError as error:
         raise FileNotFoundError(f"{looked} the Hub's has no revision {revision!r}") from error
-    except Exception as error:  # no network: the class is that of whichever HTTP library huggingface_hub uses
-        raise FileNotFoundError(f"{looked} the Hub cannot be reached ({type(error).__name__})") from error
+    except (
+        Exception
+    ) as error:  # no network: the class is that of whichever HTTP library huggingface_hub uses
+        raise FileNotFoundError(
+            f"{looked} the Hub cannot be reached ({type(error).__name__})"
+        ) from error
 
 
 def scheduler_named(name: str) -> tuple[type, dict]:
@@ -158,14 +198,22 @@ def scheduler_named(name: str) -> tuple[type, dict]:
     kind, options = SCHEDULERS.get(base, (name if isinstance(name, str) else "", {}))
     found = getattr(diffusers, kind, None) if kind.endswith("Scheduler") else None
     if found is None:
-        raise ValueError(f"unknown scheduler {name!r:.60}; the names are: {', '.join(SCHEDULERS)}; behind them "
-                         f"{', '.join(SPACINGS)}; or a diffusers class")
-    if missing := [package for package in getattr(found, "_backends", ()) if find_spec(package) is None]:
-        raise ValueError(f"the scheduler {name!r:.60} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        raise ValueError(
+            f"unknown scheduler {name!r:.60}; the names are: {', '.join(SCHEDULERS)}; behind them "
+            f"{', '.join(SPACINGS)}; or a diffusers class"
+        )
+    if missing := [
+        package for package in getattr(found, "_backends", ()) if find_spec(package) is None
+    ]:
+        raise ValueError(
+            f"the scheduler {name!r:.60} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
     takes, levels = inspect.signature(found.__init__).parameters, SPACINGS.get(spacing, {})
     if levels and (needed := list(levels)[-1]) not in takes:
-        raise ValueError(f"{base!r} is not drawn with {spacing} levels, since diffusers' {kind} has no {needed}; say "
-                         f"{base!r}, or take another, as 'dpm++ 2m karras'")
+        raise ValueError(
+            f"{base!r} is not drawn with {spacing} levels, since diffusers' {kind} has no {needed}; say "
+            f"{base!r}, or take another, as 'dpm++ 2m karras'"
+        )
     if "use_beta_sigmas" in levels and find_spec("scipy") is None:
         raise ValueError(f"the scheduler {name!r:.60} needs scipy: pip install scipy")
     whole = {} if base is None else _NO_SPACING | options | levels
@@ -193,12 +241,16 @@ def scheduler_like(config: Mapping, name: str):
 
 def scheduler_name(scheduler) -> str | None:
     """The usual name of a scheduler as it is set, or None where it has none."""
-    for name in (f"{base} {spacing}".strip() for spacing in ("", *SPACINGS) for base in reversed(SCHEDULERS)):
+    for name in (
+        f"{base} {spacing}".strip() for spacing in ("", *SPACINGS) for base in reversed(SCHEDULERS)
+    ):
         try:
             kind, options = scheduler_named(name)
         except ValueError:  # levels that this class does not have
             continue
-        if type(scheduler) is kind and all(scheduler.config.get(option) == value for option, value in options.items()):
+        if type(scheduler) is kind and all(
+            scheduler.config.get(option) == value for option, value in options.items()
+        ):
             return name
     return None
 

@@ -10,7 +10,9 @@ from PIL import Image
 import lorabook as lb
 from styles import creature
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's jobs in the background inherit that
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's jobs in the background inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -30,13 +32,23 @@ def pipe():
 @pytest.fixture
 def small(pipe):
     """The bundled pipeline with a random UNet of two blocks, which is quick to compile, and an adapter "random"."""
-    from adapter_files import add_random
     from diffusers import UNet2DConditionModel
+
+    from adapter_files import add_random
+
     torch.manual_seed(0)
-    pipe.register_modules(unet=UNet2DConditionModel(
-        sample_size=16, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=128, attention_head_dim=4,
-        norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")))
+    pipe.register_modules(
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            cross_attention_dim=128,
+            attention_head_dim=4,
+            norm_num_groups=8,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
+    )
     add_random(pipe, text=False)
     return pipe
 
@@ -73,6 +85,7 @@ def page():
     """A page of headless Chromium, 1280 by 900."""
     from playwright.sync_api import sync_playwright
     from servers import chromium
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         made = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -85,36 +98,76 @@ def tiny_sdxl(folder) -> str:
     """A random pipeline of SDXL's topology and tiny width, saved in a folder; tokenizer and VAE are tiny-sd's."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
     torch.manual_seed(0)
     base = lb.load_pipeline("tiny-sd", device="cpu")
-    text = CLIPTextConfig(vocab_size=base.tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                          num_attention_heads=4, projection_dim=32, bos_token_id=base.text_encoder.config.bos_token_id,
-                          eos_token_id=base.text_encoder.config.eos_token_id)
+    text = CLIPTextConfig(
+        vocab_size=base.tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=32,
+        bos_token_id=base.text_encoder.config.bos_token_id,
+        eos_token_id=base.text_encoder.config.eos_token_id,
+    )
     unet = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(32, 64, 64), layers_per_block=2, transformer_layers_per_block=(1, 1, 2),
-        attention_head_dim=(2, 4, 4), cross_attention_dim=64, use_linear_projection=True, norm_num_groups=8,
+        sample_size=16,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=2,
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(2, 4, 4),
+        cross_attention_dim=64,
+        use_linear_projection=True,
+        norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), addition_embed_type="text_time",
-        addition_time_embed_dim=8, projection_class_embeddings_input_dim=32 + 6 * 8)
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+    )
     pipe = StableDiffusionXLPipeline(
-        vae=base.vae, text_encoder=CLIPTextModel(text), text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=base.tokenizer, tokenizer_2=base.tokenizer, unet=unet,
-        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"), add_watermarker=False)
+        vae=base.vae,
+        text_encoder=CLIPTextModel(text),
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=base.tokenizer,
+        tokenizer_2=base.tokenizer,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+        add_watermarker=False,
+    )
     pipe.save_pretrained(folder / "tiny-sdxl")
     return str(folder / "tiny-sdxl")
 
 
 def quick_config(**changes) -> "lb.TextToImageConfig":
     """A config of a run that ends within seconds."""
-    told = dict(pretrained_model_name_or_path="tiny-sd", dataset_name="creatures", max_train_samples=6, seed=0,
-                train_batch_size=2, max_train_steps=3, learning_rate=1e-3, rank=2, report_to="none")
+    told = dict(
+        pretrained_model_name_or_path="tiny-sd",
+        dataset_name="creatures",
+        max_train_samples=6,
+        seed=0,
+        train_batch_size=2,
+        max_train_steps=3,
+        learning_rate=1e-3,
+        rank=2,
+        report_to="none",
+    )
     return lb.TextToImageConfig(**told | changes)
 
 
 def quick_dreambooth(**changes) -> "lb.DreamBoothConfig":
     """A config of a DreamBooth run that ends within seconds."""
-    told = dict(pretrained_model_name_or_path="tiny-sd", instance_data_dir="subjects/patch_cat", seed=0, rank=2,
-                instance_prompt="a drawing of sks cat", train_batch_size=2, max_train_steps=3, report_to="none")
+    told = dict(
+        pretrained_model_name_or_path="tiny-sd",
+        instance_data_dir="subjects/patch_cat",
+        seed=0,
+        rank=2,
+        instance_prompt="a drawing of sks cat",
+        train_batch_size=2,
+        max_train_steps=3,
+        report_to="none",
+    )
     return lb.DreamBoothConfig(**told | changes)
 
 

@@ -1,4 +1,5 @@
 """A Hub on the loopback address, for the real huggingface_hub client: repositories, commits, LFS uploads, downloads."""
+
 import base64
 import hashlib
 import json
@@ -23,7 +24,9 @@ class LoopbackHub:
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_):
@@ -40,13 +43,27 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.hub.requests.append((self.command, self.path, body))
-        status = next((status for text, status in self.hub.refusals.items() if text in self.path), None)
+        status = next(
+            (status for text, status in self.hub.refusals.items() if text in self.path), None
+        )
         if status:
             return self.reply({"error": "refused by the test"}, status)
-        if not self.path.startswith("/stored/") and self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return self.reply({"error": f"Invalid credentials: {self.headers.get('Authorization')}"}, 401)
-        steps = {"/repos/create": self.create, "/validate-yaml": self.validate, "/preupload/": self.preupload,
-                 "/objects/batch": self.batch, "/stored/": self.store, "/verify": self.verify, "/commit/": self.commit}
+        if (
+            not self.path.startswith("/stored/")
+            and self.headers.get("Authorization") != f"Bearer {TOKEN}"
+        ):
+            return self.reply(
+                {"error": f"Invalid credentials: {self.headers.get('Authorization')}"}, 401
+            )
+        steps = {
+            "/repos/create": self.create,
+            "/validate-yaml": self.validate,
+            "/preupload/": self.preupload,
+            "/objects/batch": self.batch,
+            "/stored/": self.store,
+            "/verify": self.verify,
+            "/commit/": self.commit,
+        }
         return next(step for text, step in steps.items() if text in self.path)(body)
 
     do_PUT = do_POST
@@ -55,7 +72,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, self.path, b""))
         for repo, files in self.hub.repos.items():
             if self.path.startswith(f"/api/models/{repo}"):
-                return self.reply({"id": repo, "sha": "0" * 40, "siblings": [{"rfilename": name} for name in files]})
+                return self.reply(
+                    {
+                        "id": repo,
+                        "sha": "0" * 40,
+                        "siblings": [{"rfilename": name} for name in files],
+                    }
+                )
             name = self.path.partition(f"/{repo}/resolve/")[2].partition("/")[2]
             if name in files:
                 return self.reply(files[name])
@@ -85,14 +108,31 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply({"errors": [], "warnings": []})
 
     def preupload(self, body):
-        self.reply({"files": [{"path": file["path"], "shouldIgnore": False, "oid": None,
-                               "uploadMode": "regular" if file["path"].endswith(".md") else "lfs"}
-                              for file in json.loads(body)["files"]]})
+        self.reply(
+            {
+                "files": [
+                    {
+                        "path": file["path"],
+                        "shouldIgnore": False,
+                        "oid": None,
+                        "uploadMode": "regular" if file["path"].endswith(".md") else "lfs",
+                    }
+                    for file in json.loads(body)["files"]
+                ]
+            }
+        )
 
     def batch(self, body):
-        actions = [{**wanted, "actions": {"upload": {"href": f"{self.hub.url}/stored/{wanted['oid']}"},
-                                          "verify": {"href": f"{self.hub.url}/verify"}}}
-                   for wanted in json.loads(body)["objects"]]
+        actions = [
+            {
+                **wanted,
+                "actions": {
+                    "upload": {"href": f"{self.hub.url}/stored/{wanted['oid']}"},
+                    "verify": {"href": f"{self.hub.url}/verify"},
+                },
+            }
+            for wanted in json.loads(body)["objects"]
+        ]
         self.reply({"transfer": "basic", "objects": actions})
 
     def store(self, body):
@@ -101,7 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def verify(self, body):
         wanted = json.loads(body)
-        self.reply({}, 200 if len(self.hub.stored.get(wanted["oid"], b"")) == wanted["size"] else 422)
+        self.reply(
+            {}, 200 if len(self.hub.stored.get(wanted["oid"], b"")) == wanted["size"] else 422
+        )
 
     def commit(self, body):
         repo = self.path.removeprefix("/api/models/").partition("/commit/")[0]

@@ -1,4 +1,5 @@
 """A web site on the loopback address, for downloads."""
+
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,11 +36,13 @@ class Site:
                         self.send_header(name, value)
                 self.end_headers()
                 time.sleep(site.pause)
-                self.wfile.write(body[:site.sent])
+                self.wfile.write(body[: site.sent])
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_):

@@ -24,7 +24,11 @@ class Machine:
         self.take(name)
         info = self.folder / f"{name}-{version}.dist-info"
         info.mkdir()
-        lines = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {need}" for need in needs)]
+        lines = [
+            f"Name: {name}",
+            f"Version: {version}",
+            *(f"Requires-Dist: {need}" for need in needs),
+        ]
         (info / "METADATA").write_text("\n".join(["Metadata-Version: 2.1", *lines, ""]))
         (info / "top_level.txt").write_text(f"{module or name}\n")
         bootstrap.importlib.invalidate_caches()
@@ -61,9 +65,17 @@ def machine(tmp_path, monkeypatch):
 
 
 def test_it_runs_before_anything_is_installed():
-    imported = {name.split(".")[0] for node in ast.walk(ast.parse(Path(bootstrap.__file__).read_text()))
-                for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
-                             [node.module] if isinstance(node, ast.ImportFrom) else [])}
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(Path(bootstrap.__file__).read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
     assert imported <= {*sys.stdlib_module_names, "packaging", "pip"}
 
 
@@ -74,28 +86,42 @@ def test_what_is_needed_stands_in_pyproject_alone():
 
 def test_an_installed_package_without_its_repository_knows_its_needs_too(machine):
     (machine.folder / "pyproject.toml").unlink()
-    machine.put("lorabook", "9.9", ["inkwell>=2", "nbval>=0.11; extra == 'dev'", "winkwell; sys_platform == 'dos'"])
+    machine.put(
+        "lorabook",
+        "9.9",
+        ["inkwell>=2", "nbval>=0.11; extra == 'dev'", "winkwell; sys_platform == 'dos'"],
+    )
     assert [str(need) for need in requirements()] == ["inkwell>=2"]
 
 
 def test_the_floor_of_torchao_is_that_of_peft():
-    assert f'"{bootstrap.TORCHAO_FLOOR}"' in inspect.getsource(peft.import_utils.is_torchao_available)
+    assert f'"{bootstrap.TORCHAO_FLOOR}"' in inspect.getsource(
+        peft.import_utils.is_torchao_available
+    )
 
 
 def test_what_is_installed_here_fits():
     assert not [misfit for need in requirements() for misfit in misfits(need)]
 
 
-@pytest.mark.parametrize("version, said", [("1.9", "and there is 1.9"), (None, "and it is not there")])
+@pytest.mark.parametrize(
+    "version, said", [("1.9", "and there is 1.9"), (None, "and it is not there")]
+)
 def test_an_old_and_a_missing_package_are_told_apart(machine, version, said):
     machine.put("inkwell", version) if version else machine.take("inkwell")
-    assert [str(misfit) for misfit in misfits(Requirement("inkwell>=2"))] == [f"lorabook needs inkwell>=2 {said}"]
+    assert [str(misfit) for misfit in misfits(Requirement("inkwell>=2"))] == [
+        f"lorabook needs inkwell>=2 {said}"
+    ]
 
 
 def test_packages_that_do_not_suit_each_other_are_found(machine):
-    machine.put("inkwell", "2.1", ["quill<3", "blotter; extra == 'dry'", "winkwell; sys_platform == 'dos'"])
+    machine.put(
+        "inkwell", "2.1", ["quill<3", "blotter; extra == 'dry'", "winkwell; sys_platform == 'dos'"]
+    )
     machine.put("quill", "3.0")
-    assert [str(misfit) for misfit in misfits(Requirement("inkwell"))] == ["inkwell needs quill<3 and there is 3.0"]
+    assert [str(misfit) for misfit in misfits(Requirement("inkwell"))] == [
+        "inkwell needs quill<3 and there is 3.0"
+    ]
 
 
 def test_a_build_for_one_machine_counts_as_its_version(machine):
@@ -137,15 +163,27 @@ def put_torchao(machine, version, **modules):
 def test_only_a_torchao_that_peft_refuses_is_removed(machine, version, gone, capsys):
     put_torchao(machine, version)
     mend()
-    assert machine.asked == [("uninstall", "-y", "torchao")] * gone and (version_of("torchao") is None) == gone
-    assert capsys.readouterr().out == "lorabook: removed torchao 0.10.0\n" * gone and bad_torchao() is None
+    assert (
+        machine.asked == [("uninstall", "-y", "torchao")] * gone
+        and (version_of("torchao") is None) == gone
+    )
+    assert (
+        capsys.readouterr().out == "lorabook: removed torchao 0.10.0\n" * gone
+        and bad_torchao() is None
+    )
 
 
-@pytest.mark.parametrize("modules", [
-    {"__init__": "raise OSError('_C.abi3.so: undefined symbol: _ZN3c104cuda9SetDeviceEab')"},
-    {"__init__": "raise RuntimeError('operator torchao::x does not exist')"},
-    {"__init__": "raise AttributeError('module torch has no attribute x')"}, {"utils": "from os import no_such_thing"},
-    {"quantization": "raise ImportError('built for another torch')"}, {"__init__": "import os; os.abort()"}])
+@pytest.mark.parametrize(
+    "modules",
+    [
+        {"__init__": "raise OSError('_C.abi3.so: undefined symbol: _ZN3c104cuda9SetDeviceEab')"},
+        {"__init__": "raise RuntimeError('operator torchao::x does not exist')"},
+        {"__init__": "raise AttributeError('module torch has no attribute x')"},
+        {"utils": "from os import no_such_thing"},
+        {"quantization": "raise ImportError('built for another torch')"},
+        {"__init__": "import os; os.abort()"},
+    ],
+)
 def test_a_new_torchao_that_does_not_import_is_removed(machine, modules, capsys):
     put_torchao(machine, "0.17.0", **modules)
     assert bad_torchao().startswith("0.17.0 cannot be imported, so peft makes no LoRA beside it: ")
@@ -156,7 +194,9 @@ def test_a_new_torchao_that_does_not_import_is_removed(machine, modules, capsys)
 
 def test_a_torch_that_is_too_old_ends_it_before_anything_is_changed(machine):
     machine.needs("torch>=99", "inkwell>=3")
-    with pytest.raises(RuntimeError, match=r"needs torch>=99 and there is .* choose a newer runtime"):
+    with pytest.raises(
+        RuntimeError, match=r"needs torch>=99 and there is .* choose a newer runtime"
+    ):
         mend()
     assert not machine.asked
 
@@ -169,14 +209,19 @@ def test_the_kernel_restarts_where_a_replaced_package_was_loaded(machine, monkey
     kernel = types.SimpleNamespace(do_shutdown=lambda restart: restarts.append(restart))
     shell = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=kernel))
     monkeypatch.setitem(sys.modules, "IPython", shell)
-    with pytest.raises(SystemExit, match="installed inkwell 2.2; inkwell had been loaded before, so the kernel restarts"):
+    with pytest.raises(
+        SystemExit,
+        match="installed inkwell 2.2; inkwell had been loaded before, so the kernel restarts",
+    ):
         mend()
     assert restarts == [True]
 
 
 def test_a_pip_that_leaves_something_wrong_is_told(machine):
     machine.put("inkwell", "1.0")
-    with pytest.raises(RuntimeError, match=r"but lorabook needs inkwell>=2 and there is 1.0; restart the kernel"):
+    with pytest.raises(
+        RuntimeError, match=r"but lorabook needs inkwell>=2 and there is 1.0; restart the kernel"
+    ):
         mend()
 
 
@@ -187,7 +232,12 @@ def test_a_pip_that_fails_is_told_in_one_line(tmp_path):
 
 
 def test_commands_that_a_notebook_starts_find_the_package(machine, monkeypatch):
-    monkeypatch.setattr(bootstrap, "version_of", lambda name: None if name == "lorabook" else version_of(name))
+    monkeypatch.setattr(
+        bootstrap, "version_of", lambda name: None if name == "lorabook" else version_of(name)
+    )
     mend()
     mend()
-    assert bootstrap.os.environ["PYTHONPATH"].split(bootstrap.os.pathsep) == [str(machine.folder), "there"]
+    assert bootstrap.os.environ["PYTHONPATH"].split(bootstrap.os.pathsep) == [
+        str(machine.folder),
+        "there",
+    ]

@@ -52,6 +52,7 @@ def test_importing_lorabook_takes_under_half_a_second():
 
 def test_every_public_name_is_there():
     import lorabook as lb
+
     assert all(getattr(lb, name) is not None for name in lb.__all__)
 
 

@@ -9,11 +9,11 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from loopback_hub import OWNER, TOKEN, LoopbackHub
 from PIL import Image
 from safetensors.torch import load_file
 
 import lorabook as lb
+from loopback_hub import OWNER, TOKEN, LoopbackHub
 from lorabook.hub import HALF_NAME, find_token, model_card, open_repository, push_adapter
 from lorabook.lora.files import WEIGHT_NAME, write_adapter
 
@@ -43,7 +43,14 @@ def folder(tmp_path):
     folder = tmp_path / "run"
     for name in ("checkpoint-300", "validation"):
         (folder / name).mkdir(parents=True)
-    write(folder, training={"validation_prompt": "a blue cat", "output_dir": "/home/me/run", "hub_token": "hf_x"})
+    write(
+        folder,
+        training={
+            "validation_prompt": "a blue cat",
+            "output_dir": "/home/me/run",
+            "hub_token": "hf_x",
+        },
+    )
     (folder / "history.jsonl").write_text("{}")
     shutil.copy(CREATURES, folder / "checkpoint-300")
     for name in ("step-000100_seed-0", "step-000300_seed-0", "step-000300_seed-1"):
@@ -54,8 +61,12 @@ def folder(tmp_path):
 def write(folder, base_model="runwayml/stable-diffusion-v1-5", value=1.0, width=4, **about):
     """Write a small adapter file."""
     weights = {"unet.attn2.to_k.lora_A.weight": torch.full((2, width), value)}
-    return write_adapter(folder / WEIGHT_NAME, weights, about={"base_model": base_model} | about,
-                         config={"unet": {"r": 2, "lora_alpha": 4, "rank_pattern": {"mid": 1}}})
+    return write_adapter(
+        folder / WEIGHT_NAME,
+        weights,
+        about={"base_model": base_model} | about,
+        config={"unet": {"r": 2, "lora_alpha": 4, "rank_pattern": {"mid": 1}}},
+    )
 
 
 def card_of(path, **told):
@@ -65,7 +76,12 @@ def card_of(path, **told):
 def test_what_was_pushed_comes_back_and_loads(tmp_path):
     with LoopbackHub() as hub:
         told = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path)}
-        done = subprocess.run([sys.executable, "-c", PUSH_AND_LOAD], env=os.environ | told, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", PUSH_AND_LOAD],
+            env=os.environ | told,
+            capture_output=True,
+            text=True,
+        )
     assert not done.stderr
     url, report = done.stdout.splitlines()
     assert url == f"{hub.url}/{OWNER}/mine" and report.startswith("adapter 'mine': format")
@@ -75,16 +91,25 @@ def test_what_was_pushed_comes_back_and_loads(tmp_path):
 def test_only_adapter_card_and_pictures_are_sent_in_one_commit(hub, folder):
     Image.new("RGB", (8, 8)).save(folder / "grid.png")
     push_adapter(folder, "someone/mine", commit_message="First try")
-    assert set(hub.repos["someone/mine"]) == {WEIGHT_NAME, "README.md", "images/grid.png",
-                                              "images/step-000300_seed-0.png", "images/step-000300_seed-1.png"}
+    assert set(hub.repos["someone/mine"]) == {
+        WEIGHT_NAME,
+        "README.md",
+        "images/grid.png",
+        "images/step-000300_seed-0.png",
+        "images/step-000300_seed-1.png",
+    }
     assert hub.messages == ["First try"]
 
 
 def test_a_training_run_brings_its_grid_and_command(hub, folder, picture):
-    run = types.SimpleNamespace(adapter=folder / WEIGHT_NAME, grid=lb.ImageGrid([[picture()]]), command="train --rank=2")
+    run = types.SimpleNamespace(
+        adapter=folder / WEIGHT_NAME, grid=lb.ImageGrid([[picture()]]), command="train --rank=2"
+    )
     push_adapter(run, "mine")
     files = hub.repos[f"{OWNER}/mine"]
-    assert files["images/grid.png"].startswith(b"\x89PNG") and b"train --rank=2" in files["README.md"]
+    assert (
+        files["images/grid.png"].startswith(b"\x89PNG") and b"train --rank=2" in files["README.md"]
+    )
 
 
 def test_what_lies_beside_a_single_file_stays_here(hub, folder):
@@ -124,18 +149,39 @@ def test_a_broken_adapter_is_an_error_before_anything_is_sent(hub, tmp_path):
 
 def test_the_front_matter_says_what_the_hub_needs(folder):
     path = write(folder, trigger_words=["a sks cat"], training={})
-    data = card_of(path, licence="mit", prompts=["a red cat"], pictures={"images/a.png": "a blue cat"}).data.to_dict()
+    data = card_of(
+        path, licence="mit", prompts=["a red cat"], pictures={"images/a.png": "a blue cat"}
+    ).data.to_dict()
     assert data == {
-        "base_model": "runwayml/stable-diffusion-v1-5", "library_name": "diffusers", "pipeline_tag": "text-to-image",
-        "license": "mit", "inference": True, "instance_prompt": "a sks cat",
-        "tags": ["text-to-image", "diffusers", "lora", "diffusers-training", "stable-diffusion", "template:sd-lora"],
-        "widget": [{"text": "a blue cat", "output": {"url": "images/a.png"}}, {"text": "a red cat"}]}
+        "base_model": "runwayml/stable-diffusion-v1-5",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "license": "mit",
+        "inference": True,
+        "instance_prompt": "a sks cat",
+        "tags": [
+            "text-to-image",
+            "diffusers",
+            "lora",
+            "diffusers-training",
+            "stable-diffusion",
+            "template:sd-lora",
+        ],
+        "widget": [
+            {"text": "a blue cat", "output": {"url": "images/a.png"}},
+            {"text": "a red cat"},
+        ],
+    }
 
 
-@pytest.mark.parametrize("base, said", [("tiny-sd", "for tiny-sd, which comes"), ("/home/me/models/mine", "for mine.")])
+@pytest.mark.parametrize(
+    "base, said", [("tiny-sd", "for tiny-sd, which comes"), ("/home/me/models/mine", "for mine.")]
+)
 def test_a_base_model_that_is_not_on_the_hub_is_only_named_in_the_text(tmp_path, base, said):
     card = card_of(write(tmp_path, base_model=base))
-    assert "base_model" not in card.data.to_dict() and said in card.text and "/home" not in card.text
+    assert (
+        "base_model" not in card.data.to_dict() and said in card.text and "/home" not in card.text
+    )
 
 
 def test_an_adapter_with_wide_embeddings_is_tagged_xl(tmp_path):
@@ -143,10 +189,22 @@ def test_an_adapter_with_wide_embeddings_is_tagged_xl(tmp_path):
 
 
 def test_the_card_says_how_to_use_it_and_how_it_was_trained(tmp_path):
-    path = write(tmp_path, training={"learning_rate": 1e-3, "validation_prompt": "a | b"}, trigger_words=["sks"])
+    path = write(
+        tmp_path,
+        training={"learning_rate": 1e-3, "validation_prompt": "a | b"},
+        trigger_words=["sks"],
+    )
     text = card_of(path).text
-    for part in ('load_lora_weights("someone/mine")', 'lb.load_adapter(pipe, "someone/mine")', "| learning_rate | 0.001 |",
-                 "| rank, unet | 1, 2 |", "| alpha, unet | 4 |", r"| validation_prompt | a \| b |", "`sks`", 'pipe("sks")'):
+    for part in (
+        'load_lora_weights("someone/mine")',
+        'lb.load_adapter(pipe, "someone/mine")',
+        "| learning_rate | 0.001 |",
+        "| rank, unet | 1, 2 |",
+        "| alpha, unet | 4 |",
+        r"| validation_prompt | a \| b |",
+        "`sks`",
+        'pipe("sks")',
+    ):
         assert part in text
 
 
@@ -155,8 +213,14 @@ def test_metadata_from_elsewhere_is_no_obstacle(tmp_path):
 
 
 def test_tokens_and_folders_of_this_machine_stay_out_of_the_card(tmp_path):
-    path = write(tmp_path, training={"hub_token": "hf_a", "output_dir": "/home/me/run", "other": ["C:\\me\\x", 1]})
-    text = card_of(path, command="train --hub_token hf_b --TOKEN=hf_c --data '/home/me/my cats' --out=/home/me/run").text
+    path = write(
+        tmp_path,
+        training={"hub_token": "hf_a", "output_dir": "/home/me/run", "other": ["C:\\me\\x", 1]},
+    )
+    text = card_of(
+        path,
+        command="train --hub_token hf_b --TOKEN=hf_c --data '/home/me/my cats' --out=/home/me/run",
+    ).text
     assert "hf_" not in text and "me/run" not in text and "token" not in text.lower()
     assert "train --data 'my cats' --out=run" in text and "| other | ['x', 1] |" in text
 
@@ -176,14 +240,18 @@ def test_an_adapter_that_holds_the_token_is_not_sent(hub, tmp_path):
 def test_a_missing_token_is_an_error_before_any_request(hub, folder, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     for call in (lambda: open_repository("mine"), lambda: push_adapter(folder, "mine")):
-        with pytest.raises(ValueError, match="no token for the Hub; set HF_TOKEN.*Kaggle.*hf auth login.*«write»"):
+        with pytest.raises(
+            ValueError, match="no token for the Hub; set HF_TOKEN.*Kaggle.*hf auth login.*«write»"
+        ):
             call()
     assert not hub.requests
 
 
 def test_the_token_of_kaggle_is_found(hub, monkeypatch):
     client = types.SimpleNamespace(get_secret=lambda name: f"{name} of Kaggle\n")
-    monkeypatch.setitem(sys.modules, "kaggle_secrets", types.SimpleNamespace(UserSecretsClient=lambda: client))
+    monkeypatch.setitem(
+        sys.modules, "kaggle_secrets", types.SimpleNamespace(UserSecretsClient=lambda: client)
+    )
     assert find_token() == TOKEN and find_token(" given ") == "given"
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
@@ -194,7 +262,9 @@ def test_the_token_of_kaggle_is_found(hub, monkeypatch):
 
 def test_a_refused_token_is_told_in_one_sentence_that_does_not_quote_it(hub, folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(ValueError, match=r"mine: the Hub refused the token \(401\); set HF_TOKEN.*still in") as caught:
+    with pytest.raises(
+        ValueError, match=r"mine: the Hub refused the token \(401\); set HF_TOKEN.*still in"
+    ) as caught:
         push_adapter(folder, "mine")
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 400
     assert "hf_wrong" not in "".join(traceback.format_exception(caught.value))
@@ -214,7 +284,9 @@ def test_a_token_with_blanks_is_not_quoted(hub):
 
 
 def test_opening_a_repository_gives_its_full_id_each_time(hub):
-    assert open_repository("mine") == open_repository("mine", TOKEN, private=True) == f"{OWNER}/mine"
+    assert (
+        open_repository("mine") == open_repository("mine", TOKEN, private=True) == f"{OWNER}/mine"
+    )
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "a b", "-a", None, "a" * 500])
@@ -230,15 +302,26 @@ def test_a_hub_out_of_reach_is_a_connection_error(hub, folder, monkeypatch):
         push_adapter(folder, "mine")
 
 
-@pytest.mark.parametrize("path, status, kind", [("/commit/", 500, ConnectionError), ("/commit/", 400, ValueError),
-                                                ("/stored/", 400, ValueError)])
+@pytest.mark.parametrize(
+    "path, status, kind",
+    [
+        ("/commit/", 500, ConnectionError),
+        ("/commit/", 400, ValueError),
+        ("/stored/", 400, ValueError),
+    ],
+)
 def test_a_failed_push_leaves_what_is_here_as_it_was(hub, folder, path, status, kind):
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     hub.refusals = {path: status}
-    with pytest.raises(kind, match=f"mine: the Hub answered {status}: .*the adapter is still in .*{WEIGHT_NAME}") as caught:
+    with pytest.raises(
+        kind, match=f"mine: the Hub answered {status}: .*the adapter is still in .*{WEIGHT_NAME}"
+    ) as caught:
         push_adapter(folder, "mine")
     assert len(str(caught.value)) <= 400 and "\n" not in str(caught.value)
-    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} and not hub.repos[f"{OWNER}/mine"]
+    assert (
+        before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        and not hub.repos[f"{OWNER}/mine"]
+    )
 
 
 def test_the_clients_own_time_limit_comes_back(hub):

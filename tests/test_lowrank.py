@@ -37,7 +37,14 @@ def test_truncation_is_the_best_of_its_rank(halves):
 def test_energy_and_the_rank_that_keeps_it_are_each_others_inverse():
     values = torch.tensor([3.0, 2.0, 1.0])
     assert energy_kept(values, 1) == pytest.approx(9 / 14) and energy_kept(values, 3) == 1
-    assert [rank_for_energy(values, share) for share in (0.6, 9 / 14, 0.65, 13 / 14, 0.93, 1)] == [1, 1, 2, 2, 3, 3]
+    assert [rank_for_energy(values, share) for share in (0.6, 9 / 14, 0.65, 13 / 14, 0.93, 1)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
     assert energy_kept(torch.zeros(3), 1) == 1 and rank_for_energy(torch.zeros(3), 0.9) == 1
 
 
@@ -48,7 +55,9 @@ def test_effective_rank_counts_equal_directions():
 
 def test_angles_are_zero_in_a_shared_direction_and_right_elsewhere():
     eye = torch.eye(4)
-    torch.testing.assert_close(principal_angles(eye[:, :2], eye[:, 1:3]), torch.tensor([0.0, math.pi / 2]))
+    torch.testing.assert_close(
+        principal_angles(eye[:, :2], eye[:, 1:3]), torch.tensor([0.0, math.pi / 2])
+    )
 
 
 def test_a_matrix_of_a_thousand_by_two_thousand_at_rank_two_is_six_thousand_numbers():

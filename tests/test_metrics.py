@@ -17,7 +17,11 @@ def red_cat():
 
 
 def test_a_drawing_is_closest_to_its_own_caption(red_cat):
-    prompts = ["a blue cat on a green field", "a red cat on a green field", "a red boat on a green field"]
+    prompts = [
+        "a blue cat on a green field",
+        "a red cat on a green field",
+        "a red boat on a green field",
+    ]
     assert closest_prompt([red_cat], prompts, model=CLIP) == [1]
 
 
@@ -34,7 +38,9 @@ def test_an_image_is_most_like_itself(red_cat):
 
 def test_it_knows_creatures_too():
     image = draw_creature("blue", ["horns"], random.Random(3))
-    assert closest_prompt([image], ["a blue cat", "a cartoon blue creature with horns"], model=CLIP) == [1]
+    assert closest_prompt(
+        [image], ["a blue cat", "a cartoon blue creature with horns"], model=CLIP
+    ) == [1]
 
 
 def test_many_images_are_looked_at_in_parts(red_cat):
@@ -44,7 +50,9 @@ def test_many_images_are_looked_at_in_parts(red_cat):
 
 def test_a_clip_model_can_be_a_folder(red_cat):
     folder = lb.bundled(CLIP)
-    assert torch.equal(image_features([red_cat], model=folder), image_features([red_cat], model=CLIP))
+    assert torch.equal(
+        image_features([red_cat], model=folder), image_features([red_cat], model=CLIP)
+    )
 
 
 def test_an_unknown_clip_model_says_where_it_was_looked_for(red_cat):
@@ -60,6 +68,9 @@ def test_the_tolerance_is_a_tenth_of_255_in_float32_and_some_steps_of_the_format
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_sums_in_another_order_are_within_the_tolerance(dtype):
-    x, W = (torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype) for size in ((8, 512), (512, 64)))
-    whole, parts = x @ W, sum(x[:, i:i + 64] @ W[i:i + 64] for i in range(0, 512, 64))
+    x, W = (
+        torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype)
+        for size in ((8, 512), (512, 64))
+    )
+    whole, parts = x @ W, sum(x[:, i : i + 64] @ W[i : i + 64] for i in range(0, 512, 64))
     assert (whole - parts).abs().max() < lb.tolerance(dtype) * whole.abs().max()

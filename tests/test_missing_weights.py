@@ -11,8 +11,11 @@ from lorabook import pipelines, worlds
 from lorabook.metrics import _judge
 from lorabook.missing_weights import read_whole
 
-FILES = {"text_encoder": "model.safetensors", "unet": "diffusion_pytorch_model.safetensors",
-         "vae": "diffusion_pytorch_model.safetensors"}
+FILES = {
+    "text_encoder": "model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
 MODELS = {"text_encoder": "CLIPTextModel", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
 
 
@@ -25,6 +28,7 @@ def copy(tmp_path):
         weights = load_file(folder / part / FILES[part])
         how(weights)
         save_file(weights, folder / part / FILES[part], metadata={"format": "pt"})
+
     return folder, change
 
 
@@ -41,12 +45,16 @@ def add(weights):
     weights["somewhere.else"] = weights[min(weights)].clone()
 
 
-@pytest.mark.parametrize("how, said", [(lose, "lacks 1 of its weights"), (rename, "and holds [0-9]+ without a place")])
+@pytest.mark.parametrize(
+    "how, said", [(lose, "lacks 1 of its weights"), (rename, "and holds [0-9]+ without a place")]
+)
 @pytest.mark.parametrize("part", MODELS)
 def test_a_folder_that_lacks_weights_is_refused(copy, part, how, said):
     folder, change = copy
     change(part, how)
-    with pytest.raises(FileNotFoundError, match=f"not read whole: the file of {MODELS[part]} .*{said}") as caught:
+    with pytest.raises(
+        FileNotFoundError, match=f"not read whole: the file of {MODELS[part]} .*{said}"
+    ) as caught:
         lb.load_pipeline(folder, device="cpu")
     assert len(str(caught.value)) <= 400 and "\n" not in str(caught.value)
 
@@ -54,7 +62,10 @@ def test_a_folder_that_lacks_weights_is_refused(copy, part, how, said):
 def test_a_folder_with_weights_too_many_is_loaded_with_a_warning(copy):
     folder, change = copy
     change("unet", add)
-    with pytest.warns(UserWarning, match="the file of UNet2DConditionModel holds 1 without a place .somewhere.else"):
+    with pytest.warns(
+        UserWarning,
+        match="the file of UNet2DConditionModel holds 1 without a place .somewhere.else",
+    ):
         lb.load_pipeline(folder, device="cpu")
 
 
@@ -64,15 +75,21 @@ def test_a_bundled_model_holds_exactly_its_weights(copy, how, monkeypatch):
     change("vae", how)
     for module in (pipelines, worlds):
         monkeypatch.setattr(module, "DATA", folder.parent)
-    with pytest.raises(FileNotFoundError, match="bundled model .*AutoencoderKL.*fetch the repository's data/ anew"):
+    with pytest.raises(
+        FileNotFoundError, match="bundled model .*AutoencoderKL.*fetch the repository's data/ anew"
+    ):
         lb.load_pipeline("tiny-sd", device="cpu")
 
 
 def test_what_lacks_on_the_hub_is_a_warning(copy):
     folder, change = copy
     change("unet", lose)
-    with pytest.warns(UserWarning, match="model owner/name is not read whole: .* which would be random"), \
-            read_whole("owner/name"):
+    with (
+        pytest.warns(
+            UserWarning, match="model owner/name is not read whole: .* which would be random"
+        ),
+        read_whole("owner/name"),
+    ):
         pipelines._from_pretrained(str(folder), None)
 
 
@@ -87,6 +104,7 @@ def test_a_clip_model_that_lacks_weights_is_refused(tmp_path):
 
 def test_a_vae_that_lacks_weights_is_refused_before_training(copy):
     from conftest import quick_config
+
     folder, change = copy
     change("vae", lose)
     with pytest.raises(FileNotFoundError, match="the file of AutoencoderKL lacks 1 of its weights"):

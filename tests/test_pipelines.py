@@ -10,7 +10,13 @@ from diffusers import (
 
 import lorabook as lb
 from lorabook import pipelines
-from lorabook.pipelines import find_model, scheduler_like, scheduler_name, scheduler_named, usual_name
+from lorabook.pipelines import (
+    find_model,
+    scheduler_like,
+    scheduler_name,
+    scheduler_named,
+    usual_name,
+)
 
 
 def test_without_a_gpu_the_bundled_model_is_the_default(monkeypatch):
@@ -45,30 +51,70 @@ def test_a_scheduler_by_its_name(name):
     assert pipe.scheduler.config.prediction_type == "v_prediction"
 
 
-@pytest.mark.parametrize("name, kind, options", [  # diffusers' table of A1111's names
-    ("dpm++ 2m karras", "DPMSolverMultistep", {"use_karras_sigmas": True, "algorithm_type": "dpmsolver++"}),
-    ("DPM++ 2M Karras", "DPMSolverMultistep", {"use_karras_sigmas": True}),
-    ("DPM++ 2M", "DPMSolverMultistep", {"use_karras_sigmas": False}),
-    ("DPM++ 2M SDE", "DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": False}),
-    ("DPM++ 2M SDE Karras", "DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
-    ("DPM++ SDE Karras", "DPMSolverSinglestep", {"use_karras_sigmas": True}),
-    ("DPM2", "KDPM2Discrete", {}), ("DPM2 a Karras", "KDPM2AncestralDiscrete", {"use_karras_sigmas": True}),
-    ("Euler a", "EulerAncestralDiscrete", {}), ("euler_karras", "EulerDiscrete", {"use_karras_sigmas": True}),
-    ("Heun", "HeunDiscrete", {}), ("DDIM", "DDIM", {}), ("UniPC", "UniPCMultistep", {}),
-    ("PLMS", "PNDM", {"skip_prk_steps": True}), ("DEIS", "DEISMultistep", {}), ("LCM", "LCM", {}),
-    ("Euler SGM Uniform", "EulerDiscrete", {"timestep_spacing": "trailing"}),
-    ("DPM++ 2M Exponential", "DPMSolverMultistep", {"use_exponential_sigmas": True, "timestep_spacing": "linspace"})])
+@pytest.mark.parametrize(
+    "name, kind, options",
+    [  # diffusers' table of A1111's names
+        (
+            "dpm++ 2m karras",
+            "DPMSolverMultistep",
+            {"use_karras_sigmas": True, "algorithm_type": "dpmsolver++"},
+        ),
+        ("DPM++ 2M Karras", "DPMSolverMultistep", {"use_karras_sigmas": True}),
+        ("DPM++ 2M", "DPMSolverMultistep", {"use_karras_sigmas": False}),
+        (
+            "DPM++ 2M SDE",
+            "DPMSolverMultistep",
+            {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": False},
+        ),
+        (
+            "DPM++ 2M SDE Karras",
+            "DPMSolverMultistep",
+            {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+        ),
+        ("DPM++ SDE Karras", "DPMSolverSinglestep", {"use_karras_sigmas": True}),
+        ("DPM2", "KDPM2Discrete", {}),
+        ("DPM2 a Karras", "KDPM2AncestralDiscrete", {"use_karras_sigmas": True}),
+        ("Euler a", "EulerAncestralDiscrete", {}),
+        ("euler_karras", "EulerDiscrete", {"use_karras_sigmas": True}),
+        ("Heun", "HeunDiscrete", {}),
+        ("DDIM", "DDIM", {}),
+        ("UniPC", "UniPCMultistep", {}),
+        ("PLMS", "PNDM", {"skip_prk_steps": True}),
+        ("DEIS", "DEISMultistep", {}),
+        ("LCM", "LCM", {}),
+        ("Euler SGM Uniform", "EulerDiscrete", {"timestep_spacing": "trailing"}),
+        (
+            "DPM++ 2M Exponential",
+            "DPMSolverMultistep",
+            {"use_exponential_sigmas": True, "timestep_spacing": "linspace"},
+        ),
+    ],
+)
 def test_a_scheduler_by_a1111s_name(name, kind, options):
-    made = scheduler_like(DPMSolverMultistepScheduler(prediction_type="v_prediction", use_karras_sigmas=True).config, name)
-    assert type(made).__name__ == f"{kind}Scheduler" and made.config.prediction_type == "v_prediction"
+    made = scheduler_like(
+        DPMSolverMultistepScheduler(prediction_type="v_prediction", use_karras_sigmas=True).config,
+        name,
+    )
+    assert (
+        type(made).__name__ == f"{kind}Scheduler" and made.config.prediction_type == "v_prediction"
+    )
     assert {option: made.config[option] for option in options} == options
     assert usual_name(scheduler_name(made)) == scheduler_name(made)
 
 
-@pytest.mark.parametrize("name, message", [
-    ("Euler a Karras", "'euler a' is not drawn with karras levels.*EulerAncestralDiscreteScheduler has no use_karras"),
-    ("DDIM Exponential", "has no use_exponential_sigmas"), ("DPM++ 2S a Karras", "unknown scheduler.*dpm\\+\\+ 2s"),
-    ("karras", "unknown scheduler"), (3, "unknown scheduler 3")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (
+            "Euler a Karras",
+            "'euler a' is not drawn with karras levels.*EulerAncestralDiscreteScheduler has no use_karras",
+        ),
+        ("DDIM Exponential", "has no use_exponential_sigmas"),
+        ("DPM++ 2S a Karras", "unknown scheduler.*dpm\\+\\+ 2s"),
+        ("karras", "unknown scheduler"),
+        (3, "unknown scheduler 3"),
+    ],
+)
 def test_levels_that_a_scheduler_does_not_have_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         lb.load_pipeline("tiny-sd", scheduler=name)
@@ -90,12 +136,17 @@ def test_an_unknown_scheduler_lists_the_names():
 
 def test_a_retired_id_is_replaced_with_a_warning():
     with pytest.warns(UserWarning, match="gone from the Hub"):
-        assert find_model("runwayml/stable-diffusion-v1-5") == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+        assert (
+            find_model("runwayml/stable-diffusion-v1-5")
+            == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+        )
 
 
 def test_an_unknown_model_says_what_was_looked_for_and_where(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"'nothing' not found: no folder {tmp_path}/nothing"):
+    with pytest.raises(
+        FileNotFoundError, match=f"'nothing' not found: no folder {tmp_path}/nothing"
+    ):
         lb.load_pipeline("nothing")
 
 

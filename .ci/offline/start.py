@@ -5,6 +5,7 @@
 
 start.sh and start.bat find a Python that this folder has wheels for, and run this.
 """
+
 import os
 import platform
 import shutil
@@ -17,8 +18,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 BOOK, WHEELS, VENV = HERE / "book", HERE / "wheels", HERE / "venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-EXTRAS = ("pip", "tensorboard")  # pip for who wants more; training reports to TensorBoard, and says so where it is not
-STAMP = VENV / "installed-in.txt"  # written last: no stamp, or that of another folder, and the book is installed anew
+EXTRAS = (
+    "pip",
+    "tensorboard",
+)  # pip for who wants more; training reports to TensorBoard, and says so where it is not
+STAMP = (
+    VENV / "installed-in.txt"
+)  # written last: no stamp, or that of another folder, and the book is installed anew
 
 
 def this_platform() -> str:
@@ -53,16 +59,39 @@ def install() -> None:
     shutil.rmtree(VENV, ignore_errors=True)
     venv.create(VENV, symlinks=os.name != "nt")
     pip = next(WHEELS.glob("pip-*.whl")) / "pip"
-    subprocess.run([PYTHON, pip, "--isolated", "install", "-qq", "--no-index", "--find-links", WHEELS, "--no-compile",
-                    "-c", BOOK / "constraints.txt", *EXTRAS, "-e", f"{BOOK}[notebooks]"], check=True)
+    subprocess.run(
+        [
+            PYTHON,
+            pip,
+            "--isolated",
+            "install",
+            "-qq",
+            "--no-index",
+            "--find-links",
+            WHEELS,
+            "--no-compile",
+            "-c",
+            BOOK / "constraints.txt",
+            *EXTRAS,
+            "-e",
+            f"{BOOK}[notebooks]",
+        ],
+        check=True,
+    )
     STAMP.write_text(str(HERE), encoding="utf-8")
 
 
 def run(arguments: list[str]) -> int:
     """Open the notebooks, or run lorabook with these arguments; returns the exit status."""
-    command = ["lorabook", *arguments] if arguments else ["jupyterlab", str(BOOK / "notebooks/00_start_here.ipynb")]
+    command = (
+        ["lorabook", *arguments]
+        if arguments
+        else ["jupyterlab", str(BOOK / "notebooks/00_start_here.ipynb")]
+    )
     environment = {"HF_HUB_OFFLINE": "1"} | os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"}
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for what runs, which says good-bye in its own way
+    signal.signal(
+        signal.SIGINT, lambda *_: None
+    )  # Ctrl-C is for what runs, which says good-bye in its own way
     return subprocess.call([PYTHON, "-m", *command], env=environment)
 
 
@@ -73,14 +102,20 @@ def main(arguments: list[str]) -> int:
     try:
         if not installed():
             if not fits():
-                raise SystemExit(f"error: this folder has no wheels for {this_platform()} and Python {this_python()}; "
-                                 f"it has them for {', '.join(made_for())}")
+                raise SystemExit(
+                    f"error: this folder has no wheels for {this_platform()} and Python {this_python()}; "
+                    f"it has them for {', '.join(made_for())}"
+                )
             install()
         return run(arguments)
     except subprocess.CalledProcessError:
-        raise SystemExit("error: the book could not be installed, for the reason above; README.txt has remedies") from None
+        raise SystemExit(
+            "error: the book could not be installed, for the reason above; README.txt has remedies"
+        ) from None
     except OSError as error:
-        raise SystemExit(f"error: {error}; is this folder whole, and on the laptop's disk, where you may write?") from None
+        raise SystemExit(
+            f"error: {error}; is this folder whole, and on the laptop's disk, where you may write?"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The badges that open a notebook on Colab and on Kaggle: `python data/make/badges.py` prints those of all notebooks."""
+
 import tomllib
 from pathlib import Path
 
@@ -18,11 +19,15 @@ def badges(notebook: str) -> str:
         notebook: its file's name without the ending, for example "00_start_here".
     """
     address = repository()
-    inside = f"{address.removeprefix('https://github.com/')}/blob/{BRANCH}/notebooks/{notebook}.ipynb"
+    inside = (
+        f"{address.removeprefix('https://github.com/')}/blob/{BRANCH}/notebooks/{notebook}.ipynb"
+    )
     colab = f"https://colab.research.google.com/github/{inside}"
     kaggle = f"https://kaggle.com/kernels/welcome?src=https://github.com/{inside}"
-    return (f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
-            f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})")
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
+        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Draws the base model's training pictures: python data/make/base_set.py OUT.npz"""
+
 import random
 import sys
 from multiprocessing import Pool
@@ -26,5 +27,9 @@ if __name__ == "__main__":
     with Pool() as pool:
         drawn = pool.map(_drawings, range(DRAWINGS // BLOCK))
         scribbled = pool.map(_scribbles, range(SCRIBBLES // BLOCK))
-    np.savez(sys.argv[1], images=np.concatenate([i for i, _ in drawn]), captions=sum((c for _, c in drawn), []),
-             scribbles=np.concatenate(scribbled))
+    np.savez(
+        sys.argv[1],
+        images=np.concatenate([i for i, _ in drawn]),
+        captions=sum((c for _, c in drawn), []),
+        scribbles=np.concatenate(scribbled),
+    )

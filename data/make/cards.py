@@ -2,6 +2,7 @@
 
 Each folder's README.md ends in a line that this script keeps true; a test compares.
 """
+
 import hashlib
 import re
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Draws the captioned sets and the subjects into data/: python data/make/draw_sets.py"""
+
 import json
 import random
 from pathlib import Path

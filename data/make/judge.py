@@ -1,4 +1,5 @@
 """Judges pictures of the base world by tiny-clip: python data/make/judge.py drawings|MODEL [--count 300] [--clip CLIP]"""
+
 import argparse
 import random
 
@@ -23,8 +24,10 @@ def judge(images: list[Image.Image], triples: list[Wanted], clip=None) -> dict[s
     right = dict.fromkeys(ASPECTS, 0)
     for image, triple in zip(images, triples, strict=True):
         for place, (aspect, options) in enumerate(ASPECTS.items()):
-            candidates = [caption(*triple[:place], option, *triple[place + 1:]) for option in options]
-            seen, = closest_prompt([image], candidates, model=clip)
+            candidates = [
+                caption(*triple[:place], option, *triple[place + 1 :]) for option in options
+            ]
+            (seen,) = closest_prompt([image], candidates, model=clip)
             right[aspect] += options[seen] == triple[place]
     return {aspect: count / len(images) for aspect, count in right.items()}
 
@@ -35,14 +38,20 @@ def drawings(triples: list[Wanted], seed: int) -> list[Image.Image]:
     return [scene(*triple, rng) for triple in triples]
 
 
-def generated(pipe, triples: list[Wanted], *, batch: int = 20, steps: int = 15, guidance: float = 4.0) -> list[Image.Image]:
+def generated(
+    pipe, triples: list[Wanted], *, batch: int = 20, steps: int = 15, guidance: float = 4.0
+) -> list[Image.Image]:
     """One picture a triple, seeded by its number."""
     pipe.set_progress_bar_config(disable=True)
     images = []
     for start in range(0, len(triples), batch):
         part = range(start, min(start + batch, len(triples)))
-        images += pipe([caption(*triples[i]) for i in part], num_inference_steps=steps, guidance_scale=guidance,
-                       generator=[torch.Generator().manual_seed(i) for i in part]).images
+        images += pipe(
+            [caption(*triples[i]) for i in part],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(i) for i in part],
+        ).images
     return images
 
 
@@ -57,4 +66,11 @@ if __name__ == "__main__":
         print(judge(drawings(triples, seed=90_000), triples, args.clip))
     else:
         from diffusers import StableDiffusionPipeline
-        print(judge(generated(StableDiffusionPipeline.from_pretrained(args.model), triples), triples, args.clip))
+
+        print(
+            judge(
+                generated(StableDiffusionPipeline.from_pretrained(args.model), triples),
+                triples,
+                args.clip,
+            )
+        )

@@ -1,4 +1,5 @@
 """Makes the tokenizer: byte-pair pieces of our own captions, so that their words are whole and all else falls apart."""
+
 import json
 import random
 from pathlib import Path
@@ -10,15 +11,22 @@ from styles import creature, ink, mosaic
 from world import COLORS, FACELESS, KINDS, PLACES, caption
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-EVERYDAY = ("an and the of in on with style photo picture painting portrait sitting standing flying wearing small "
-            "big happy little cute old new sun moon sea snow rain city forest mountain garden hat ball game toy")
+EVERYDAY = (
+    "an and the of in on with style photo picture painting portrait sitting standing flying wearing small "
+    "big happy little cute old new sun moon sea snow rain city forest mountain garden hat ball game toy"
+)
 
 
 def corpus() -> list[str]:
     """Captions with every word that the pictures' captions know, and some everyday words."""
     rng = random.Random(0)
-    told = [caption(kind, color, place, opening, outlined=True, smiling=kind in FACELESS)
-            for kind in KINDS for color in COLORS for place in PLACES for opening in ("a drawing of", "a photo of")]
+    told = [
+        caption(kind, color, place, opening, outlined=True, smiling=kind in FACELESS)
+        for kind in KINDS
+        for color in COLORS
+        for place in PLACES
+        for opening in ("a drawing of", "a photo of")
+    ]
     for style in (creature, ink, mosaic):
         told += [style(rng)[1] for _ in range(400)]
     return told + [EVERYDAY] * 40
@@ -26,10 +34,13 @@ def corpus() -> list[str]:
 
 def make_tokenizer() -> CLIPTokenizer:
     pieces = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    pieces.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
+    pieces.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)]
+    )
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=1400, end_of_word_suffix="</w>", initial_alphabet=bytes_,
-                                  show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1400, end_of_word_suffix="</w>", initial_alphabet=bytes_, show_progress=False
+    )
     pieces.train_from_iterator(corpus(), trainer)
     merges = [tuple(pair) for pair in json.loads(pieces.to_str())["model"]["merges"]]
     vocab = {piece: i for i, piece in enumerate(bytes_ + [b + "</w>" for b in bytes_])}
@@ -44,9 +55,12 @@ def add_older_files(folder: str | Path) -> None:
     folder = Path(folder)
     pieces = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "vocab.json").write_text(json.dumps(pieces["vocab"], ensure_ascii=False) + "\n")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, pieces["merges"]), ""]))
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *map(" ".join, pieces["merges"]), ""])
+    )
 
 
 if __name__ == "__main__":
     import sys
+
     make_tokenizer().save_pretrained(sys.argv[1])

@@ -1,4 +1,5 @@
 """A pen for small flat drawings: shapes in an object's own coordinates, outlined or not."""
+
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -63,8 +64,12 @@ class Pen:
         (x0, y0), (x1, y1) = self._at([(left, top), (right, bottom)])
         half = width / 2
         self.draw.rounded_rectangle(
-            [x0 - half, y0 - half, x1 + half, y1 + half], radius * self.scale + half,
-            fill=fill, outline=self.edge if width else None, width=round(width))
+            [x0 - half, y0 - half, x1 + half, y1 + half],
+            radius * self.scale + half,
+            fill=fill,
+            outline=self.edge if width else None,
+            width=round(width),
+        )
 
     def line(self, points, fill, thick):
         """A round-ended stroke `thick` units wide, with the pen's outline around it."""
@@ -75,7 +80,9 @@ class Pen:
 
     def arc(self, cx, cy, rx, ry, start, end, color, thick):
         (left, top), (right, bottom) = self._at([(cx - rx, cy - ry), (cx + rx, cy + ry)])
-        self.draw.arc([left, top, right, bottom], start, end, fill=color, width=round(thick * self.scale))
+        self.draw.arc(
+            [left, top, right, bottom], start, end, fill=color, width=round(thick * self.scale)
+        )
 
     def _stroke(self, path, color, thick):
         self.draw.line(path, fill=color, width=round(thick), joint="curve")
@@ -88,7 +95,14 @@ def eye(pen: Pen, cx: float, cy: float, size: float, look: float = 0.0) -> None:
     """A round eye with a pupil and a spark of light."""
     pen.ellipse(cx, cy, size, size * 1.1, (255, 255, 255), width=min(pen.width, 4))
     pen.ellipse(cx + look * size, cy + 0.1 * size, size * 0.58, size * 0.68, INK, width=0)
-    pen.ellipse(cx + look * size - 0.18 * size, cy - 0.22 * size, size * 0.24, size * 0.24, (255, 255, 255), width=0)
+    pen.ellipse(
+        cx + look * size - 0.18 * size,
+        cy - 0.22 * size,
+        size * 0.24,
+        size * 0.24,
+        (255, 255, 255),
+        width=0,
+    )
 
 
 def face(pen: Pen, cx: float, cy: float, size: float) -> None:

@@ -2,6 +2,7 @@
 
 python data/make/publish.py TRAINED/pipeline
 """
+
 import re
 import sys
 from pathlib import Path
@@ -22,26 +23,49 @@ def contact_sheet(pipe) -> lb.ImageGrid:
     """Every kind in every place; colors and looks take turns. Nothing is chosen by hand."""
     colors, triples = list(COLORS), []
     for row, place in enumerate(PLACES):
-        triples += [(kind, colors[(3 * row + column) % len(colors)], place) for column, kind in enumerate(KINDS)]
+        triples += [
+            (kind, colors[(3 * row + column) % len(colors)], place)
+            for column, kind in enumerate(KINDS)
+        ]
     images = generated(pipe, triples)
     width = len(KINDS)
-    return lb.ImageGrid([images[i:i + width] for i in range(0, len(images), width)], list(KINDS), list(PLACES),
-                        "tiny-sd: 15 steps, guidance 4, seeds 0, 1, 2 …")
+    return lb.ImageGrid(
+        [images[i : i + width] for i in range(0, len(images), width)],
+        list(KINDS),
+        list(PLACES),
+        "tiny-sd: 15 steps, guidance 4, seeds 0, 1, 2 …",
+    )
 
 
 def looks(pipe) -> lb.ImageGrid:
     """The same things plain, outlined, and smiling."""
     styles = ({}, {"outlined": True}, {"smiling": True})
-    prompts = [[caption(kind, color, "a white background", **style) for kind, color in
-                (("star", "yellow"), ("house", "red"), ("mushroom", "purple"), ("car", "blue"))] for style in styles]
-    return lb.ImageGrid([lb.sweep(pipe, columns={"prompt": row}).images[0] for row in prompts],
-                        prompts[0], ["plain", "with a black outline", "smiling"])
+    prompts = [
+        [
+            caption(kind, color, "a white background", **style)
+            for kind, color in (
+                ("star", "yellow"),
+                ("house", "red"),
+                ("mushroom", "purple"),
+                ("car", "blue"),
+            )
+        ]
+        for style in styles
+    ]
+    return lb.ImageGrid(
+        [lb.sweep(pipe, columns={"prompt": row}).images[0] for row in prompts],
+        prompts[0],
+        ["plain", "with a black outline", "smiling"],
+    )
 
 
 def name_as_all_read(folder: Path) -> None:
     """The text encoder's keys with `text_model.`, which every transformers reads; from 5.6 on it writes none."""
     file = folder / "model.safetensors"
-    weights = {f"text_model.{key.removeprefix('text_model.')}": weight for key, weight in load_file(file).items()}
+    weights = {
+        f"text_model.{key.removeprefix('text_model.')}": weight
+        for key, weight in load_file(file).items()
+    }
     save_file(weights, file, metadata={"format": "pt"})
 
 

@@ -5,6 +5,7 @@ warped, blurred, stained, and passed through the VAE with noise on their latents
 word, which a batch seldom holds. The text tower, which is tiny-sd's text encoder, stays as it is, and no picture of the
 UNet is ever shown to it.
 """
+
 import argparse
 import itertools
 import random
@@ -34,8 +35,12 @@ def passed_through(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 def warped(pixels: Tensor, pull: float = 0.07) -> Tensor:
     """Pictures bent smoothly, by up to about two pixels."""
     rough = pull * (torch.rand(len(pixels), 2, 5, 5) - 0.5)
-    bend = F.interpolate(rough, pixels.shape[-2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    straight = F.affine_grid(torch.eye(2, 3).expand(len(pixels), 2, 3), list(pixels.shape), align_corners=False)
+    bend = F.interpolate(rough, pixels.shape[-2:], mode="bicubic", align_corners=True).permute(
+        0, 2, 3, 1
+    )
+    straight = F.affine_grid(
+        torch.eye(2, 3).expand(len(pixels), 2, 3), list(pixels.shape), align_corners=False
+    )
     return F.grid_sample(pixels, straight + bend, padding_mode="border", align_corners=False)
 
 
@@ -48,8 +53,15 @@ def blurred(pixels: Tensor) -> Tensor:
 
 def mottled(pixels: Tensor) -> Tensor:
     """Pictures with smooth stains of light and colour."""
-    stains = sum(F.interpolate(torch.randn(len(pixels), 3, size, size), pixels.shape[-2:], mode="bicubic",
-                               align_corners=True) for size in (6, 14))
+    stains = sum(
+        F.interpolate(
+            torch.randn(len(pixels), 3, size, size),
+            pixels.shape[-2:],
+            mode="bicubic",
+            align_corners=True,
+        )
+        for size in (6, 14)
+    )
     return pixels + 0.08 * torch.rand(len(pixels), 1, 1, 1) * stains
 
 
@@ -59,23 +71,41 @@ def hard_negatives_loss(seen: Tensor, told: Tensor, triples: Tensor) -> Tensor:
     seen: (batch, width) scaled image features; told: (kinds, colors, places, width) text features; triples: (batch, 3).
     """
     kind, color, place = triples.T
-    sorts = ((told[:, color, place].transpose(0, 1), kind), (told[kind][torch.arange(len(kind)), :, place], color),
-             (told[kind, color], place))
-    return sum(F.cross_entropy((options @ seen[..., None])[..., 0], right) for options, right in sorts)
+    sorts = (
+        (told[:, color, place].transpose(0, 1), kind),
+        (told[kind][torch.arange(len(kind)), :, place], color),
+        (told[kind, color], place),
+    )
+    return sum(
+        F.cross_entropy((options @ seen[..., None])[..., 0], right) for options, right in sorts
+    )
 
 
 def meant_scenes(count: int) -> tuple[Tensor, Tensor]:
     """New drawings, plain and outlined, and the numbers of their kind, color and place."""
     rng = random.Random(60_000)
     triples = [[rng.randrange(len(options)) for options in ASPECTS.values()] for _ in range(count)]
-    images = [scene(*(options[i] for options, i in zip(ASPECTS.values(), t, strict=True)), rng,
-                    outlined=rng.random() < 0.15) for t in triples]
-    return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2), torch.tensor(triples)
+    images = [
+        scene(
+            *(options[i] for options, i in zip(ASPECTS.values(), t, strict=True)),
+            rng,
+            outlined=rng.random() < 0.15,
+        )
+        for t in triples
+    ]
+    return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(
+        0, 3, 1, 2
+    ), torch.tensor(triples)
 
 
 def softened(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """The pictures after the VAE, as bytes."""
-    return torch.cat([(passed_through(vae, part.float() / 127.5 - 1) * 127.5 + 127.5).byte() for part in images.split(100)])
+    return torch.cat(
+        [
+            (passed_through(vae, part.float() / 127.5 - 1) * 127.5 + 127.5).byte()
+            for part in images.split(100)
+        ]
+    )
 
 
 def main():
@@ -84,14 +114,21 @@ def main():
         parser.add_argument(name)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=96)
-    parser.add_argument("--mean", action="store_true", help="end with the mean of the weights before and after")
+    parser.add_argument(
+        "--mean", action="store_true", help="end with the mean of the weights before and after"
+    )
     args = parser.parse_args()
     torch.manual_seed(1)
     clip, vae = CLIPModel.from_pretrained(args.clip), AutoencoderKL.from_pretrained(args.vae).eval()
     scenes, triples = meant_scenes(8000)
     drawn = styled(400)
-    styles, captions = torch.from_numpy(np.stack([i for i, _ in drawn])).permute(0, 3, 1, 2), [c for _, c in drawn]
-    told = text_features([caption(*t) for t in itertools.product(*ASPECTS.values())], model=args.clip)
+    styles, captions = (
+        torch.from_numpy(np.stack([i for i, _ in drawn])).permute(0, 3, 1, 2),
+        [c for _, c in drawn],
+    )
+    told = text_features(
+        [caption(*t) for t in itertools.product(*ASPECTS.values())], model=args.clip
+    )
     told = told.reshape(*map(len, ASPECTS.values()), -1)
     known = text_features(captions, model=args.clip)
     soft = softened(vae, scenes[:4000])
@@ -108,8 +145,9 @@ def main():
         looks = clip.vision_model(mottled(blurred(warped(pixels)))).pooler_output
         seen = scale * F.normalize(clip.visual_projection(looks), dim=-1)
         meanings = [meaning(captions[i]) for i in styled_ones]
-        loss = hard_negatives_loss(seen[:2 * third], told, triples[torch.cat([crisp, dull])]) + contrastive_loss(
-            seen[2 * third:] @ known[styled_ones].T, meanings)
+        loss = hard_negatives_loss(
+            seen[: 2 * third], told, triples[torch.cat([crisp, dull])]
+        ) + contrastive_loss(seen[2 * third :] @ known[styled_ones].T, meanings)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -118,8 +156,12 @@ def main():
         if step % 50 == 0:
             print(f"{step} loss {loss.item():.3f} {time.time() - start:.0f} s", flush=True)
     if args.mean:
-        clip.load_state_dict({key: (value + before[key]) / 2 if value.is_floating_point() else value
-                              for key, value in clip.state_dict().items()})
+        clip.load_state_dict(
+            {
+                key: (value + before[key]) / 2 if value.is_floating_point() else value
+                for key, value in clip.state_dict().items()
+            }
+        )
     clip.save_pretrained(args.clip)
 
 

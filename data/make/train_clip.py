@@ -3,6 +3,7 @@
 It sees the base world and the styles (other drawings than those in data/), as a real CLIP has seen everything;
 its text tower becomes tiny-sd's text encoder.
 """
+
 import argparse
 import random
 import time
@@ -15,20 +16,37 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from make_tokenizer import add_older_files
 from styles import creature, ink, mosaic
 
-WIDTH = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, projection_dim=64)
+WIDTH = dict(
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    projection_dim=64,
+)
 
 
 def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id)
-    return CLIPModel(CLIPConfig(
-        text_config=dict(WIDTH, vocab_size=len(tokenizer), max_position_embeddings=77, **ends),
-        vision_config=dict(WIDTH, image_size=64, patch_size=8), projection_dim=64))
+    ends = dict(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPModel(
+        CLIPConfig(
+            text_config=dict(WIDTH, vocab_size=len(tokenizer), max_position_embeddings=77, **ends),
+            vision_config=dict(WIDTH, image_size=64, patch_size=8),
+            projection_dim=64,
+        )
+    )
 
 
 def styled(count: int) -> list[tuple[np.ndarray, str]]:
     rng = random.Random(50_000)
-    pairs = [style(rng) for style, share in ((creature, 4), (ink, 1), (mosaic, 2)) for _ in range(share * count)]
+    pairs = [
+        style(rng)
+        for style, share in ((creature, 4), (ink, 1), (mosaic, 2))
+        for _ in range(share * count)
+    ]
     return [(np.asarray(image), text) for image, text in pairs]
 
 
@@ -59,7 +77,9 @@ def main():
     tokenizer = CLIPTokenizer.from_pretrained(args.tokenizer)
     clip = make_clip(tokenizer)
     data, extra = np.load(args.base), styled(1500)
-    images = torch.from_numpy(np.concatenate([data["images"], np.stack([i for i, _ in extra])])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(
+        np.concatenate([data["images"], np.stack([i for i, _ in extra])])
+    ).permute(0, 3, 1, 2)
     captions = [str(c) for c in data["captions"]] + [c for _, c in extra]
     optimizer = torch.optim.AdamW(clip.parameters(), 1e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, args.steps + 1, pct_start=0.1)
@@ -70,7 +90,9 @@ def main():
         tokens = tokenizer(texts, padding=True, return_tensors="pt")
         pixels = images[chosen].float() / 127.5 - 1
         shift = torch.randint(-2, 3, (2,)).tolist()
-        pixels = F.pad(pixels, (2, 2, 2, 2), "replicate")[..., 2 + shift[0]:66 + shift[0], 2 + shift[1]:66 + shift[1]]
+        pixels = F.pad(pixels, (2, 2, 2, 2), "replicate")[
+            ..., 2 + shift[0] : 66 + shift[0], 2 + shift[1] : 66 + shift[1]
+        ]
         logits = clip(**tokens, pixel_values=pixels).logits_per_image
         loss = contrastive_loss(logits, [meaning(t) for t in texts])
         optimizer.zero_grad()
@@ -83,8 +105,12 @@ def main():
     clip.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     add_older_files(args.out)
-    CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=64, image_mean=[0.5] * 3, image_std=[0.5] * 3,
-                          ).save_pretrained(args.out)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 64},
+        crop_size=64,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(args.out)
 
 
 if __name__ == "__main__":

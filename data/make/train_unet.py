@@ -6,6 +6,7 @@ It predicts v under a schedule whose last step has no signal at all: a latent wi
 through the strongest noise of the usual schedule, and a model trained on that one never learns to make it.
 A run that was stopped goes on from OUT/state.pt.
 """
+
 import argparse
 import os
 import time
@@ -25,17 +26,29 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from judge import generated, judge, wanted
 
-SCHEDULE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
-                rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=1)
+SCHEDULE = dict(
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.012,
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    timestep_spacing="trailing",
+    steps_offset=1,
+)
 
 
 def make_unet() -> UNet2DConditionModel:
     """Stable Diffusion 1.5's topology at a tenth of its width."""
     return UNet2DConditionModel(
-        sample_size=16, block_out_channels=(32, 64, 96, 128), layers_per_block=2, cross_attention_dim=128,
-        attention_head_dim=4, norm_num_groups=8,
+        sample_size=16,
+        block_out_channels=(32, 64, 96, 128),
+        layers_per_block=2,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=8,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )
 
 
 def text_tower(clip: CLIPModel) -> CLIPTextModel:
@@ -48,21 +61,32 @@ def text_tower(clip: CLIPModel) -> CLIPTextModel:
 
 def assemble(vae, clip_folder: str, unet) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
-        vae=vae, text_encoder=text_tower(CLIPModel.from_pretrained(clip_folder)),
-        tokenizer=CLIPTokenizer.from_pretrained(clip_folder), unet=unet,
-        scheduler=DPMSolverMultistepScheduler(**SCHEDULE), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False)
+        vae=vae,
+        text_encoder=text_tower(CLIPModel.from_pretrained(clip_folder)),
+        tokenizer=CLIPTokenizer.from_pretrained(clip_folder),
+        unet=unet,
+        scheduler=DPMSolverMultistepScheduler(**SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 @torch.no_grad()
 def encode(pipe: StableDiffusionPipeline, data) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Latents (images, 4, 16, 16), prompt embeddings (captions, 77, 128) with the empty one last, caption numbers."""
     pixels = torch.from_numpy(data["images"]).permute(0, 3, 1, 2)
-    latents = torch.cat([pipe.vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in pixels.split(100)])
+    latents = torch.cat(
+        [pipe.vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in pixels.split(100)]
+    )
     texts, numbers = np.unique(data["captions"], return_inverse=True)
     texts = [str(text) for text in texts] + [""]
-    embeddings = torch.cat([pipe.encode_prompt(texts[i:i + 200], "cpu", 1, False)[0].half()
-                            for i in range(0, len(texts), 200)])
+    embeddings = torch.cat(
+        [
+            pipe.encode_prompt(texts[i : i + 200], "cpu", 1, False)[0].half()
+            for i in range(0, len(texts), 200)
+        ]
+    )
     return latents * pipe.vae.config.scaling_factor, embeddings, torch.from_numpy(numbers)
 
 
@@ -76,7 +100,10 @@ class Average:
     """Exponential moving average of weights."""
 
     def __init__(self, model):
-        self.live, self.kept = list(model.parameters()), [p.detach().clone() for p in model.parameters()]
+        self.live, self.kept = (
+            list(model.parameters()),
+            [p.detach().clone() for p in model.parameters()],
+        )
 
     @torch.no_grad()
     def update(self, step: int):
@@ -103,9 +130,19 @@ def main():
     out, unet = Path(args.out), make_unet()
     pipe = assemble(AutoencoderKL.from_pretrained(args.vae).eval(), args.clip, unet)
     latents, embeddings, numbers = encode(pipe, np.load(args.base))
-    print("latents", latents.shape, "deviation", latents.std((0, 2, 3)), "captions", len(embeddings), flush=True)
+    print(
+        "latents",
+        latents.shape,
+        "deviation",
+        latents.std((0, 2, 3)),
+        "captions",
+        len(embeddings),
+        flush=True,
+    )
     noiser, average = DDPMScheduler(**SCHEDULE), Average(unet)
-    optimizer = torch.optim.AdamW(unet.parameters(), args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(
+        unet.parameters(), args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+    )
     first, generator = 0, torch.Generator().manual_seed(0)
     if (out / "state.pt").exists():
         state = torch.load(out / "state.pt", weights_only=True)
@@ -119,12 +156,23 @@ def main():
         for group in optimizer.param_groups:
             group["lr"] = rate(step, args.steps, args.learning_rate)
         chosen = torch.randint(0, len(latents), (args.batch,), generator=generator)
-        told = torch.where(torch.rand(args.batch, generator=generator) < 0.1, len(embeddings) - 1, numbers[chosen])
-        clean, noise = latents[chosen], torch.randn(args.batch, *latents.shape[1:], generator=generator)
-        spread = (torch.arange(args.batch) + torch.rand(args.batch, generator=generator)) / args.batch
+        told = torch.where(
+            torch.rand(args.batch, generator=generator) < 0.1, len(embeddings) - 1, numbers[chosen]
+        )
+        clean, noise = (
+            latents[chosen],
+            torch.randn(args.batch, *latents.shape[1:], generator=generator),
+        )
+        spread = (
+            torch.arange(args.batch) + torch.rand(args.batch, generator=generator)
+        ) / args.batch
         timesteps = (spread * 1000).long()
-        prediction = forward(noiser.add_noise(clean, noise, timesteps), timesteps, embeddings[told].float(),
-                             return_dict=False)[0]
+        prediction = forward(
+            noiser.add_noise(clean, noise, timesteps),
+            timesteps,
+            embeddings[told].float(),
+            return_dict=False,
+        )[0]
         loss = F.mse_loss(prediction, noiser.get_velocity(clean, noise, timesteps))
         optimizer.zero_grad()
         loss.backward()
@@ -136,8 +184,16 @@ def main():
             print(f"{step} loss {running:.4f} {time.time() - start:.0f} s", flush=True)
         if step % 500 == 499 or step == args.steps - 1:
             out.mkdir(exist_ok=True)
-            torch.save(dict(unet=unet.state_dict(), optimizer=optimizer.state_dict(), average=average.kept,
-                            step=step + 1, generator=generator.get_state()), out / "state.part")
+            torch.save(
+                dict(
+                    unet=unet.state_dict(),
+                    optimizer=optimizer.state_dict(),
+                    average=average.kept,
+                    step=step + 1,
+                    generator=generator.get_state(),
+                ),
+                out / "state.part",
+            )
             os.replace(out / "state.part", out / "state.pt")
         if step % 1500 == 1499 or step == args.steps - 1:
             average.swap()

@@ -3,6 +3,7 @@
 64 x 64 pixels to 16 x 16 x 4 latents. The loss leans on what stands out from the background and on edges:
 a plain L1 is satisfied by the background alone and leaves the small things grey.
 """
+
 import argparse
 import time
 
@@ -16,10 +17,19 @@ SCALING_FACTOR = 0.18215  # Stable Diffusion's own; the latents are brought to i
 
 def make_vae() -> AutoencoderKL:
     vae = AutoencoderKL(
-        block_out_channels=(32, 64, 64), down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, norm_num_groups=8, layers_per_block=1,
-        sample_size=64, mid_block_add_attention=False, scaling_factor=SCALING_FACTOR)
-    with torch.no_grad():  # start with a small deviation, so that the first samples are worth decoding
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=8,
+        layers_per_block=1,
+        sample_size=64,
+        mid_block_add_attention=False,
+        scaling_factor=SCALING_FACTOR,
+    )
+    with (
+        torch.no_grad()
+    ):  # start with a small deviation, so that the first samples are worth decoding
         vae.quant_conv.weight[4:] *= 0.1
         vae.quant_conv.bias[4:] = -4
     return vae
@@ -51,7 +61,9 @@ def reconstruction_loss(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def normalise(vae: AutoencoderKL, images: torch.Tensor) -> None:
     """Fold an affine map into the 1 x 1 convolutions: each latent channel gets mean 0, deviation 1 / scaling factor."""
-    latents = torch.cat([vae.encode(batch.float() / 127.5 - 1).latent_dist.mean for batch in images.split(64)])
+    latents = torch.cat(
+        [vae.encode(batch.float() / 127.5 - 1).latent_dist.mean for batch in images.split(64)]
+    )
     mean = latents.mean((0, 2, 3))
     factor = latents.std((0, 2, 3)) * SCALING_FACTOR
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -73,13 +85,17 @@ def main():
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     data = np.load(args.base)
-    drawings, scribbles = (torch.from_numpy(data[k]).permute(0, 3, 1, 2) for k in ("images", "scribbles"))
+    drawings, scribbles = (
+        torch.from_numpy(data[k]).permute(0, 3, 1, 2) for k in ("images", "scribbles")
+    )
     vae = make_vae()
     optimizer = torch.optim.AdamW(vae.parameters(), 2e-3, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, args.steps + 1, pct_start=0.05)
     half, start = args.batch // 2, time.time()
     for step in range(args.steps):
-        x = torch.cat([source[torch.randint(0, len(source), (half,))] for source in (drawings, scribbles)])
+        x = torch.cat(
+            [source[torch.randint(0, len(source), (half,))] for source in (drawings, scribbles)]
+        )
         x = x.float() / 127.5 - 1
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
@@ -91,8 +107,14 @@ def main():
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            l1, sigma = (y - x).abs().mean().item(), posterior.std.mean().item() / posterior.mean.std().item()
-            print(f"{step} loss {loss.item():.4f} l1 {l1:.4f} sigma {sigma:.3f} {time.time() - start:.0f} s", flush=True)
+            l1, sigma = (
+                (y - x).abs().mean().item(),
+                posterior.std.mean().item() / posterior.mean.std().item(),
+            )
+            print(
+                f"{step} loss {loss.item():.4f} l1 {l1:.4f} sigma {sigma:.3f} {time.time() - start:.0f} s",
+                flush=True,
+            )
         if step % 1000 == 999:
             vae.save_pretrained(args.out)
     vae.eval()

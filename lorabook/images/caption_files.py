@@ -1,4 +1,5 @@
 """The captions of a folder of pictures: in files that list them, or in a text beside each picture."""
+
 import json
 import os
 from collections import defaultdict
@@ -10,8 +11,27 @@ from lorabook.images.caption_lists import LISTS, METADATA, read_list, read_text
 from lorabook.images.caption_words import as_caption, find_caption_column, first_line, some
 
 BESIDE = (".txt", ".caption", ".json")  # the first that is there is a picture's caption
-_TEXTS = (*LISTS, *BESIDE, ".cap", ".tags", ".ndjson", ".xlsx", ".xls", ".ods", ".arrow", ".yaml", ".yml", ".toml", ".xml",
-          ".html", ".md", ".rtf", ".docx", ".tar", ".zip")
+_TEXTS = (
+    *LISTS,
+    *BESIDE,
+    ".cap",
+    ".tags",
+    ".ndjson",
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".arrow",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".xml",
+    ".html",
+    ".md",
+    ".rtf",
+    ".docx",
+    ".tar",
+    ".zip",
+)
 _NO_CAPTIONS = ("readme", "license", "licence", "dataset_info", "dataset_dict", "state.json")
 
 
@@ -40,12 +60,20 @@ def names_images(folder: Path, endings: Container[str]) -> bool:
     if any((folder / name).is_file() for name in METADATA):
         return True
     pictures = _Pictures(image_files(folder, endings))
-    return any(_tolerant(path, pictures, None)[0] for path in sorted(folder.iterdir()) if path.suffix.lower() in LISTS)
+    return any(
+        _tolerant(path, pictures, None)[0]
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in LISTS
+    )
 
 
 def text_beside(picture: Path) -> str:
     """The caption in a text beside a picture, or ""."""
-    texts = (Path(name) for ending in BESIDE for name in (picture.with_suffix(ending), f"{picture}{ending}"))
+    texts = (
+        Path(name)
+        for ending in BESIDE
+        for name in (picture.with_suffix(ending), f"{picture}{ending}")
+    )
     return next(filter(None, (_beside(text) for text in texts if text.is_file())), "")
 
 
@@ -64,7 +92,9 @@ def find_captions(folder: Path, endings: Container[str], asked: str | None) -> C
     files = _visible(folder)
     pictures = _Pictures([path for path in files if path.suffix.lower() in endings])
     search = _Search(folder, pictures)
-    present = {path.parent: path for name in reversed(METADATA) for path in files if path.name == name}
+    present = {
+        path.parent: path for name in reversed(METADATA) for path in files if path.name == name
+    }
     metadata = sorted(present.values(), key=lambda path: (len(path.parts), path))
     for path in metadata:
         search.take(_strict(path, asked), path)
@@ -76,10 +106,18 @@ def find_captions(folder: Path, endings: Container[str], asked: str | None) -> C
     search.take_beside([path for path in files if path not in search.read])
     rest = [path for path in pictures.paths if path not in search.left_out and path not in listed]
     used = {*metadata, *search.read}
-    alike = [path for path in sorted(files, key=lambda path: path.suffix.lower() not in LISTS)
-             if path.suffix.lower() in _TEXTS and path not in used and not path.name.lower().startswith(_NO_CAPTIONS)]
-    return Captions([(path, search.texts.get(path, "")) for path in (*listed, *rest)], search.notes(),
-                    [search.named(path) + search.problems.get(path, "") for path in alike])
+    alike = [
+        path
+        for path in sorted(files, key=lambda path: path.suffix.lower() not in LISTS)
+        if path.suffix.lower() in _TEXTS
+        and path not in used
+        and not path.name.lower().startswith(_NO_CAPTIONS)
+    ]
+    return Captions(
+        [(path, search.texts.get(path, "")) for path in (*listed, *rest)],
+        search.notes(),
+        [search.named(path) + search.problems.get(path, "") for path in alike],
+    )
 
 
 class _Pictures:
@@ -96,14 +134,22 @@ class _Pictures:
         """The picture of this path, with or without its ending; else the only one of this name in any folder."""
         name = name.replace("\\", "/")
         same = self._last.get(name.rsplit("/", 1)[-1], ())
-        return self._whole.get(os.path.normpath(folder / name)) or (next(iter(same)) if len(same) == 1 else None)
+        return self._whole.get(os.path.normpath(folder / name)) or (
+            next(iter(same)) if len(same) == 1 else None
+        )
 
 
 class _Search:
     """Captions found so far; the first one found stays."""
 
     def __init__(self, folder: Path, pictures: _Pictures):
-        self.folder, self.pictures, self.texts, self.left_out, self.read = folder, pictures, {}, set(), set()
+        self.folder, self.pictures, self.texts, self.left_out, self.read = (
+            folder,
+            pictures,
+            {},
+            set(),
+            set(),
+        )
         self.problems, self._of, self._clashes, self._notes = {}, {}, defaultdict(list), []
 
     def named(self, path: Path) -> str:
@@ -120,11 +166,17 @@ class _Search:
 
     def leave_out_unlisted(self, metadata: list[Path]) -> None:
         folders = {path.parent for path in metadata}
-        out = [p for p in self.pictures.paths if p not in self.texts and not folders.isdisjoint(p.parents)]
+        out = [
+            p
+            for p in self.pictures.paths
+            if p not in self.texts and not folders.isdisjoint(p.parents)
+        ]
         self.left_out = set(out)
         if out:
-            self._notes.append(f"{len(out)} image(s) in {self.folder} are not listed in "
-                               f"{some(map(self.named, metadata))} and are left out: {some(map(self.named, out))}")
+            self._notes.append(
+                f"{len(out)} image(s) in {self.folder} are not listed in "
+                f"{some(map(self.named, metadata))} and are left out: {some(map(self.named, out))}"
+            )
 
     def take_list(self, path: Path, asked: str | None) -> None:
         captions, missing, problem = _tolerant(path, self.pictures, asked)
@@ -133,7 +185,9 @@ class _Search:
             return
         self.take(captions, path)
         if missing:
-            self._notes.append(f"{path} names {len(missing)} file(s) that are not there: {some(missing)}")
+            self._notes.append(
+                f"{path} names {len(missing)} file(s) that are not there: {some(missing)}"
+            )
 
     def take_beside(self, files: list[Path]) -> None:
         texts = {str(path).casefold(): path for path in files if path.suffix.lower() in BESIDE}
@@ -147,27 +201,42 @@ class _Search:
                         self.take({picture: text}, path, f"the {path.suffix} beside it")
 
     def notes(self) -> list[str]:
-        return self._notes + [f"{len(names)} image(s) in {self.folder} have two captions; that of {first} is taken, not "
-                              f"that of {other}: {some(names)}" for (first, other), names in self._clashes.items()]
+        return self._notes + [
+            f"{len(names)} image(s) in {self.folder} have two captions; that of {first} is taken, not "
+            f"that of {other}: {some(names)}"
+            for (first, other), names in self._clashes.items()
+        ]
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file()
-                  and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def _strict(metadata: Path, asked: str | None) -> dict[Path, str]:
     """Captions by picture; every picture must be there and have a text."""
     names, texts = read_list(metadata, asked)
-    missing = [name or "None" for name in names if not name or not (metadata.parent / name).is_file()]
+    missing = [
+        name or "None" for name in names if not name or not (metadata.parent / name).is_file()
+    ]
     if missing:
-        raise FileNotFoundError(f"{metadata} names {len(missing)} missing file(s): {some(missing)}; put them beside "
-                                "it or delete their lines")
-    return {metadata.parent / os.path.normpath(name): as_caption(text, f"{metadata}, {name}")
-            for name, text in zip(names, texts, strict=True)}
+        raise FileNotFoundError(
+            f"{metadata} names {len(missing)} missing file(s): {some(missing)}; put them beside "
+            "it or delete their lines"
+        )
+    return {
+        metadata.parent / os.path.normpath(name): as_caption(text, f"{metadata}, {name}")
+        for name, text in zip(names, texts, strict=True)
+    }
 
 
-def _tolerant(path: Path, pictures: _Pictures, asked: str | None) -> tuple[dict[Path, str], list[str], str]:
+def _tolerant(
+    path: Path, pictures: _Pictures, asked: str | None
+) -> tuple[dict[Path, str], list[str], str]:
     """Captions by picture, the names that are no picture's, and why there is nothing in the file."""
     try:
         names, texts = read_list(path, asked)
@@ -193,5 +262,3 @@ def _beside(path: Path) -> str:
         return as_caption(told[find_caption_column(told, None, path)], str(path))
     except (ValueError, TypeError, KeyError):
         return ""
-
-

@@ -1,4 +1,5 @@
 """Files that list pictures with their captions: JSON lines, CSV, Parquet, JSON and sd-scripts' JSON."""
+
 import csv
 import io
 import json
@@ -7,10 +8,26 @@ from pathlib import Path
 
 from lorabook.images.caption_words import find_caption_column
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # what datasets' imagefolder reads, in any folder
+METADATA = (
+    "metadata.jsonl",
+    "metadata.csv",
+    "metadata.parquet",
+)  # what datasets' imagefolder reads, in any folder
 LISTS = (".jsonl", ".csv", ".parquet", ".json", ".tsv")
-_FILE_COLUMNS = ("filename", "imagefilename", "file", "image", "filepath", "imagepath", "imagefile", "imagename", "path",
-                 "img", "imgpath", "name")
+_FILE_COLUMNS = (
+    "filename",
+    "imagefilename",
+    "file",
+    "image",
+    "filepath",
+    "imagepath",
+    "imagefile",
+    "imagename",
+    "path",
+    "img",
+    "imgpath",
+    "name",
+)
 
 
 def read_list(path: Path, asked: str | None) -> tuple[list[str], list]:
@@ -25,10 +42,18 @@ def read_list(path: Path, asked: str | None) -> tuple[list[str], list]:
         raise ValueError(f"{path} lists no images")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     named = {re.sub(r"[\W_]", "", str(column).lower()): column for column in reversed(columns)}
-    files = next((named[name] for name in (*_FILE_COLUMNS, *named) if name in named
-                  and (name in _FILE_COLUMNS or name.endswith("filename"))), None)
+    files = next(
+        (
+            named[name]
+            for name in (*_FILE_COLUMNS, *named)
+            if name in named and (name in _FILE_COLUMNS or name.endswith("filename"))
+        ),
+        None,
+    )
     if files is None:
-        raise ValueError(f"{path} has no column file_name; its columns are: {', '.join(map(str, columns[:12]))}")
+        raise ValueError(
+            f"{path} has no column file_name; its columns are: {', '.join(map(str, columns[:12]))}"
+        )
     texts = find_caption_column([column for column in columns if column != files], asked, path)
     return [str(row.get(files) or "") for row in rows], [row.get(texts) for row in rows]
 
@@ -45,8 +70,11 @@ def holds_pictures(path: Path) -> bool:
     """Whether a Parquet file is a data set as the Hub keeps it: pictures in a column, not names of files."""
     import pyarrow
     import pyarrow.parquet
-    return any(pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-               for field in pyarrow.parquet.read_schema(path))
+
+    return any(
+        pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        for field in pyarrow.parquet.read_schema(path)
+    )
 
 
 def _of_lines(path: Path) -> list[dict]:
@@ -58,7 +86,9 @@ def _of_lines(path: Path) -> list[dict]:
             except ValueError as error:
                 raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number} is not a JSON object with file_name and a caption")
+                raise ValueError(
+                    f"{path}, line {number} is not a JSON object with file_name and a caption"
+                )
             rows.append(row)
     return rows
 
@@ -72,12 +102,15 @@ def _of_table(path: Path) -> list[dict]:
         raise ValueError(f"{path} is not CSV: {error}") from error
     for number, row in enumerate(rows, 2):
         if None in row:
-            raise ValueError(f"{path}, line {number} has more cells than the header; quote captions with commas")
+            raise ValueError(
+                f"{path}, line {number} has more cells than the header; quote captions with commas"
+            )
     return rows
 
 
 def _of_parquet(path: Path) -> list[dict]:
     import pyarrow.parquet
+
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
@@ -103,8 +136,16 @@ def _told(entry) -> dict:
     """What sd-scripts' metadata says of a picture: it learns the caption and, after it, the tags."""
     if not isinstance(entry, dict):
         return {"caption": entry}
-    parts = [entry[key] for key in ("caption", "tags") if isinstance(entry.get(key), str) and entry[key]]
+    parts = [
+        entry[key] for key in ("caption", "tags") if isinstance(entry.get(key), str) and entry[key]
+    ]
     return {**entry, **({"caption": ", ".join(parts)} if parts else {})}
 
 
-_READERS = {".jsonl": _of_lines, ".csv": _of_table, ".tsv": _of_table, ".parquet": _of_parquet, ".json": _of_json}
+_READERS = {
+    ".jsonl": _of_lines,
+    ".csv": _of_table,
+    ".tsv": _of_table,
+    ".parquet": _of_parquet,
+    ".json": _of_json,
+}

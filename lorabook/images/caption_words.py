@@ -1,7 +1,16 @@
 """Captions in columns, and names in sentences."""
+
 from collections.abc import Iterable
 
-CAPTION_WORDS = ("text", "caption", "prompt", "description", "sentence", "additional_feature", "tags")
+CAPTION_WORDS = (
+    "text",
+    "caption",
+    "prompt",
+    "description",
+    "sentence",
+    "additional_feature",
+    "tags",
+)
 
 
 def find_caption_column(columns: Iterable[str], asked: str | None, name) -> str:
@@ -15,9 +24,16 @@ def find_caption_column(columns: Iterable[str], asked: str | None, name) -> str:
     told = ", ".join(map(str, columns[:12])) or "none besides the image"
     if asked:
         raise ValueError(f"{name} has no column {asked!r}; its columns are: {told}")
-    found = [column for word in CAPTION_WORDS for column in sorted(map(str, columns), key=len) if word in column.lower()]
+    found = [
+        column
+        for word in CAPTION_WORDS
+        for column in sorted(map(str, columns), key=len)
+        if word in column.lower()
+    ]
     if not found:
-        raise ValueError(f"{name} has no caption column; its columns are: {told}; say which with caption_column")
+        raise ValueError(
+            f"{name} has no caption column; its columns are: {told}; say which with caption_column"
+        )
     return found[0]
 
 
@@ -26,7 +42,9 @@ def as_caption(value, where: str) -> str:
     if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
         value = value[0]
     if not isinstance(value, str):
-        raise ValueError(f"the caption of {where} is not text but {type(value).__name__}: {str(value)[:60]!r}")
+        raise ValueError(
+            f"the caption of {where} is not text but {type(value).__name__}: {str(value)[:60]!r}"
+        )
     return value
 
 

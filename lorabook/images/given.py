@@ -1,4 +1,5 @@
 """Pictures given in memory: lists, dictionaries, tables, streams and torch's data sets, row by row."""
+
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -57,18 +58,28 @@ def rows_of(source, max_samples: int | None) -> Iterator | None:
         source = source.to_pylist() if hasattr(source, "to_pylist") else source.to_dicts()
     elif hasattr(source, "columns") and hasattr(source, "to_dict"):
         source = source.to_dict("records")
-    elif not isinstance(source, Iterable) and hasattr(source, "__getitem__") and hasattr(source, "__len__"):  # torch's
+    elif (
+        not isinstance(source, Iterable)
+        and hasattr(source, "__getitem__")
+        and hasattr(source, "__len__")
+    ):  # torch's
         source = map(source.__getitem__, range(len(source)))
     elif not isinstance(source, Iterable):
         return None
-    return islice(source, max_samples) if max_samples is not None or hasattr(source, "__len__") else _with_an_end(source)
+    return (
+        islice(source, max_samples)
+        if max_samples is not None or hasattr(source, "__len__")
+        else _with_an_end(source)
+    )
 
 
 def _with_an_end(rows: Iterable) -> Iterator:
     for number, row in enumerate(rows):
         if number == LONGEST_STREAM:
-            raise ValueError(f"the stream of images has more than {LONGEST_STREAM} rows, perhaps no end; give a "
-                             "part of it, as with take(…) or max_samples")
+            raise ValueError(
+                f"the stream of images has more than {LONGEST_STREAM} rows, perhaps no end; give a "
+                "part of it, as with take(…) or max_samples"
+            )
         yield row
 
 
@@ -89,10 +100,16 @@ def parts_of(row, number: int, wanted: Wanted) -> tuple:
     if not isinstance(row, Mapping) or {"bytes", "path"} >= set(row):
         return row, wanted.prompt or ""
     asked = wanted.image_column
-    names = [asked] if asked else [*(n for n in _NAMES if n in row), *(n for n in row if _is_picture(row[n]))]
+    names = (
+        [asked]
+        if asked
+        else [*(n for n in _NAMES if n in row), *(n for n in row if _is_picture(row[n]))]
+    )
     if not names or names[0] not in row:
-        raise ValueError(f"row {number} has no picture{f' {asked!r}' if asked else ''}; it has: "
-                         f"{', '.join(map(str, row))[:160]}")
+        raise ValueError(
+            f"row {number} has no picture{f' {asked!r}' if asked else ''}; it has: "
+            f"{', '.join(map(str, row))[:160]}"
+        )
     others = [name for name in row if name != names[0]]
     if wanted.prompt is not None or not others and not wanted.caption_column:
         return row[names[0]], wanted.prompt or ""
@@ -101,7 +118,9 @@ def parts_of(row, number: int, wanted: Wanted) -> tuple:
 
 
 def _is_picture(value) -> bool:
-    return isinstance(value, Image.Image | bytes) or (isinstance(value, Mapping) and "bytes" in value)
+    return isinstance(value, Image.Image | bytes) or (
+        isinstance(value, Mapping) and "bytes" in value
+    )
 
 
 def kept(picture) -> tuple[dict, str]:
@@ -141,8 +160,12 @@ def _undecoded(stream: datasets.IterableDataset) -> datasets.IterableDataset:
 
 def _of_columns(columns: Mapping) -> list[dict]:
     """Rows of a dictionary of columns."""
-    sizes = {name: len(column) for name, column in columns.items() if isinstance(column, list | tuple)}
+    sizes = {
+        name: len(column) for name, column in columns.items() if isinstance(column, list | tuple)
+    }
     if not sizes or len(sizes) < len(columns) or len(set(sizes.values())) > 1:
-        raise ValueError(f"a dictionary of images needs a list for each column, all of one length, as in {{'image': […], "
-                         f"'text': […]}}; it has: {', '.join(map(str, columns))[:160]}")
+        raise ValueError(
+            f"a dictionary of images needs a list for each column, all of one length, as in {{'image': […], "
+            f"'text': […]}}; it has: {', '.join(map(str, columns))[:160]}"
+        )
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -1,4 +1,5 @@
 """Captioned images, from folders, the Hub or memory, as a `datasets.Dataset` of plain RGB pictures and their text."""
+
 import os
 import re
 import warnings
@@ -18,9 +19,18 @@ from lorabook.worlds import DATA, bundled, world
 
 RETIRED = {"lambdalabs/pokemon-blip-captions": "reach-vb/pokemon-blip-captions"}
 FEATURES = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
-def load_captioned_images(source=None, *, caption_column: str | None = None, image_column: str | None = None,
-                          config_name: str | None = None, max_samples: int | None = None,
-                          allow_empty_captions: bool | None = None, **kwargs) -> datasets.Dataset:
+
+
+def load_captioned_images(
+    source=None,
+    *,
+    caption_column: str | None = None,
+    image_column: str | None = None,
+    config_name: str | None = None,
+    max_samples: int | None = None,
+    allow_empty_captions: bool | None = None,
+    **kwargs,
+) -> datasets.Dataset:
     """Images and captions as a Dataset with the columns `image` (PIL, RGB) and `text` (str).
 
     Rotation from EXIF is applied, colour profiles are brought to sRGB, transparency is laid on white, and grey, palette,
@@ -44,11 +54,22 @@ def load_captioned_images(source=None, *, caption_column: str | None = None, ima
     Raises: FileNotFoundError for a missing or empty folder or a file that metadata names but is not there;
         ValueError for captions that cannot be found or are not text, or if no image can be read.
     """
-    return _load(source, Wanted(image_column, caption_column, config_name, max_samples, allow_empty_captions), kwargs)
+    return _load(
+        source,
+        Wanted(image_column, caption_column, config_name, max_samples, allow_empty_captions),
+        kwargs,
+    )
 
 
-def load_instance_images(source, prompt: str = "", *, caption_column: str | None = None, image_column: str | None = None,
-                         config_name: str | None = None, **kwargs) -> datasets.Dataset:
+def load_instance_images(
+    source,
+    prompt: str = "",
+    *,
+    caption_column: str | None = None,
+    image_column: str | None = None,
+    config_name: str | None = None,
+    **kwargs,
+) -> datasets.Dataset:
     """Pictures of one subject, or of one class, for DreamBooth: `image` (PIL, RGB) and `text` (str).
 
     Args:
@@ -62,7 +83,13 @@ def load_instance_images(source, prompt: str = "", *, caption_column: str | None
     """
     if source is None:
         raise ValueError("no folder of images was given")
-    wanted = Wanted(image_column, caption_column, config_name, allow_empty=False, prompt=None if caption_column else prompt)
+    wanted = Wanted(
+        image_column,
+        caption_column,
+        config_name,
+        allow_empty=False,
+        prompt=None if caption_column else prompt,
+    )
     return _load(source, wanted, kwargs)
 
 
@@ -80,42 +107,65 @@ def _load(source, wanted: Wanted, kwargs: dict) -> datasets.Dataset:
     if rows is not None:
         return _from_rows(rows, wanted)
     if not isinstance(source, str | os.PathLike):
-        raise ValueError(f"images cannot be read from {type(source).__name__}; give a folder, a Hub id, a Dataset, or a "
-                         "list of pictures or of dictionaries with image and text")
+        raise ValueError(
+            f"images cannot be read from {type(source).__name__}; give a folder, a Hub id, a Dataset, or a "
+            "list of pictures or of dictionaries with image and text"
+        )
     name = os.fspath(source)
     for folder in (Path(name).expanduser(), bundled(name)):
         if folder is not None and folder.exists():
             return _from_folder(folder, wanted)
     name = RETIRED.get(name, name)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise FileNotFoundError(f"image folder {name!r} not found: no folder {Path(name).absolute()}, none in the "
-                                f"bundled {DATA}, and it is not a Hub id of the form owner/name")
+        raise FileNotFoundError(
+            f"image folder {name!r} not found: no folder {Path(name).absolute()}, none in the "
+            f"bundled {DATA}, and it is not a Hub id of the form owner/name"
+        )
     try:
         found = datasets.load_dataset(name, wanted.config_name, split="train", **kwargs)
     except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise FileNotFoundError(f"data set {name!r} not found: no folder {Path(name).absolute()}, and the Hub did not "
-                                f"give it: {first_line(error)}") from error
+        raise FileNotFoundError(
+            f"data set {name!r} not found: no folder {Path(name).absolute()}, and the Hub did not "
+            f"give it: {first_line(error)}"
+        ) from error
     return _from_dataset(found, name, wanted)
 
 
 def _one_split(source):
     """What was given, where it is one data set."""
     if isinstance(source, datasets.DatasetDict | datasets.IterableDatasetDict):
-        raise ValueError(f"{type(source).__name__} was given; pass one of its splits: {', '.join(map(str, source))}")
+        raise ValueError(
+            f"{type(source).__name__} was given; pass one of its splits: {', '.join(map(str, source))}"
+        )
     return source
 
 
 def _from_folder(folder: Path, wanted: Wanted) -> datasets.Dataset:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is a file; give the folder that holds the images")
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():  # written by save_to_disk
+    if (folder / "state.json").is_file() or (
+        folder / "dataset_dict.json"
+    ).is_file():  # written by save_to_disk
         found = datasets.load_from_disk(folder)
-        found = found["train"] if isinstance(found, datasets.DatasetDict) and "train" in found else _one_split(found)
+        found = (
+            found["train"]
+            if isinstance(found, datasets.DatasetDict) and "train" in found
+            else _one_split(found)
+        )
         return _from_dataset(found, str(folder), wanted)
     parquet = next(folder.rglob("*.parquet"), None)
-    if parquet and (holds_pictures(parquet) or not image_files(folder)):  # a data set as the Hub keeps it
+    if parquet and (
+        holds_pictures(parquet) or not image_files(folder)
+    ):  # a data set as the Hub keeps it
         return _from_dataset(datasets.load_dataset(str(folder), split="train"), str(folder), wanted)
-    train = next((part for part in (folder / "train", folder / "training") if part.is_dir() and image_files(part)), None)
+    train = next(
+        (
+            part
+            for part in (folder / "train", folder / "training")
+            if part.is_dir() and image_files(part)
+        ),
+        None,
+    )
     if train and not caption_files.names_images(folder, ENDINGS):
         folder = train
     if wanted.prompt is not None:
@@ -123,7 +173,7 @@ def _from_folder(folder: Path, wanted: Wanted) -> datasets.Dataset:
     found = find_captions(folder, ENDINGS, wanted.caption_column)
     for note in found.notes:
         warnings.warn(note, stacklevel=4)
-    pairs = found.pairs[:wanted.max_samples]
+    pairs = found.pairs[: wanted.max_samples]
     empty = [os.path.relpath(path, folder) for path, text in pairs if not text.strip()]
     report_empty(empty, len(pairs), folder, wanted.allow_empty, found.look_alikes)
     return _readable(pairs, folder)
@@ -133,10 +183,15 @@ def _readable(pairs: list[tuple[Path, str]], folder: Path) -> datasets.Dataset:
     """The images that can be read, with their texts."""
     if not pairs:
         there = some(sorted(path.name for path in folder.iterdir()))
-        raise FileNotFoundError(f"folder {folder} has no images; it needs .png, .jpg, .webp or the like"
-                                f"{'; it has: ' if there else ''}{there}")
+        raise FileNotFoundError(
+            f"folder {folder} has no images; it needs .png, .jpg, .webp or the like"
+            f"{'; it has: ' if there else ''}{there}"
+        )
     problems = Problems(folder)
-    rows = [{"image": problems.kept(os.path.relpath(path, folder), stored, path), "text": text} for path, text in pairs]
+    rows = [
+        {"image": problems.kept(os.path.relpath(path, folder), stored, path), "text": text}
+        for path, text in pairs
+    ]
     return _made(rows, problems)
 
 
@@ -165,20 +220,29 @@ def _from_dataset(dataset: datasets.Dataset, name: str, wanted: Wanted) -> datas
     pictures = [c for c, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
     if not pictures or (wanted.image_column and wanted.image_column not in pictures):
         asked = f" {wanted.image_column!r}" if wanted.image_column else ""
-        raise ValueError(f"{name} has no column of images{asked}; its columns are: {', '.join(columns[:12])}")
+        raise ValueError(
+            f"{name} has no column of images{asked}; its columns are: {', '.join(columns[:12])}"
+        )
     images = wanted.image_column or pictures[0]
     if wanted.max_samples is not None:
         dataset = dataset.select(range(min(wanted.max_samples, len(dataset))))
     if not len(dataset):
         raise ValueError(f"{name} is empty")
     texts = _texts(dataset, [c for c in columns if c != images], name, wanted)
-    raw, rows, found, problems = dataset.cast_column(images, datasets.Image(decode=False)), [], [], Problems(name)
+    raw, rows, found, problems = (
+        dataset.cast_column(images, datasets.Image(decode=False)),
+        [],
+        [],
+        Problems(name),
+    )
     for number, (row, text) in enumerate(zip(raw, texts, strict=True)):
         value = row[images] or {}
         made = problems.kept(f"row {number}", stored, value.get("path"), value.get("bytes"))
         if made:
             rows.append(number)
-            found.append((text, None if made["bytes"] is value.get("bytes") else made["bytes"]))  # not what it holds
+            found.append(
+                (text, None if made["bytes"] is value.get("bytes") else made["bytes"])
+            )  # not what it holds
     problems.report(len(rows))
     plain = dataset.select(rows).select_columns(images)
     return _as_found(plain if images == "image" else plain.rename_column(images, "image"), found)
@@ -186,9 +250,15 @@ def _from_dataset(dataset: datasets.Dataset, name: str, wanted: Wanted) -> datas
 
 def _with_pictures(dataset: datasets.Dataset) -> datasets.Dataset:
     """The data set; where it has no images, with its first column of files as images."""
-    if len(dataset) and not any(isinstance(feature, datasets.Image) for feature in dataset.features.values()):
+    if len(dataset) and not any(
+        isinstance(feature, datasets.Image) for feature in dataset.features.values()
+    ):
         for name, value in dataset[0].items():
-            if isinstance(value, str) and os.path.splitext(value)[1].lower() in ENDINGS and os.path.isfile(value):
+            if (
+                isinstance(value, str)
+                and os.path.splitext(value)[1].lower() in ENDINGS
+                and os.path.isfile(value)
+            ):
                 return dataset.cast_column(name, datasets.Image())
     return dataset
 
@@ -200,8 +270,15 @@ def _texts(dataset: datasets.Dataset, others: list[str], name: str, wanted: Want
     column = wanted.column_of_captions(others, name)
     if column is None:
         return [""] * len(dataset)
-    texts = [as_caption(text, f"{name}, row {number}") for number, text in enumerate(dataset[column])]
-    report_empty([f"row {n}" for n, text in enumerate(texts) if not text.strip()], len(texts), name, wanted.allow_empty)
+    texts = [
+        as_caption(text, f"{name}, row {number}") for number, text in enumerate(dataset[column])
+    ]
+    report_empty(
+        [f"row {n}" for n, text in enumerate(texts) if not text.strip()],
+        len(texts),
+        name,
+        wanted.allow_empty,
+    )
     return texts
 
 
@@ -211,6 +288,11 @@ def _as_found(dataset: datasets.Dataset, found: list[tuple[str, bytes | None]]) 
     if all(content is None for _, content in found):
         return dataset.cast(FEATURES)
     raw = dataset.cast_column("image", datasets.Image(decode=False))
-    rows = [{"image": {"path": None, "bytes": content} if content else row["image"], "text": row["text"]}
-            for row, (_, content) in zip(raw, found, strict=True)]
+    rows = [
+        {
+            "image": {"path": None, "bytes": content} if content else row["image"],
+            "text": row["text"],
+        }
+        for row, (_, content) in zip(raw, found, strict=True)
+    ]
     return datasets.Dataset.from_list(rows, features=FEATURES)

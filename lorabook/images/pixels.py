@@ -1,4 +1,5 @@
 """Any picture as 8-bit RGB: upright, in sRGB, without transparency."""
+
 import io
 import os
 from functools import lru_cache
@@ -8,9 +9,29 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
 # what a Pillow without plugins may not open counts too, so that it is named as unreadable and not passed over
-ENDINGS = (frozenset(Image.registered_extensions()) - {".pdf", ".mpg", ".mpeg"} | {
-    ".heic", ".heif", ".avif", ".jxl", ".jxr", ".svg", ".exr", ".hdr", ".xcf", ".kra", ".raw", ".dng", ".cr2", ".cr3",
-    ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"})
+ENDINGS = frozenset(Image.registered_extensions()) - {".pdf", ".mpg", ".mpeg"} | {
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jxr",
+    ".svg",
+    ".exr",
+    ".hdr",
+    ".xcf",
+    ".kra",
+    ".raw",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".raf",
+    ".orf",
+    ".rw2",
+    ".pef",
+    ".srw",
+}
 
 
 def plain_rgb(image: Image.Image) -> Image.Image:
@@ -37,8 +58,16 @@ def stored(path: str | os.PathLike | None, content: bytes | None = None) -> tupl
     with Image.open(io.BytesIO(content) if content is not None else path or "no image") as image:
         image.load()
         conversion, problem = profile_of(image)
-        if image.mode == "RGB" and not conversion and "transparency" not in image.info and not _turned(image):
-            return {"path": os.path.abspath(path) if path and content is None else None, "bytes": content}, problem
+        if (
+            image.mode == "RGB"
+            and not conversion
+            and "transparency" not in image.info
+            and not _turned(image)
+        ):
+            return {
+                "path": os.path.abspath(path) if path and content is None else None,
+                "bytes": content,
+            }, problem
         return as_png(image), problem
 
 
@@ -77,10 +106,14 @@ def _conversion(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform |
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = source.profile.xcolor_space.strip()
-        fitting = {"RGB": ("L", "RGB"), "GRAY": ("L",), "CMYK": ("CMYK",), "Lab": ("LAB",)}.get(space, ())
+        fitting = {"RGB": ("L", "RGB"), "GRAY": ("L",), "CMYK": ("CMYK",), "Lab": ("LAB",)}.get(
+            space, ()
+        )
         if mode not in fitting:
             return None, f"its colour profile is for {space}, not for {mode}"
-        conversion = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), fitting[-1], "RGB")
+        conversion = ImageCms.buildTransform(
+            source, ImageCms.createProfile("sRGB"), fitting[-1], "RGB"
+        )
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
         return None, f"its colour profile cannot be read: {str(error)[:60]}"
     return (None if fitting[-1] == "RGB" and _changes_nothing(conversion) else conversion), ""
@@ -90,12 +123,22 @@ def _changes_nothing(conversion: ImageCms.ImageCmsTransform) -> bool:
     """Whether RGB stays what it is, to two of 255, as with the sRGB profiles of cameras."""
     steps = np.linspace(0, 255, 9).round().astype(np.uint8)
     colours = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
-    return np.abs(np.asarray(ImageCms.applyTransform(Image.fromarray(colours), conversion)).astype(int) - colours).max() <= 2
+    return (
+        np.abs(
+            np.asarray(ImageCms.applyTransform(Image.fromarray(colours), conversion)).astype(int)
+            - colours
+        ).max()
+        <= 2
+    )
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
-    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")) or values.max() > 255
+    deep = (
+        image.mode.startswith("I;16")
+        or (image.mode == "I" and image.format in ("PPM", "PNG"))
+        or values.max() > 255
+    )
     top = 65535 if deep else 1 if image.mode == "F" and values.max() <= 1 else 255
     return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
 

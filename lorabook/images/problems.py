@@ -1,4 +1,5 @@
 """What could not be read, and captions that are missing: named once for all pictures."""
+
 import warnings
 from collections.abc import Callable
 
@@ -29,16 +30,26 @@ class Problems:
     def report(self, read: int) -> None:
         """Warn of what was noted. Raises: ValueError if nothing was read."""
         if self.unread and not read:
-            raise ValueError(f"none of the {len(self.unread)} images in {self.where} can be read: {some(self.unread)}")
+            raise ValueError(
+                f"none of the {len(self.unread)} images in {self.where} can be read: {some(self.unread)}"
+            )
         if self.unread:
-            warnings.warn(f"{len(self.unread)} image(s) in {self.where} cannot be read and are left out: "
-                          f"{some(self.unread, 20)}", stacklevel=5)
+            warnings.warn(
+                f"{len(self.unread)} image(s) in {self.where} cannot be read and are left out: "
+                f"{some(self.unread, 20)}",
+                stacklevel=5,
+            )
         if self.odd:
-            warnings.warn(f"{len(self.odd)} image(s) in {self.where} are taken with their colours as they are: "
-                          f"{some(self.odd)}", stacklevel=5)
+            warnings.warn(
+                f"{len(self.odd)} image(s) in {self.where} are taken with their colours as they are: "
+                f"{some(self.odd)}",
+                stacklevel=5,
+            )
 
 
-def report_empty(empty: list[str], count: int, where, allow: bool | None, look_alikes: list[str] = ()) -> None:
+def report_empty(
+    empty: list[str], count: int, where, allow: bool | None, look_alikes: list[str] = ()
+) -> None:
     """Name the images without a caption.
 
     Args:
@@ -51,8 +62,17 @@ def report_empty(empty: list[str], count: int, where, allow: bool | None, look_a
     if not empty or allow:
         return
     remedy = "write metadata.jsonl, or a .txt beside each, or say allow_empty_captions"
-    alike = f"; these files look like captions: {some(look_alikes, 5)}" if look_alikes and len(empty) == count else ""
+    alike = (
+        f"; these files look like captions: {some(look_alikes, 5)}"
+        if look_alikes and len(empty) == count
+        else ""
+    )
     if len(empty) == count and allow is not None:
-        raise ValueError(f"none of the {count} images in {where} has a caption; {remedy}{alike}"[:400])
-    warnings.warn(f"{len(empty)} of {count} images in {where} have no caption and get an empty one: {some(sorted(empty))}; "
-                  f"{remedy}{alike}", stacklevel=5)
+        raise ValueError(
+            f"none of the {count} images in {where} has a caption; {remedy}{alike}"[:400]
+        )
+    warnings.warn(
+        f"{len(empty)} of {count} images in {where} have no caption and get an empty one: {some(sorted(empty))}; "
+        f"{remedy}{alike}",
+        stacklevel=5,
+    )

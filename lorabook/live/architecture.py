@@ -1,4 +1,5 @@
 """What sort of model an adapter is for, or a pipeline is, as far as their layers tell."""
+
 import re
 
 from lorabook.live.layers import models_of, walk
@@ -6,29 +7,75 @@ from lorabook.lora.adapter import Adapter
 from lorabook.lora.formats.keys import bare
 
 _BY_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
-_SMALL = re.compile(r"down_blocks\.(0\.attentions|3)|up_blocks\.(2\.attentions|3)")  # where SDXL has none
+_SMALL = re.compile(
+    r"down_blocks\.(0\.attentions|3)|up_blocks\.(2\.attentions|3)"
+)  # where SDXL has none
 # how the layers of transformers are called, and who calls them so, the likeliest first; the first row that fits counts
-_LAYERS = [(re.compile(pattern), names) for pattern, names in (
-    (r"double_stream_blocks|single_stream_blocks", ("HiDream",)),
-    (r"joint_transformer_blocks|(double|single)_layers", ("AuraFlow",)),
-    (r"joint_blocks", ("Stable Diffusion 3",)),
-    (r"distilled_guidance_layer", ("Chroma",)),
-    (r"(double|single)_blocks\.\d+\.(img|txt)_attn_", ("HunyuanVideo",)),
-    (r"(double|single)_blocks[._]\d|single_transformer_blocks", ("Flux", "Chroma", "HunyuanVideo")),
-    (r"(img|txt)_(mlp|mod)", ("Qwen-Image",)),
-    (r"^blocks[._]\d+[._]", ("Wan", "Cosmos", "Mochi", "Hunyuan-DiT")),
-    (r"^(layers[._]\d+|(noise|context)_refiner[._]\d+)[._]attention", ("Z-Image", "Lumina 2")),
-    (r"^(layers[._]\d+|(noise|context)_refiner[._]\d+)[._]attn", ("Lumina 2",)),
-    (r"add_[qkv]_proj|to_add_out|ff_context|^transformer_blocks[._]\d+[._]attn[._]",
-     ("Stable Diffusion 3", "Qwen-Image", "Flux", "HunyuanVideo", "Mochi")),
-    (r"^transformer_blocks[._]\d+[._]attn\d", ("LTX-Video", "PixArt", "Sana", "CogVideoX", "Mochi")),
-    (r"^transformer_blocks[._]\d+[._]", ("LTX-Video", "PixArt", "Sana", "CogVideoX", "Mochi", "Stable Diffusion 3",
-                                         "Qwen-Image", "Flux", "HunyuanVideo")))]
-_INSIDE = {1152: "PixArt", 2240: "Sana", 2048: "LTX-Video", 1920: "CogVideoX"}  # by the width of a transformer's attention
-_PIPELINES = {"StableDiffusion3": "Stable Diffusion 3", "Flux": "Flux", "LTX": "LTX-Video", "Wan": "Wan", "PixArt": "PixArt",
-              "ZImage": "Z-Image", "QwenImage": "Qwen-Image", "HunyuanDiT": "Hunyuan-DiT", "HunyuanVideo": "HunyuanVideo",
-              "HiDream": "HiDream", "Sana": "Sana", "AuraFlow": "AuraFlow", "Chroma": "Chroma", "CogVideoX": "CogVideoX",
-              "Lumina2": "Lumina 2", "Mochi": "Mochi", "Cosmos": "Cosmos"}
+_LAYERS = [
+    (re.compile(pattern), names)
+    for pattern, names in (
+        (r"double_stream_blocks|single_stream_blocks", ("HiDream",)),
+        (r"joint_transformer_blocks|(double|single)_layers", ("AuraFlow",)),
+        (r"joint_blocks", ("Stable Diffusion 3",)),
+        (r"distilled_guidance_layer", ("Chroma",)),
+        (r"(double|single)_blocks\.\d+\.(img|txt)_attn_", ("HunyuanVideo",)),
+        (
+            r"(double|single)_blocks[._]\d|single_transformer_blocks",
+            ("Flux", "Chroma", "HunyuanVideo"),
+        ),
+        (r"(img|txt)_(mlp|mod)", ("Qwen-Image",)),
+        (r"^blocks[._]\d+[._]", ("Wan", "Cosmos", "Mochi", "Hunyuan-DiT")),
+        (r"^(layers[._]\d+|(noise|context)_refiner[._]\d+)[._]attention", ("Z-Image", "Lumina 2")),
+        (r"^(layers[._]\d+|(noise|context)_refiner[._]\d+)[._]attn", ("Lumina 2",)),
+        (
+            r"add_[qkv]_proj|to_add_out|ff_context|^transformer_blocks[._]\d+[._]attn[._]",
+            ("Stable Diffusion 3", "Qwen-Image", "Flux", "HunyuanVideo", "Mochi"),
+        ),
+        (
+            r"^transformer_blocks[._]\d+[._]attn\d",
+            ("LTX-Video", "PixArt", "Sana", "CogVideoX", "Mochi"),
+        ),
+        (
+            r"^transformer_blocks[._]\d+[._]",
+            (
+                "LTX-Video",
+                "PixArt",
+                "Sana",
+                "CogVideoX",
+                "Mochi",
+                "Stable Diffusion 3",
+                "Qwen-Image",
+                "Flux",
+                "HunyuanVideo",
+            ),
+        ),
+    )
+]
+_INSIDE = {
+    1152: "PixArt",
+    2240: "Sana",
+    2048: "LTX-Video",
+    1920: "CogVideoX",
+}  # by the width of a transformer's attention
+_PIPELINES = {
+    "StableDiffusion3": "Stable Diffusion 3",
+    "Flux": "Flux",
+    "LTX": "LTX-Video",
+    "Wan": "Wan",
+    "PixArt": "PixArt",
+    "ZImage": "Z-Image",
+    "QwenImage": "Qwen-Image",
+    "HunyuanDiT": "Hunyuan-DiT",
+    "HunyuanVideo": "HunyuanVideo",
+    "HiDream": "HiDream",
+    "Sana": "Sana",
+    "AuraFlow": "AuraFlow",
+    "Chroma": "Chroma",
+    "CogVideoX": "CogVideoX",
+    "Lumina2": "Lumina 2",
+    "Mochi": "Mochi",
+    "Cosmos": "Cosmos",
+}
 
 
 def family(thing) -> str:
@@ -57,42 +104,75 @@ def transformers_of(thing) -> tuple[str, ...]:
     """The models with a transformer in place of a UNet that an adapter may be for, or a pipeline is; none for a UNet's."""
     if isinstance(thing, Adapter):
         layers = [bare(stem) for (part, _), stem in thing.stems.items() if part == "transformer"]
-        found = next((names for pattern, names in _LAYERS if any(pattern.search(name) for name in layers)), ())
-        width = next((layer.tensors["down"].shape[1] for module, layer in thing.layers.get("transformer", {}).items()
-                      if module.endswith("attn1.to_q") and layer.is_plain), None)
+        found = next(
+            (names for pattern, names in _LAYERS if any(pattern.search(name) for name in layers)),
+            (),
+        )
+        width = next(
+            (
+                layer.tensors["down"].shape[1]
+                for module, layer in thing.layers.get("transformer", {}).items()
+                if module.endswith("attn1.to_q") and layer.is_plain
+            ),
+            None,
+        )
         told = (_INSIDE[width],) if _INSIDE.get(width) in found else found
         return told or ("a model with a transformer",) * ("transformer" in thing.layers)
     if "transformer" not in models_of(thing):
         return ()
     title = type(thing).__name__
-    return (next((name for start, name in _PIPELINES.items() if title.startswith(start)), title.split("Pipeline")[0]),)
+    return (
+        next(
+            (name for start, name in _PIPELINES.items() if title.startswith(start)),
+            title.split("Pipeline")[0],
+        ),
+    )
 
 
 def is_large(adapter: Adapter) -> bool:
     """Whether an adapter is one for SDXL: it has a second text encoder, stacked transformers, or SDXL's text width."""
-    return "text_encoder_2" in adapter.layers or _stacks(adapter.layers.get("unet", ())) or text_width(adapter) == 2048
+    return (
+        "text_encoder_2" in adapter.layers
+        or _stacks(adapter.layers.get("unet", ()))
+        or text_width(adapter) == 2048
+    )
 
 
 def text_width(adapter: Adapter) -> int | None:
     """How many numbers stand for a word where the UNet reads it; None where no such layer is a plain one."""
-    return next((layer.tensors["down"].shape[1] for module, layer in adapter.layers.get("unet", {}).items()
-                 if module.endswith("attn2.to_k") and layer.is_plain), None)
+    return next(
+        (
+            layer.tensors["down"].shape[1]
+            for module, layer in adapter.layers.get("unet", {}).items()
+            if module.endswith("attn2.to_k") and layer.is_plain
+        ),
+        None,
+    )
 
 
 def _large(thing) -> bool | None:
     """Whether it is SDXL; None for an adapter that does not tell."""
     if isinstance(thing, Adapter):
-        told = any(_SMALL.match(name) for name in thing.layers.get("unet", ())) or text_width(thing) in _BY_WIDTH
+        told = (
+            any(_SMALL.match(name) for name in thing.layers.get("unet", ()))
+            or text_width(thing) in _BY_WIDTH
+        )
         return True if is_large(thing) else False if told else None
     unet = getattr(thing, "unet", None)
     asks = getattr(getattr(unet, "config", None), "addition_embed_type", None) == "text_time"
-    return asks or hasattr(thing, "text_encoder_2") or bool(unet and _stacks(name for name, _ in walk(unet)))
+    return (
+        asks
+        or hasattr(thing, "text_encoder_2")
+        or bool(unet and _stacks(name for name, _ in walk(unet)))
+    )
 
 
 def _width(thing) -> int | None:
     if isinstance(thing, Adapter):
         return text_width(thing)
-    return getattr(getattr(getattr(thing, "unet", None), "config", None), "cross_attention_dim", None)
+    return getattr(
+        getattr(getattr(thing, "unet", None), "config", None), "cross_attention_dim", None
+    )
 
 
 def _stacks(names) -> bool:

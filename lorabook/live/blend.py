@@ -1,11 +1,19 @@
 """Several adapters of a pipeline blended into a new one beside them."""
+
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
 from lorabook.live.inject import adapter_of, base_weights, put_on
-from lorabook.live.layers import activate, active_adapters, adapter_names, check_known, models_of, module_name
+from lorabook.live.layers import (
+    activate,
+    active_adapters,
+    adapter_names,
+    check_known,
+    models_of,
+    module_name,
+)
 from lorabook.live.locks import locked
 from lorabook.live.match import fit
 from lorabook.live.originals import fused_names
@@ -18,8 +26,17 @@ from lorabook.lora.source import read_source
 
 
 @locked
-def blend(pipe, weights: Mapping[str, object], *, method: str = "cat", new_name: str, density: float | None = None,
-          rank: int | None = None, seed: int = 0, across_bases: bool = False) -> BlendReport:
+def blend(
+    pipe,
+    weights: Mapping[str, object],
+    *,
+    method: str = "cat",
+    new_name: str,
+    density: float | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    across_bases: bool = False,
+) -> BlendReport:
     """Make one adapter of several; it takes part in their place, and they stay on the pipeline, switched off.
 
     Adapters that it is not made of stay as they are: those that take part go on beside the blend.
@@ -38,17 +55,27 @@ def blend(pipe, weights: Mapping[str, object], *, method: str = "cat", new_name:
     Raises: ValueError for unknown adapters, methods or blocks, a name in use, a fused adapter, different base models, or a
         number out of range. Nothing is changed then.
     """
-    if not isinstance(weights, Mapping) or not isinstance(new_name, str) or not isinstance(seed, int):
-        raise ValueError("a blend takes weights by adapter's name, as {'ink': 0.5, 'creatures': 0.5}, a text as its "
-                         "new_name and a whole number as its seed")
+    if (
+        not isinstance(weights, Mapping)
+        or not isinstance(new_name, str)
+        or not isinstance(seed, int)
+    ):
+        raise ValueError(
+            "a blend takes weights by adapter's name, as {'ink': 0.5, 'creatures': 0.5}, a text as its "
+            "new_name and a whole number as its seed"
+        )
     check_known(pipe, weights)
     new_name = module_name(new_name)
     if new_name in (*adapter_names(pipe), *fused_names(models_of(pipe))):
-        raise ValueError(f"the pipeline has an adapter {new_name!r} already; give the blend another name")
+        raise ValueError(
+            f"the pipeline has an adapter {new_name!r} already; give the blend another name"
+        )
     adapters, said, bases = gathered(pipe, weights)
     if not across_bases:
         _check_bases(adapters)
-    merged = merge(adapters, said, method=method, density=density, rank=rank, seed=seed, bases=bases)
+    merged = merge(
+        adapters, said, method=method, density=density, rank=rank, seed=seed, bases=bases
+    )
     report = blend_report(new_name, method, merged, adapters, said, bases=bases)
     ready = fit(pipe, merged, f"blend {new_name!r}")
     others = [name for name in active_adapters(pipe) if name not in weights]
@@ -69,16 +96,22 @@ def interference(a, b, *, pipe=None) -> Interference:
     Raises: ValueError as `load_adapter`, or where the two have no layer in common.
     """
     names = adapter_names(pipe) if pipe is not None else []
-    first, second = (adapter_of(pipe, one) if one in names else read_source(one).adapter for one in (a, b))
+    first, second = (
+        adapter_of(pipe, one) if one in names else read_source(one).adapter for one in (a, b)
+    )
     bases: dict[str, dict[str, torch.Tensor]] = {}
     for adapter in (first, second) if pipe is not None else ():
         for part, found in base_weights(pipe, adapter).items():
             bases.setdefault(part, {}).update(found)
-    told = tuple(one if isinstance(one, str) else label for one, label in ((a, "first"), (b, "second")))
+    told = tuple(
+        one if isinstance(one, str) else label for one, label in ((a, "first"), (b, "second"))
+    )
     return compare_adapters(first, second, names=told, bases=bases or None)
 
 
-def gathered(pipe, weights: Mapping[str, object]) -> tuple[dict[str, Adapter], dict[str, object], dict]:
+def gathered(
+    pipe, weights: Mapping[str, object]
+) -> tuple[dict[str, Adapter], dict[str, object], dict]:
     """What `merge` wants: the adapters, their weights as numbers or by layer, and the base weights of all their layers."""
     adapters = {name: adapter_of(pipe, name) for name in weights}
     said = {name: _weights(pipe, name, value, adapters[name]) for name, value in weights.items()}
@@ -94,15 +127,28 @@ def _weights(pipe, name: str, value, adapter: Adapter):
     if not isinstance(plain, Mapping):
         return plain
     if "steps" in plain:
-        raise ValueError(f"the weight of {name!r} changes over the denoising, which a blend cannot; leave out its steps")
+        raise ValueError(
+            f"the weight of {name!r} changes over the denoising, which a blend cannot; leave out its steps"
+        )
     factors = factors_for(pipe, name, plain)
-    return {part: {module: factors[part].get(module, factors[part].get(module.removeprefix("text_model."), 1.0))
-                   for module in layers} for part, layers in adapter.layers.items()}
+    return {
+        part: {
+            module: factors[part].get(
+                module, factors[part].get(module.removeprefix("text_model."), 1.0)
+            )
+            for module in layers
+        }
+        for part, layers in adapter.layers.items()
+    }
 
 
 def _check_bases(adapters: Mapping[str, Adapter]) -> None:
     named = {name: adapter.base_model for name, adapter in adapters.items() if adapter.base_model}
     if len(set(named.values())) > 1:
-        (one, its), (other, theirs) = next((a, b) for a in named.items() for b in named.items() if a[1] != b[1])
-        raise ValueError(f"{one!r} was made for {its} and {other!r} for {theirs}; blend adapters of one base model, or give "
-                         "across_bases=True if the two are near enough")
+        (one, its), (other, theirs) = next(
+            (a, b) for a in named.items() for b in named.items() if a[1] != b[1]
+        )
+        raise ValueError(
+            f"{one!r} was made for {its} and {other!r} for {theirs}; blend adapters of one base model, or give "
+            "across_bases=True if the two are near enough"
+        )

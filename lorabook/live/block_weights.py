@@ -2,6 +2,7 @@
 
 Source: the tables and `to26` of https://github.com/hako-mikan/sd-webui-lora-block-weight, scripts/lora_block_weight.py.
 """
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
@@ -22,9 +23,26 @@ TEXTS = {"sd": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
 _DOTLESS = ("conv_in", "conv_out", "text_projection")
 _LAYERS = {
     "resnets": ("conv1", "conv2", "conv_shortcut", "time_emb_proj"),
-    "attentions": ("proj_in", "proj_out", *(f"transformer_blocks.0.{layer}" for layer in (
-        *(f"attn{i}.to_{name}" for i in (1, 2) for name in ("q", "k", "v", "out.0")), "ff.net.0.proj", "ff.net.2"))),
-    "text": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
+    "attentions": (
+        "proj_in",
+        "proj_out",
+        *(
+            f"transformer_blocks.0.{layer}"
+            for layer in (
+                *(f"attn{i}.to_{name}" for i in (1, 2) for name in ("q", "k", "v", "out.0")),
+                "ff.net.0.proj",
+                "ff.net.2",
+            )
+        ),
+    ),
+    "text": (
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.out_proj",
+        "mlp.fc1",
+        "mlp.fc2",
+    ),
 }
 
 
@@ -48,7 +66,9 @@ def from_block_weights(numbers: Sequence[float], *, family: str | None = None) -
     for name, number in named.items():
         if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
             raise ValueError(f"the block weight {name} must be a finite number, not {number!r}")
-    return _scales({name: float(named.get(name, 0)) for name in NAMES[26]}, family or _family(len(numbers)))
+    return _scales(
+        {name: float(named.get(name, 0)) for name in NAMES[26]}, family or _family(len(numbers))
+    )
 
 
 def to_block_weights(scales, count: int) -> list[float]:
@@ -66,7 +86,9 @@ def to_block_weights(scales, count: int) -> list[float]:
     if count not in NAMES:
         raise ValueError(f"block weights are {_counts()} numbers, not {count}")
     if steps_of(scales):
-        raise ValueError("block weights cannot say how scales change over the denoising; take 'steps' out")
+        raise ValueError(
+            "block weights cannot say how scales change over the denoising; take 'steps' out"
+        )
     if not _by_layer(scales):
         scales = _expanded(scales, count)
     found: dict[str, tuple[str, float]] = {}
@@ -75,15 +97,21 @@ def to_block_weights(scales, count: int) -> list[float]:
             place, layer = _place(component, module), f"{component}.{module}"
             if place is None:
                 if not math.isclose(number, 1):
-                    raise ValueError(f"{layer} is at {number:g}; block weights leave what is outside the blocks at 1")
+                    raise ValueError(
+                        f"{layer} is at {number:g}; block weights leave what is outside the blocks at 1"
+                    )
                 continue
             if place not in NAMES[count] and number != 0:
-                raise ValueError(f"{count} block weights leave {place} at 0, where {layer} is at {number:g}; use "
-                                 f"{'26' if count in (17, 26) else '20 or 26'} of them")
+                raise ValueError(
+                    f"{count} block weights leave {place} at 0, where {layer} is at {number:g}; use "
+                    f"{'26' if count in (17, 26) else '20 or 26'} of them"
+                )
             first, same = found.setdefault(place, (layer, number))
             if not math.isclose(number, same, rel_tol=1e-9, abs_tol=1e-12):
-                raise ValueError(f"block weights have one number for {place}, where {first} is at {same:g} and {layer} at "
-                                 f"{number:g}")
+                raise ValueError(
+                    f"block weights have one number for {place}, where {first} is at {same:g} and {layer} at "
+                    f"{number:g}"
+                )
     return [float(found[place][1]) if place in found else 1.0 for place in NAMES[count]]
 
 
@@ -104,7 +132,9 @@ def _place(component: str, module: str) -> str | None:
 
 def _by_layer(scales) -> bool:
     """Whether scales are numbers by component and layer already; most layers' names have a dot, and globs more."""
-    if not isinstance(scales, Mapping) or not all(isinstance(layers, Mapping) for layers in scales.values()):
+    if not isinstance(scales, Mapping) or not all(
+        isinstance(layers, Mapping) for layers in scales.values()
+    ):
         return False
     names = [name for layers in scales.values() for name in layers]
     return all(name in _DOTLESS or "." in name and not set(name) & set("*?[") for name in names)
@@ -113,10 +143,20 @@ def _by_layer(scales) -> bool:
 def _expanded(scales, count: int) -> dict[str, dict[str, float]]:
     """Scales by layer, for the layers that a vector of this count is about."""
     family = _family(count)
-    texts = [f"text_model.encoder.layers.{number}.{layer}" for number in range(12) for layer in _LAYERS["text"]]
-    layers = expand(scales, dict.fromkeys(TEXTS[family], texts) | {"unet": list(_unet(family))}, "the scales")
+    texts = [
+        f"text_model.encoder.layers.{number}.{layer}"
+        for number in range(12)
+        for layer in _LAYERS["text"]
+    ]
+    layers = expand(
+        scales, dict.fromkeys(TEXTS[family], texts) | {"unet": list(_unet(family))}, "the scales"
+    )
     # a LoRA has no layers in the blocks that a short vector leaves out
-    layers["unet"] = {module: number for module, number in layers["unet"].items() if _place("unet", module) in NAMES[count]}
+    layers["unet"] = {
+        module: number
+        for module, number in layers["unet"].items()
+        if _place("unet", module) in NAMES[count]
+    }
     return layers
 
 
@@ -147,16 +187,26 @@ def _scales(number: Mapping[str, float], family: str) -> dict:
     for block in range(blocks):
         sampler = {"sampler": number[_IN[3 * block + 3]]} if block < blocks - 1 else {}
         parts = ("resnets", "attentions") if block in with_attention else ("resnets",)
-        down[f"block_{block}"] = {f"{part}_{i}": number[_IN[3 * block + i + 1]] for i in (0, 1) for part in parts} | sampler
-    up = {f"block_{block}": [number[_OUT[3 * block + i]] for i in range(3)] for block in range(blocks)}
+        down[f"block_{block}"] = {
+            f"{part}_{i}": number[_IN[3 * block + i + 1]] for i in (0, 1) for part in parts
+        } | sampler
+    up = {
+        f"block_{block}": [number[_OUT[3 * block + i]] for i in range(3)] for block in range(blocks)
+    }
     unet = {"conv_in": number["IN00"], "down": _short(down), "mid": number["MID"], "up": _short(up)}
     return dict.fromkeys(TEXTS[family], number["BASE"]) | {"unet": unet}
 
 
 def _short(blocks: Mapping[str, dict | list]) -> dict:
     """A block whose numbers are all the same as that number."""
-    values = {name: set(parts.values() if isinstance(parts, dict) else parts) for name, parts in blocks.items()}
-    return {name: values[name].pop() if len(values[name]) == 1 else parts for name, parts in blocks.items()}
+    values = {
+        name: set(parts.values() if isinstance(parts, dict) else parts)
+        for name, parts in blocks.items()
+    }
+    return {
+        name: values[name].pop() if len(values[name]) == 1 else parts
+        for name, parts in blocks.items()
+    }
 
 
 def _counts() -> str:

@@ -1,4 +1,5 @@
 """A call's own scale, `cross_attention_kwargs={"scale": …}`, does not reach what is fused: said once."""
+
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -23,9 +24,15 @@ def watch_call_scale(pipe) -> None:
         record.hook = None
     models = models_of(pipe)
     remedy = "call unfuse(pipe)" if fused_names(models) else "load the model anew"
-    if names := fused_names(models) + [name for each in models.values() for name in fused_in(each).for_good]:
-        called = pipe.transformer if getattr(pipe, "unet", None) is None else pipe.unet  # of a compiled one, the wrapper
-        record.hook = called.register_forward_pre_hook(partial(_warn, names, remedy), with_kwargs=True)
+    if names := fused_names(models) + [
+        name for each in models.values() for name in fused_in(each).for_good
+    ]:
+        called = (
+            pipe.transformer if getattr(pipe, "unet", None) is None else pipe.unet
+        )  # of a compiled one, the wrapper
+        record.hook = called.register_forward_pre_hook(
+            partial(_warn, names, remedy), with_kwargs=True
+        )
 
 
 def _warn(names: Sequence[str], remedy: str, model: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -33,5 +40,8 @@ def _warn(names: Sequence[str], remedy: str, model: nn.Module, args: tuple, kwar
         scale = (kwargs.get(key) or {}).get("scale", 1)
         if scale != 1:
             fused_in(getattr(model, "_orig_mod", model)).hook.remove()
-            warnings.warn(f"{key}={{'scale': {scale:g}}} does nothing to what is fused ({listed(dict.fromkeys(names))}); "
-                          f"{remedy}, then fuse(pipe, {{{names[0]!r}: {scale:g}}})", stacklevel=2)
+            warnings.warn(
+                f"{key}={{'scale': {scale:g}}} does nothing to what is fused ({listed(dict.fromkeys(names))}); "
+                f"{remedy}, then fuse(pipe, {{{names[0]!r}: {scale:g}}})",
+                stacklevel=2,
+            )

@@ -1,4 +1,5 @@
 """A scales dictionary, checked and expanded to one number a layer."""
+
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +22,12 @@ def number(value, what: str) -> float:
     raise ValueError(f"the scale of {what:.120} must be a finite number, not {value!r:.80}")
 
 
-def expand(scales, modules: Mapping[str, Iterable[str]], what: str = "the adapter",
-           touched: Mapping[str, Iterable[str]] | None = None) -> dict[str, dict[str, float]]:
+def expand(
+    scales,
+    modules: Mapping[str, Iterable[str]],
+    what: str = "the adapter",
+    touched: Mapping[str, Iterable[str]] | None = None,
+) -> dict[str, dict[str, float]]:
     """One factor for each layer.
 
     All that a dictionary says of a layer multiplies: its component's number, its block's, its kind's, and each glob that
@@ -42,15 +47,20 @@ def expand(scales, modules: Mapping[str, Iterable[str]], what: str = "the adapte
     Raises: ValueError for a number that is none, or a name that the model does not have; it lists those it has.
     """
     names = {part: list(found) for part, found in modules.items()}
-    factors = {part: dict.fromkeys(found, 1.0) for part, found in (names if touched is None else touched).items()}
+    factors = {
+        part: dict.fromkeys(found, 1.0)
+        for part, found in (names if touched is None else touched).items()
+    }
     if not isinstance(scales, Mapping):
         scales = dict.fromkeys(names, number(scales, what))
     for part, said in scales.items():
         if part == STEPS:
             continue
         if part not in names:
-            raise ValueError(f"{what}: {part!r:.60} is no component of this pipeline; it has: {', '.join(names)}, and "
-                             f"{STEPS!r}")
+            raise ValueError(
+                f"{what}: {part!r:.60} is no component of this pipeline; it has: {', '.join(names)}, and "
+                f"{STEPS!r}"
+            )
         apply = _text_factors if part.startswith("text_encoder") else _unet_factors
         found = factors.get(part, {})
         for chosen, factor in apply(said, names[part], f"{what}.{part}"):
@@ -71,20 +81,29 @@ def _unet_factors(said, names: list[str], what: str):
             inside = {block: found for block, found in blocks.items() if block.split(".")[0] == key}
             yield from _side(key, value, inside, f"{what}.{key}")
         else:
-            yield _by_kind_or_glob(key, names, what, ["down", "mid", "up"]), number(value, f"{what}.{key}")
+            yield (
+                _by_kind_or_glob(key, names, what, ["down", "mid", "up"]),
+                number(value, f"{what}.{key}"),
+            )
 
 
 def _side(side: str, value, blocks: Mapping[str, list[str]], what: str):
     if not blocks:
-        raise ValueError(f"{what}: the model has no {side!r} blocks; a number, kinds and globs of names reach its layers")
+        raise ValueError(
+            f"{what}: the model has no {side!r} blocks; a number, kinds and globs of names reach its layers"
+        )
     if side == "mid" or _is_list(value):
         for block, found in blocks.items():
-            yield from _block(value, found, f"{what}.block_{block.split('.')[1]}" if "." in block else what)
+            yield from _block(
+                value, found, f"{what}.block_{block.split('.')[1]}" if "." in block else what
+            )
     elif isinstance(value, Mapping):
         known = {f"block_{block.split('.')[1]}": found for block, found in blocks.items()}
         for key, inner in value.items():
             if key not in known:
-                raise ValueError(f"{what}: the model has no {key!r:.60}; it has: {', '.join(known)}")
+                raise ValueError(
+                    f"{what}: the model has no {key!r:.60}; it has: {', '.join(known)}"
+                )
             yield from _block(inner, known[key], f"{what}.{key}")
     else:
         yield [name for found in blocks.values() for name in found], number(value, what)
@@ -98,16 +117,26 @@ def _block(value, names: list[str], what: str):
         parts.setdefault("sampler" if part == "samplers" else f"{part}_{index}", []).append(name)
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            chosen = parts[key] if key in parts else _by_kind_or_glob(key, names, what, sorted(parts))
+            chosen = (
+                parts[key] if key in parts else _by_kind_or_glob(key, names, what, sorted(parts))
+            )
             yield chosen, number(inner, f"{what}.{key}")
     elif _is_list(value) and len(value) > 1:
-        counts = {part: sum(key.startswith(part) for key in parts) for part in ("attentions", "resnets")}
+        counts = {
+            part: sum(key.startswith(part) for key in parts) for part in ("attentions", "resnets")
+        }
         if len(value) not in {count for count in counts.values() if count}:
-            raise ValueError(f"{what}: a list of {len(value)} scales does not fit; the block has {counts['attentions']} "
-                             f"attentions and {counts['resnets']} resnets")
+            raise ValueError(
+                f"{what}: a list of {len(value)} scales does not fit; the block has {counts['attentions']} "
+                f"attentions and {counts['resnets']} resnets"
+            )
         for key, chosen in parts.items():
             # samplers stand behind the last, and the middle block's second resnet behind its only attention
-            index = len(value) - 1 if key == "sampler" else min(int(key.rsplit("_", 1)[1]), len(value) - 1)
+            index = (
+                len(value) - 1
+                if key == "sampler"
+                else min(int(key.rsplit("_", 1)[1]), len(value) - 1)
+            )
             yield chosen, number(value[index], f"{what}[{index}]")
     else:
         yield names, number(value[0] if _is_list(value) and value else value, what)
@@ -132,13 +161,21 @@ def _text_factors(said, names: list[str], what: str):
 
 def _by_kind_or_glob(key: str, names: list[str], what: str, others: list[str]) -> list[str]:
     if not isinstance(key, str):
-        raise ValueError(f"{what}: {key!r:.60} is no name; it has: {', '.join(others)}, kinds and globs of layer names")
+        raise ValueError(
+            f"{what}: {key!r:.60} is no name; it has: {', '.join(others)}, kinds and globs of layer names"
+        )
     if key in KINDS:
         return [name for name in names if kind_of(name) == key]
-    found = [name for name in names if fnmatchcase(name, key)] if any(c in key for c in "*?[.") or key in names else []
+    found = (
+        [name for name in names if fnmatchcase(name, key)]
+        if any(c in key for c in "*?[.") or key in names
+        else []
+    )
     if not found:
-        raise ValueError(f"{what}: the model has no {key!r:.60}; it has: {', '.join(others[:12])}; the kinds are "
-                         f"{', '.join(KINDS)}; a glob of layer names must fit one")
+        raise ValueError(
+            f"{what}: the model has no {key!r:.60}; it has: {', '.join(others[:12])}; the kinds are "
+            f"{', '.join(KINDS)}; a glob of layer names must fit one"
+        )
     return found
 
 
@@ -159,16 +196,22 @@ def steps_of(scales, what: str = "the adapter") -> list[tuple[float, float, floa
     said = scales.get(STEPS, []) if isinstance(scales, Mapping) else []
     found = []
     if not _is_list(said):
-        raise ValueError(f"{what}.steps must be a list of [from, to, factor], as [[0, 0.4, 1.0]], not {said!r:.80}")
+        raise ValueError(
+            f"{what}.steps must be a list of [from, to, factor], as [[0, 0.4, 1.0]], not {said!r:.80}"
+        )
     for entry in said:
         if not _is_list(entry) or len(entry) != 3:
             raise ValueError(f"{what}.steps: {entry!r} is not [from, to, factor], as [0, 0.4, 1.0]")
         found.append(tuple(number(value, f"{what}.steps") for value in entry))
     for start, end, _ in found:
         if not 0 <= start < end <= 1:
-            raise ValueError(f"{what}.steps: from {start:g} to {end:g} is no share of the run; give 0 ≤ from < to ≤ 1")
+            raise ValueError(
+                f"{what}.steps: from {start:g} to {end:g} is no share of the run; give 0 ≤ from < to ≤ 1"
+            )
     ordered = sorted(found)
     for (_, end, _), (start, _, _) in zip(ordered, ordered[1:], strict=False):
         if start < end:
-            raise ValueError(f"{what}.steps: the shares overlap at {start:g}; let each begin where the last ends")
+            raise ValueError(
+                f"{what}.steps: the shares overlap at {start:g}; let each begin where the last ends"
+            )
     return ordered

@@ -1,4 +1,5 @@
 """The adapters that take part in the weights themselves for the time of a block, so that the layers run plain."""
+
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +15,9 @@ from lorabook.live.locks import lock_of
 from lorabook.live.memory import is_memory
 from lorabook.live.scale_schedule import steps_on
 
-ROOM = 2**26  # bytes of sums that are kept from step to step: the bundled model's, and no larger one's
+ROOM = (
+    2**26
+)  # bytes of sums that are kept from step to step: the bundled model's, and no larger one's
 _FORWARD = "forward"
 Room = dict[nn.Parameter, Tensor]
 
@@ -29,7 +32,9 @@ class _Place(NamedTuple):
 
 
 @contextmanager
-def folded(pipe, *, components: Iterable[str] | None = None, room: Room | None = None) -> Iterator[bool]:
+def folded(
+    pipe, *, components: Iterable[str] | None = None, room: Room | None = None
+) -> Iterator[bool]:
     """Let the layers run plain, with their weight and the scaled ΔW of the adapters that take part in one sum.
 
     Weights, scales and active adapters are never touched: a layer only gets another `forward`, in one stroke, so that a
@@ -80,18 +85,37 @@ def _places(pipe, components: Iterable[str] | None) -> list[_Place] | None:
 
 def _is_plain(layer: LoraLayer, base: nn.Module, weight: Tensor) -> bool:
     """Whether the layer is an ordinary one with an ordinary weight."""
-    return (type(base) in (nn.Linear, nn.Conv2d) and getattr(base, "groups", 1) == 1
-            and not (layer.merged or layer.disable_adapters or layer.__dict__.get(BEFORE) or _FORWARD in layer.__dict__)
-            and not (base._forward_hooks or base._forward_pre_hooks or _FORWARD in base.__dict__)
-            and weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta)
+    return (
+        type(base) in (nn.Linear, nn.Conv2d)
+        and getattr(base, "groups", 1) == 1
+        and not (
+            layer.merged
+            or layer.disable_adapters
+            or layer.__dict__.get(BEFORE)
+            or _FORWARD in layer.__dict__
+        )
+        and not (base._forward_hooks or base._forward_pre_hooks or _FORWARD in base.__dict__)
+        and weight.is_floating_point()
+        and weight.element_size() > 1
+        and not weight.is_meta
+    )
 
 
 def _delta(layer: LoraLayer, name: str, weight: Tensor) -> tuple[Tensor, Tensor, float] | None:
     """An adapter's up, down and scale as it adds them; None where it does more, or less plainly."""
     up, down, scale = layer.lora_B[name].weight, layer.lora_A[name].weight, layer.scaling[name]
-    if isinstance(scale, Tensor) and scale.dim() or name in layer.lora_variant or layer.lora_bias.get(name):
+    if (
+        isinstance(scale, Tensor)
+        and scale.dim()
+        or name in layer.lora_variant
+        or layer.lora_bias.get(name)
+    ):
         return None
-    return (up, down, float(scale)) if down.dtype == weight.dtype and down.device == weight.device else None
+    return (
+        (up, down, float(scale))
+        if down.dtype == weight.dtype and down.device == weight.device
+        else None
+    )
 
 
 def _forwards(places: list[_Place], room: Room) -> list[Callable[[Tensor], Tensor]] | None:
@@ -99,7 +123,10 @@ def _forwards(places: list[_Place], room: Room) -> list[Callable[[Tensor], Tenso
     if sum(place.weight.nbytes for place in places) > ROOM:
         return [_forward(place.base, partial(_sum, place)) for place in places]
     try:
-        return [_forward(place.base, partial(lambda total: total, _sum(place, room))) for place in places]
+        return [
+            _forward(place.base, partial(lambda total: total, _sum(place, room)))
+            for place in places
+        ]
     except (RuntimeError, MemoryError) as error:
         if not is_memory(error):
             raise
@@ -117,7 +144,12 @@ def _forward(base: nn.Module, weight: Callable[[], Tensor]) -> Callable[[Tensor]
 def _sum(place: _Place, room: Room | None = None) -> Tensor:
     """A layer's weight with what the adapters add, in the room's memory, or in memory of its own."""
     own, total = place.weight.detach(), (room or {}).get(place.weight)
-    if total is None or total.shape != own.shape or total.dtype != own.dtype or total.device != own.device:
+    if (
+        total is None
+        or total.shape != own.shape
+        or total.dtype != own.dtype
+        or total.device != own.device
+    ):
         total = torch.empty_like(own, memory_format=torch.contiguous_format)
         if room is not None:
             room[place.weight] = total
@@ -130,6 +162,11 @@ def _sum(place: _Place, room: Room | None = None) -> Tensor:
 
 def _can_fold(pipe) -> bool:
     models = [getattr(pipe, part) for part in models_of(pipe)]
-    compiled = any(hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) for model in models)
-    offloaded = any(hasattr(model, "_hf_hook") or hasattr(model, "_diffusers_hook") for model in models)
+    compiled = any(
+        hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None)
+        for model in models
+    )
+    offloaded = any(
+        hasattr(model, "_hf_hook") or hasattr(model, "_diffusers_hook") for model in models
+    )
     return not (compiled or offloaded or steps_on(pipe))

@@ -1,4 +1,5 @@
 """Adapters computed into the base weights, and exactly out of them again."""
+
 import hashlib
 import html
 import warnings
@@ -48,7 +49,11 @@ class FuseReport:
 
     def __str__(self):
         inside = f"fused: {', '.join(self.fused)}" if self.fused else "nothing is fused"
-        rounded = f", rounded to {' and '.join(self.rounded)}, in which the model is kept" if self.rounded else ""
+        rounded = (
+            f", rounded to {' and '.join(self.rounded)}, in which the model is kept"
+            if self.rounded
+            else ""
+        )
         return f"{inside}; {self.layers} weights changed{rounded}"
 
     __repr__ = __str__
@@ -58,7 +63,9 @@ class FuseReport:
 
 
 @locked
-def fuse(pipe, scales: Mapping[str, object] | None = None, *, components: Iterable[str] | None = None) -> FuseReport:
+def fuse(
+    pipe, scales: Mapping[str, object] | None = None, *, components: Iterable[str] | None = None
+) -> FuseReport:
     """Compute adapters into the base weights, so that they cost no time; `unfuse` gives the base back bit for bit.
 
     The originals are kept beside, on the CPU, until `unload_adapters` lets them go and what is fused stays for good. Fused
@@ -75,17 +82,28 @@ def fuse(pipe, scales: Mapping[str, object] | None = None, *, components: Iterab
     Warns: where the model keeps its weights in 8 bits, to which the sums are rounded.
     """
     if scales is not None and not isinstance(scales, Mapping):
-        raise ValueError(f"scales must be a dictionary by adapter's name, as {{'ink': 0.8}}, or None; not {scales!r:.80}")
+        raise ValueError(
+            f"scales must be a dictionary by adapter's name, as {{'ink': 0.8}}, or None; not {scales!r:.80}"
+        )
     already = fused_names(models_of(pipe))
-    names = [name for name in active_adapters(pipe) if name not in already] if scales is None else list(scales)
+    names = (
+        [name for name in active_adapters(pipe) if name not in already]
+        if scales is None
+        else list(scales)
+    )
     models = _chosen(pipe, components)
     _check(pipe, names, scales, models)
     make_scalable(pipe, names)
-    taken = {name: _taken(pipe, name, None if scales is None else scales[name], models) for name in names}
+    taken = {
+        name: _taken(pipe, name, None if scales is None else scales[name], models) for name in names
+    }
     report = _report(pipe, exchange(pipe, taken, fused=True))
     if report.rounded:
-        warnings.warn(f"the model keeps weights in {' and '.join(report.rounded)}, and the fused ones are rounded to it "
-                      "too: the picture differs from that with the adapter beside them; unfuse is exact", stacklevel=3)
+        warnings.warn(
+            f"the model keeps weights in {' and '.join(report.rounded)}, and the fused ones are rounded to it "
+            "too: the picture differs from that with the adapter beside them; unfuse is exact",
+            stacklevel=3,
+        )
     return report
 
 
@@ -107,21 +125,32 @@ def unfuse(pipe, names: str | Iterable[str] | None = None) -> FuseReport:
     for_good = [name for model in models.values() for name in fused_in(model).for_good]
     lost = [name for name in (names or for_good) if name in for_good and name not in known]
     if lost:
-        raise ValueError(f"adapter {lost[0]!r} is fused for good: unload_adapters let the originals go; load the model anew")
+        raise ValueError(
+            f"adapter {lost[0]!r} is fused for good: unload_adapters let the originals go; load the model anew"
+        )
     if not known:
-        raise ValueError("nothing is fused, so there is nothing to unfuse; fuse(pipe) fuses the adapters that take part")
+        raise ValueError(
+            "nothing is fused, so there is nothing to unfuse; fuse(pipe) fuses the adapters that take part"
+        )
     for name in names:
         if name not in known:
             raise ValueError(f"adapter {name!r} is not fused; fused are: {', '.join(known)}")
     check_at_hand(models)
-    taken = {name: {part: fused_in(model).parts[name] for part, model in models.items() if name in fused_in(model).parts}
-             for name in names}
+    taken = {
+        name: {
+            part: fused_in(model).parts[name]
+            for part, model in models.items()
+            if name in fused_in(model).parts
+        }
+        for name in names
+    }
     return _report(pipe, exchange(pipe, taken, fused=False))
 
 
 @contextmanager
-def fused(pipe, scales: Mapping[str, object] | None = None, *, components: Iterable[str] | None = None
-          ) -> Iterator[FuseReport]:
+def fused(
+    pipe, scales: Mapping[str, object] | None = None, *, components: Iterable[str] | None = None
+) -> Iterator[FuseReport]:
     """Fuse for the time of a block, and undo it on the way out, after an error too; arguments as in `fuse`."""
     with lock_of(pipe):
         before = set(fused_names(models_of(pipe)))
@@ -142,11 +171,16 @@ def base_checksum(pipe) -> str:
     check_at_hand(models_of(pipe))
     seen = hashlib.sha256()
     for part, model in models_of(pipe).items():
-        weights = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()
-                   if ".lora_" not in name}
+        weights = {
+            name.replace(".base_layer.", "."): value
+            for name, value in model.state_dict().items()
+            if ".lora_" not in name
+        }
         for name in sorted(weights):
             seen.update(f"{part}.{name}".encode())
-            seen.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            seen.update(
+                weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            )
     return seen.hexdigest()
 
 
@@ -155,27 +189,41 @@ def _chosen(pipe, parts: Iterable[str] | None) -> dict[str, nn.Module]:
     wanted = list(models) if parts is None else [parts] if isinstance(parts, str) else list(parts)
     for part in wanted:
         if part not in models:
-            raise ValueError(f"{part!r} is no component of this pipeline that carries adapters; it has: {', '.join(models)}")
+            raise ValueError(
+                f"{part!r} is no component of this pipeline that carries adapters; it has: {', '.join(models)}"
+            )
     return {part: models[part] for part in wanted}
 
 
 def _check(pipe, names: list[str], scales: Mapping | None, models: Mapping[str, nn.Module]) -> None:
     if already := [name for name in names if name in fused_names(models_of(pipe))]:
-        raise ValueError(f"adapter {already[0]!r} is fused already; call unfuse(pipe, {already[0]!r}) first")
+        raise ValueError(
+            f"adapter {already[0]!r} is fused already; call unfuse(pipe, {already[0]!r}) first"
+        )
     check_known(pipe, names)
     check_at_hand(models_of(pipe))
     if not names:
-        raise ValueError("no adapter takes part, so there is nothing to fuse; load one, or name it with its scale")
+        raise ValueError(
+            "no adapter takes part, so there is nothing to fuse; load one, or name it with its scale"
+        )
     for name in names:
         if not layers_of(pipe, name).keys() & models.keys():
-            raise ValueError(f"adapter {name!r} has nothing in {', '.join(models) or 'no component'}; it is for "
-                             + ", ".join(layers_of(pipe, name)))
+            raise ValueError(
+                f"adapter {name!r} has nothing in {', '.join(models) or 'no component'}; it is for "
+                + ", ".join(layers_of(pipe, name))
+            )
         if scales is not None:
             factors_for(pipe, name, plain_scales(pipe, scales[name], name))
-        changing = name in steps_on(pipe) if scales is None else steps_of(plain_scales(pipe, scales[name], name), name)
+        changing = (
+            name in steps_on(pipe)
+            if scales is None
+            else steps_of(plain_scales(pipe, scales[name], name), name)
+        )
         if changing:
-            raise ValueError(f"the scales of {name!r} change over the denoising, and fused weights cannot; set them without "
-                             "steps")
+            raise ValueError(
+                f"the scales of {name!r} change over the denoising, and fused weights cannot; set them without "
+                "steps"
+            )
 
 
 def _taken(pipe, name: str, scales, models: Mapping[str, nn.Module]) -> dict[str, FusedAdapter]:
@@ -186,21 +234,42 @@ def _taken(pipe, name: str, scales, models: Mapping[str, nn.Module]) -> dict[str
     for part, layers in layers_of(pipe, name).items():
         if part in models:
             present = {module: factor_of(layer, name) for module, layer in layers.items()}
-            ready = {module: Ready(layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(),
-                                   trained_scaling(layer, name) * layer.r[name]) for module, layer in layers.items()}
+            ready = {
+                module: Ready(
+                    layer.lora_A[name].weight.detach(),
+                    layer.lora_B[name].weight.detach(),
+                    trained_scaling(layer, name) * layer.r[name],
+                )
+                for module, layer in layers.items()
+            }
             for module, made in ready.items():
                 if not (made.up.float().isfinite().all() and made.down.float().isfinite().all()):
-                    raise ValueError(f"adapter {name!r} has weights that are not finite in layer {module}; load it anew")
+                    raise ValueError(
+                        f"adapter {name!r} has weights that are not finite in layer {module}; load it anew"
+                    )
             padded = any(isinstance(layer.scaling[name], Tensor) for layer in layers.values())
             rank = max(made.rank for made in ready.values()) if padded else None
-            taken[part] = FusedAdapter(ready, present if wanted is None else wanted[part], present, active, rank, adapter,
-                                       _order(pipe), source_of(pipe, name))
+            taken[part] = FusedAdapter(
+                ready,
+                present if wanted is None else wanted[part],
+                present,
+                active,
+                rank,
+                adapter,
+                _order(pipe),
+                source_of(pipe, name),
+            )
     return taken
 
 
 def _order(pipe) -> list[str]:
     """The order the adapters came in, those that are fused already among them."""
-    before = [name for model in models_of(pipe).values() for share in fused_in(model).parts.values() for name in share.order]
+    before = [
+        name
+        for model in models_of(pipe).values()
+        for share in fused_in(model).parts.values()
+        for name in share.order
+    ]
     return list(dict.fromkeys([*before, *adapter_names(pipe)]))
 
 
@@ -210,4 +279,3 @@ def _report(pipe, layers: int) -> FuseReport:
     kept = [weight for model in models.values() for weight in fused_in(model).weights.values()]
     rounded = {str(weight.dtype)[6:] for weight in kept if weight.element_size() == 1}
     return FuseReport(tuple(fused_names(models)), layers, tuple(sorted(rounded)))
-

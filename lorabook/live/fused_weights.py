@@ -1,4 +1,5 @@
 """The weights with what is fused into them: computed from the originals, and exchanged wholly or not at all."""
+
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -37,21 +38,40 @@ def exchange(pipe, shares: Shares, *, fused: bool) -> int:
     """
     models = models_of(pipe)
     before = {part: dict(fused_in(model).parts) for part, model in models.items()}
-    more = {part: {name: parts[part] for name, parts in shares.items() if part in parts} for part in models}
-    others = {part: {name: share for name, share in before[part].items() if name not in shares} for part in models}
+    more = {
+        part: {name: parts[part] for name, parts in shares.items() if part in parts}
+        for part in models
+    }
+    others = {
+        part: {name: share for name, share in before[part].items() if name not in shares}
+        for part in models
+    }
     after = {part: others[part] | more[part] for part in models} if fused else others
-    modules = {part: {module for share in more[part].values() for module in share.ready} for part in models}
-    weights = {part: _sums(part, model, after[part], modules[part]) for part, model in models.items()}
+    modules = {
+        part: {module for share in more[part].values() for module in share.ready} for part in models
+    }
+    weights = {
+        part: _sums(part, model, after[part], modules[part]) for part, model in models.items()
+    }
     try:
         _settle(pipe, shares, after, weights, fused=fused)
     except BaseException:
-        weights = {part: _sums(part, model, before[part], modules[part]) for part, model in models.items()}
+        weights = {
+            part: _sums(part, model, before[part], modules[part]) for part, model in models.items()
+        }
         _settle(pipe, shares, before, weights, fused=not fused)
         raise
     return sum(map(len, modules.values()))
 
 
-def _settle(pipe, shares: Shares, records: Mapping[str, dict[str, FusedAdapter]], weights: Weights, *, fused: bool) -> None:
+def _settle(
+    pipe,
+    shares: Shares,
+    records: Mapping[str, dict[str, FusedAdapter]],
+    weights: Weights,
+    *,
+    fused: bool,
+) -> None:
     """Adapters, weights and record as they are to be, whatever of them is so already."""
     for name, parts in shares.items():
         take_off(pipe, name, parts)
@@ -62,25 +82,39 @@ def _settle(pipe, shares: Shares, records: Mapping[str, dict[str, FusedAdapter]]
         record = fused_in(model)
         record.parts = records[part]
         needed = {module for share in record.parts.values() for module in share.ready}
-        record.weights = {module: weight for module, weight in record.weights.items() if module in needed}
+        record.weights = {
+            module: weight for module, weight in record.weights.items() if module in needed
+        }
 
 
-def _sums(part: str, model: nn.Module, shares: Mapping[str, FusedAdapter], modules: Iterable[str]) -> dict[str, Tensor]:
+def _sums(
+    part: str, model: nn.Module, shares: Mapping[str, FusedAdapter], modules: Iterable[str]
+) -> dict[str, Tensor]:
     """The weights of these modules with all that is fused, from the originals."""
     placed, found = dict(walk(model)), {}
     for module in modules:
         check_plain(part, base_weight(placed[module]))
         own = original(model, module, base_weight(placed[module]))
-        parts = [(share.ready[module], share.fused_at[module]) for share in shares.values() if module in share.ready]
+        parts = [
+            (share.ready[module], share.fused_at[module])
+            for share in shares.values()
+            if module in share.ready
+        ]
         found[module] = own
         if parts:
             total = own.float()
             for made, factor in parts:
-                up, down = (half.to(own.device, torch.float32).flatten(1) for half in (made.up, made.down))
+                up, down = (
+                    half.to(own.device, torch.float32).flatten(1) for half in (made.up, made.down)
+                )
                 delta = up @ down
                 total = total + (factor * made.alpha / made.rank) * delta.view_as(own)
-            if not total.abs().max() <= torch.finfo(own.dtype).max:  # 8 bits know no infinity, and cut off in silence
-                raise ValueError(f"fusing makes layer {module} infinite in {str(own.dtype)[6:]}; give a smaller scale")
+            if (
+                not total.abs().max() <= torch.finfo(own.dtype).max
+            ):  # 8 bits know no infinity, and cut off in silence
+                raise ValueError(
+                    f"fusing makes layer {module} infinite in {str(own.dtype)[6:]}; give a smaller scale"
+                )
             found[module] = total.to(own.dtype)
     return found
 
@@ -99,7 +133,9 @@ def _write(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def _put_back(pipe, part: str, name: str, share: FusedAdapter) -> None:
     before = active_adapters(pipe)
     modules = dict(walk(models_of(pipe)[part]))
-    ready = {module: _ready(made, base_weight(modules[module])) for module, made in share.ready.items()}
+    ready = {
+        module: _ready(made, base_weight(modules[module])) for module, made in share.ready.items()
+    }
     put_on(pipe, name, {part: ready}, share.adapter, share.rank)
     remember_source(pipe, name, share.came_from)
     layers = layers_of(pipe, name)[part]

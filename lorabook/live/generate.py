@@ -1,4 +1,5 @@
 """A picture from a prompt in A1111's syntax, and the pipeline as it was afterwards."""
+
 from pathlib import Path
 
 import torch
@@ -15,8 +16,15 @@ from lorabook.worlds import bundled
 
 
 @locked
-def generate(pipe, prompt: str, negative_prompt: str | None = None, *, adapters_folder=None, seed: int | None = None,
-             **call):
+def generate(
+    pipe,
+    prompt: str,
+    negative_prompt: str | None = None,
+    *,
+    adapters_folder=None,
+    seed: int | None = None,
+    **call,
+):
     """Draw a prompt in A1111's syntax: `a (red:1.3) cat, [blurry] <lora:ink:0.8>`.
 
     The adapters that either prompt names (see `parse_prompt`) are taken from the pipeline where it has them, else from the
@@ -46,15 +54,24 @@ def generate(pipe, prompt: str, negative_prompt: str | None = None, *, adapters_
     if seed is not None:
         call["generator"] = torch.Generator("cpu").manual_seed(seed)
     family = "sdxl" if "text_encoder_2" in models_of(pipe) else "sd"
-    scales = {name: mention.scales(family, step_count(pipe, call)) for name, mention in merged(mentions).items()}
+    scales = {
+        name: mention.scales(family, step_count(pipe, call))
+        for name, mention in merged(mentions).items()
+    }
     missing = _missing(pipe, scales, adapters_folder)
     with kept_scales(pipe):
         try:
             for name, path in missing.items():
                 load_adapter(pipe, path, name)
             set_scales(pipe, {module_name(name): asked for name, asked in scales.items()})
-            embeddings = encode(pipe, prompt, negative_prompt, guided=is_guided(pipe, call), clip_skip=call.get("clip_skip"),
-                                lora_scale=(call.get("cross_attention_kwargs") or {}).get("scale"))
+            embeddings = encode(
+                pipe,
+                prompt,
+                negative_prompt,
+                guided=is_guided(pipe, call),
+                clip_skip=call.get("clip_skip"),
+                lora_scale=(call.get("cross_attention_kwargs") or {}).get("scale"),
+            )
             return pipe(**embeddings, **call)
         finally:
             for name in adapter_names(pipe):
@@ -78,6 +95,8 @@ def _missing(pipe, names, folder) -> dict[str, Path]:
     found = find_adapters(folder)
     for name in wanted:
         if name not in found:
-            raise FileNotFoundError(f"the prompt names an adapter {name!r}, which is neither on the pipeline nor in "
-                                    f"{Path(folder).absolute()}; {nearest(name, [*there, *found])}"[:400])
+            raise FileNotFoundError(
+                f"the prompt names an adapter {name!r}, which is neither on the pipeline nor in "
+                f"{Path(folder).absolute()}; {nearest(name, [*there, *found])}"[:400]
+            )
     return {name: found[name] for name in wanted}

@@ -1,4 +1,5 @@
 """Another adapter's weights written into the layers that are there, so that a compiled model need not compile again."""
+
 from collections.abc import Mapping
 
 import torch
@@ -18,7 +19,12 @@ def can_swap(pipe, name: str, ready: Mapping[str, Mapping[str, Ready]]) -> str |
     there = layers_of(pipe, name)
     if any(layer.use_dora.get(name) for layers in there.values() for layer in layers.values()):
         return "takes the place of a DoRA"
-    extra = [f"{part}.{module}" for part, layers in ready.items() for module in layers if module not in there.get(part, {})]
+    extra = [
+        f"{part}.{module}"
+        for part, layers in ready.items()
+        for module in layers
+        if module not in there.get(part, {})
+    ]
     if extra:
         return f"has {len(extra)} layers that the one in its place lacks, for example {extra[0]}"
     for part, layers in ready.items():
@@ -52,4 +58,3 @@ def swap_in(pipe, name: str, ready: Mapping[str, Mapping[str, Ready]], adapter: 
             describe(config, made_here, adapter.only([part]))
         else:
             config.origin = adapter.only([])
-

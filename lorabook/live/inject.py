@@ -1,4 +1,5 @@
 """Adapters put on a pipeline as PEFT's LoRA layers, taken off again, and read back from there."""
+
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -33,7 +34,13 @@ from lorabook.lora.download import shareable_address
 from lorabook.lora.formats.names import text_name
 
 
-def put_on(pipe, name: str, ready: Mapping[str, Mapping[str, Ready]], adapter: Adapter, rank: int | None = None) -> None:
+def put_on(
+    pipe,
+    name: str,
+    ready: Mapping[str, Mapping[str, Ready]],
+    adapter: Adapter,
+    rank: int | None = None,
+) -> None:
     """Add the weights as an adapter, at scale 1, beside those that are there, and let it take part.
 
     Args:
@@ -47,12 +54,22 @@ def put_on(pipe, name: str, ready: Mapping[str, Mapping[str, Ready]], adapter: A
     for part, model in models_of(pipe).items():
         if layers := ready.get(part):
             with quiet():
-                inject_adapter_in_model(LoraConfig(r=1, target_modules=list(layers)), model, name, low_cpu_mem_usage=True)
+                inject_adapter_in_model(
+                    LoraConfig(r=1, target_modules=list(layers)),
+                    model,
+                    name,
+                    low_cpu_mem_usage=True,
+                )
             model._hf_peft_config_loaded = True
             save_plainly(model)
             placed = dict(walk(model))
             for module, made in layers.items():
-                _place(placed[module], name, padded(made, rank) if rank else made, made.alpha / made.rank)
+                _place(
+                    placed[module],
+                    name,
+                    padded(made, rank) if rank else made,
+                    made.alpha / made.rank,
+                )
                 if rank:
                     placed[module].scaling[name] = torch.tensor(float(placed[module].scaling[name]))
             describe(model.peft_config[name], layers, adapter.only([part]))
@@ -119,13 +136,20 @@ def remember_source(pipe, name: str, source) -> None:
     for model in models_of(pipe).values():
         if name in (getattr(model, "peft_config", None) or {}):
             model.peft_config[name].came_from = (
-                shareable_address(os.fsdecode(said)) if isinstance(said, (str, os.PathLike)) else None)
+                shareable_address(os.fsdecode(said))
+                if isinstance(said, (str, os.PathLike))
+                else None
+            )
 
 
 def source_of(pipe, name: str) -> str | None:
     """Where an adapter came from, as `load_adapter` was told; None where nothing is known."""
-    configs = [(getattr(model, "peft_config", None) or {}).get(name) for model in models_of(pipe).values()]
-    return next((config.came_from for config in configs if getattr(config, "came_from", None)), None)
+    configs = [
+        (getattr(model, "peft_config", None) or {}).get(name) for model in models_of(pipe).values()
+    ]
+    return next(
+        (config.came_from for config in configs if getattr(config, "came_from", None)), None
+    )
 
 
 def base_weights(pipe, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
@@ -137,7 +161,9 @@ def base_weights(pipe, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
     for part, model in models_of(pipe).items():
         modules = dict(walk(model))
         for module in adapter.layers.get(part, {}):
-            own = next((n for n in (module, module.removeprefix("text_model.")) if n in modules), None)
+            own = next(
+                (n for n in (module, module.removeprefix("text_model.")) if n in modules), None
+            )
             if own is not None and is_plain(base_weight(modules[own])):
                 found.setdefault(part, {})[module] = original(model, own, base_weight(modules[own]))
     return found
@@ -147,8 +173,12 @@ def _place(layer: BaseTunerLayer, name: str, made: Ready, scaling: float) -> Non
     """Weights, rank and alpha into a layer that PEFT has prepared."""
     down, up = layer.lora_A[name], layer.lora_B[name]
     # copies: a swap writes into them, and what they were made from may be the caller's
-    down.weight = nn.Parameter(made.down.clone(memory_format=torch.contiguous_format), requires_grad=False)
-    up.weight = nn.Parameter(made.up.clone(memory_format=torch.contiguous_format), requires_grad=False)
+    down.weight = nn.Parameter(
+        made.down.clone(memory_format=torch.contiguous_format), requires_grad=False
+    )
+    up.weight = nn.Parameter(
+        made.up.clone(memory_format=torch.contiguous_format), requires_grad=False
+    )
     if isinstance(down, nn.Conv2d):
         down.out_channels = up.in_channels = made.rank
     else:
@@ -158,13 +188,21 @@ def _place(layer: BaseTunerLayer, name: str, made: Ready, scaling: float) -> Non
 
 def describe(config: LoraConfig, layers: Mapping[str, Ready], adapter: Adapter) -> None:
     """Ranks and alphas in PEFT's config, as its own files tell them, and what the adapter was."""
-    rank, alpha = (Counter(values).most_common(1)[0][0]
-                   for values in zip(*((made.rank, made.alpha) for made in layers.values()), strict=True))
+    rank, alpha = (
+        Counter(values).most_common(1)[0][0]
+        for values in zip(*((made.rank, made.alpha) for made in layers.values()), strict=True)
+    )
     config.r, config.lora_alpha = rank, alpha
-    config.rank_pattern = {module: made.rank for module, made in layers.items() if made.rank != rank}
-    config.alpha_pattern = {module: made.alpha for module, made in layers.items() if made.alpha != alpha}
-    light = {part: {module: layer for module, layer in found.items() if not layer.is_plain}
-             for part, found in adapter.layers.items()}
+    config.rank_pattern = {
+        module: made.rank for module, made in layers.items() if made.rank != rank
+    }
+    config.alpha_pattern = {
+        module: made.alpha for module, made in layers.items() if made.alpha != alpha
+    }
+    light = {
+        part: {module: layer for module, layer in found.items() if not layer.is_plain}
+        for part, found in adapter.layers.items()
+    }
     config.origin = Adapter(**vars(adapter) | {"layers": light})
 
 
@@ -172,12 +210,18 @@ def _read_layer(layer: BaseTunerLayer, name: str) -> Layer:
     down, up = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
     scaling = trained_scaling(layer, name)
     if isinstance(layer.scaling[name], Tensor):  # with room for swapping: zeros that no file needs
-        used = (down.flatten(1) != 0).any(1) | (up.flatten(1) != 0).view(up.shape[0], up.shape[1], -1).any(2).any(0)
+        used = (down.flatten(1) != 0).any(1) | (up.flatten(1) != 0).view(
+            up.shape[0], up.shape[1], -1
+        ).any(2).any(0)
         rank = int(used.nonzero().max()) + 1 if used.any() else 1
         down, up = down[:rank], up[:, :rank]
     plain = lora(up, down, scaling)
     if not layer.use_dora.get(name):
         return plain
-    return Layer(plain.kind, plain.tensors, scaling, plain.rank, layer.lora_magnitude_vector[name].weight.detach().flatten())
-
-
+    return Layer(
+        plain.kind,
+        plain.tensors,
+        scaling,
+        plain.rank,
+        layer.lora_magnitude_vector[name].weight.detach().flatten(),
+    )

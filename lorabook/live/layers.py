@@ -1,4 +1,5 @@
 """The adapters on a pipeline as PEFT keeps them: which layers carry which, and which of them take part."""
+
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -19,7 +20,11 @@ Carrying = Mapping[str, Mapping[str, BaseTunerLayer]]
 def models_of(pipe) -> dict[str, nn.Module]:
     """The models of a pipeline that can carry adapters, those beneath a `torch.compile` too."""
     found = {part: getattr(pipe, part, None) for part in COMPONENTS}
-    return {part: getattr(model, "_orig_mod", model) for part, model in found.items() if model is not None}
+    return {
+        part: getattr(model, "_orig_mod", model)
+        for part, model in found.items()
+        if model is not None
+    }
 
 
 def walk(model: nn.Module, inside: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -33,20 +38,28 @@ def walk(model: nn.Module, inside: str = "") -> Iterator[tuple[str, nn.Module]]:
         if isinstance(module, (BaseTunerLayer, nn.Linear, nn.Conv2d)):
             yield name, module
             continue
-        waiting.extend((f"{name}.{child}" if name else child, part)
-                       for child, part in reversed(module._modules.items()) if part is not None)
+        waiting.extend(
+            (f"{name}.{child}" if name else child, part)
+            for child, part in reversed(module._modules.items())
+            if part is not None
+        )
 
 
 def lora_layers(pipe) -> dict[str, dict[str, BaseTunerLayer]]:
     """All layers of a pipeline that carry LoRA adapters, by component and module name."""
-    return {part: {name: layer for name, layer in walk(model) if isinstance(layer, LoraLayer)}
-            for part, model in models_of(pipe).items()}
+    return {
+        part: {name: layer for name, layer in walk(model) if isinstance(layer, LoraLayer)}
+        for part, model in models_of(pipe).items()
+    }
 
 
 def layers_of(pipe, name: str) -> dict[str, dict[str, BaseTunerLayer]]:
     """The layers that one adapter touches, by component and module name."""
-    return {part: touched for part, layers in lora_layers(pipe).items()
-            if (touched := {module: layer for module, layer in layers.items() if name in layer.scaling})}
+    return {
+        part: touched
+        for part, layers in lora_layers(pipe).items()
+        if (touched := {module: layer for module, layer in layers.items() if name in layer.scaling})
+    }
 
 
 def adapter_names(pipe, layers: Carrying | None = None) -> list[str]:
@@ -59,7 +72,9 @@ def check_known(pipe, names: Iterable[str], layers: Carrying | None = None) -> N
     known, fused = adapter_names(pipe, layers), fused_names(models_of(pipe))
     for name in names:
         if name in fused:
-            raise ValueError(f"adapter {name!r} is fused, so it stays as it is; call unfuse(pipe, {name!r}) first")
+            raise ValueError(
+                f"adapter {name!r} is fused, so it stays as it is; call unfuse(pipe, {name!r}) first"
+            )
         if name not in known:
             raise ValueError(f"the pipeline has no adapter {name!r:.80}; it has: {listed(known)}")
     if any(layer.merged for layer in _flat(pipe, layers)):
@@ -75,7 +90,12 @@ def listed(names: Iterable[str]) -> str:
 def active_adapters(pipe, layers: Carrying | None = None) -> list[str]:
     """The adapters that take part, in the order they came; `layers` as in `adapter_names`."""
     layers = lora_layers(pipe) if layers is None else layers
-    active = {name for layer in _flat(pipe, layers) if not layer.disable_adapters for name in layer.active_adapters}
+    active = {
+        name
+        for layer in _flat(pipe, layers)
+        if not layer.disable_adapters
+        for name in layer.active_adapters
+    }
     return [name for name in adapter_names(pipe, layers) if name in active]
 
 
@@ -92,7 +112,10 @@ def activate(pipe, names: list[str], layers: Carrying | None = None) -> None:
             layer.enable_adapters(True)
         if list(layer.active_adapters) != names:
             for name in names:
-                if name in layer.lora_A and home_of(layer) not in (layer.lora_A[name].weight.device, torch.device("meta")):
+                if name in layer.lora_A and home_of(layer) not in (
+                    layer.lora_A[name].weight.device,
+                    torch.device("meta"),
+                ):
                     move(layer, name, home_of(layer))
             layer.set_adapter(names, inference_mode=True)
 
@@ -101,14 +124,18 @@ def put_in_order(pipe, names: Sequence[str]) -> None:
     """Let these adapters come first, in this order: sums of several differ in their last bits by it."""
     places = {name: place for place, name in enumerate(names)}
     for layer in _flat(pipe, None):
-        layer.scaling = dict(sorted(layer.scaling.items(), key=lambda item: places.get(item[0], len(places))))
+        layer.scaling = dict(
+            sorted(layer.scaling.items(), key=lambda item: places.get(item[0], len(places)))
+        )
     activate(pipe, active_adapters(pipe))
 
 
 def factor_of(layer: BaseTunerLayer, name: str) -> float:
     """The scale that multiplies an adapter's ΔW in a layer; 1 as it was trained."""
     present = layer.__dict__.get(BEFORE, {}).get(name, layer.scaling[name])
-    present = float(present.float().mean()) if isinstance(present, Tensor) else present  # one for each sample of a batch
+    present = (
+        float(present.float().mean()) if isinstance(present, Tensor) else present
+    )  # one for each sample of a batch
     return present / trained if (trained := trained_scaling(layer, name)) else 0.0
 
 
@@ -116,7 +143,9 @@ def put_factor(layer: BaseTunerLayer, name: str, factor: float) -> None:
     """Let a scale multiply an adapter's ΔW in a layer."""
     value, present = factor * trained_scaling(layer, name), layer.scaling[name]
     layer.__dict__.get(BEFORE, {}).pop(name, None)
-    if isinstance(present, Tensor) and present.dim() == 0:  # prepared for swapping under torch.compile
+    if (
+        isinstance(present, Tensor) and present.dim() == 0
+    ):  # prepared for swapping under torch.compile
         present.fill_(value)
     else:
         layer.scaling[name] = value
@@ -130,7 +159,11 @@ def base_weight(layer: nn.Module) -> Tensor:
 def shape_of(layer: nn.Module) -> tuple[int, ...]:
     """The shape of a layer's weight, also where that is packed, as bitsandbytes does in 4 bits."""
     base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-    return (base.out_features, base.in_features) if isinstance(base, nn.Linear) else tuple(base.weight.shape)
+    return (
+        (base.out_features, base.in_features)
+        if isinstance(base, nn.Linear)
+        else tuple(base.weight.shape)
+    )
 
 
 def home_of(layer: nn.Module) -> torch.device:
@@ -155,7 +188,11 @@ def module_name(text: str) -> str:
 
 
 def _flat(pipe, layers: Carrying | None) -> list[BaseTunerLayer]:
-    return [layer for part in (lora_layers(pipe) if layers is None else layers).values() for layer in part.values()]
+    return [
+        layer
+        for part in (lora_layers(pipe) if layers is None else layers).values()
+        for layer in part.values()
+    ]
 
 
 def trained_scaling(layer: LoraLayer, name: str) -> float:

@@ -1,4 +1,5 @@
 """Load an adapter of any form onto an ordinary diffusers pipeline."""
+
 from collections.abc import Iterable
 
 from lorabook.live.inject import put_on, remember_source
@@ -14,11 +15,21 @@ from lorabook.lora.source import Source, read_source
 
 
 @locked
-def load_adapter(pipe, source, name: str | None = None, *, weight_name: str | None = None,
-                 subfolder: str | None = None, revision: str | None = None, token: str | None = None,
-                 cache_dir: str | None = None, local_files_only: bool = False,
-                 components: Iterable[str] | None = None, allow_pickle: bool = False,
-                 hotswap_rank: int | None = None) -> LoadReport:
+def load_adapter(
+    pipe,
+    source,
+    name: str | None = None,
+    *,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | None = None,
+    local_files_only: bool = False,
+    components: Iterable[str] | None = None,
+    allow_pickle: bool = False,
+    hotswap_rank: int | None = None,
+) -> LoadReport:
     """Load an adapter onto a pipeline, at scale 1, beside those that are there.
 
     It may be a LoRA, LoCon, LoHa, LoKr or DoRA, by the keys of diffusers (now and before PEFT), PEFT, Kohya, A1111,
@@ -39,13 +50,24 @@ def load_adapter(pipe, source, name: str | None = None, *, weight_name: str | No
     Raises: FileNotFoundError if there is no such adapter; ValueError for a pickle file, a damaged one, weights that
         are not finite, a name in use, or an adapter made for another architecture. The pipeline is then as before.
     """
-    found = read_for(pipe, source, allow_pickle=allow_pickle, weight_name=weight_name, subfolder=subfolder,
-                     revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    found = read_for(
+        pipe,
+        source,
+        allow_pickle=allow_pickle,
+        weight_name=weight_name,
+        subfolder=subfolder,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
     if name is not None and not isinstance(name, str):
         raise ValueError(f"an adapter's name is a text, not {name!r:.80}")
     name = module_name(name or found.name)
     if name in (*adapter_names(pipe), *fused_names(models_of(pipe))):
-        raise ValueError(f"the pipeline has an adapter {name!r} already; give this one another name")
+        raise ValueError(
+            f"the pipeline has an adapter {name!r} already; give this one another name"
+        )
     where = brief(found.path or f"adapter {name!r}")
     adapter = chosen(found.adapter, components, where)
     ready = fit(pipe, adapter, where)
@@ -58,7 +80,11 @@ def load_adapter(pipe, source, name: str | None = None, *, weight_name: str | No
 
 def report(pipe, name: str, found: Source, adapter: Adapter) -> LoadReport:
     """What was loaded, from what was read and what arrived."""
-    left = [key for part in found.adapter.layers.keys() - adapter.layers.keys() for key in found.adapter.layers[part]]
+    left = [
+        key
+        for part in found.adapter.layers.keys() - adapter.layers.keys()
+        for key in found.adapter.layers[part]
+    ]
     return report_of(pipe, name, found, adapter, left)
 
 
@@ -81,13 +107,19 @@ def chosen(adapter: Adapter, components: Iterable[str] | None, where: str) -> Ad
     wanted = [components] if isinstance(components, str) else list(components)
     for part in wanted:
         if part not in COMPONENTS:
-            raise ValueError(f"unknown component {part!r}; the components are: {', '.join(COMPONENTS)}")
+            raise ValueError(
+                f"unknown component {part!r}; the components are: {', '.join(COMPONENTS)}"
+            )
     if not set(wanted) & adapter.layers.keys():
-        raise ValueError(f"{where} has nothing for {', '.join(wanted)}; it has: {', '.join(adapter.layers)}")
+        raise ValueError(
+            f"{where} has nothing for {', '.join(wanted)}; it has: {', '.join(adapter.layers)}"
+        )
     return adapter.only(wanted)
 
 
 def _check_room(ready, rank: int) -> None:
     most = max(made.rank for layers in ready.values() for made in layers.values())
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < most:
-        raise ValueError(f"hotswap_rank must be a whole number of at least {most}, this adapter's rank; not {rank!r}")
+        raise ValueError(
+            f"hotswap_rank must be a whole number of at least {most}, this adapter's rank; not {rank!r}"
+        )

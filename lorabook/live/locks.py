@@ -1,4 +1,5 @@
 """One lock for all pipelines that share a model: the studio's thread and the cells of a notebook take turns."""
+
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
@@ -56,13 +57,17 @@ def lock_of(pipe) -> PipelineLock:
 
 def locked(function: Callable) -> Callable:
     """Let a function have all pipelines among its arguments to itself while it runs."""
+
     @wraps(function)
     def alone(*args, **named):
         locks = {lock for lock in map(_lock_of, (*args, *named.values())) if lock}
         with ExitStack() as held:
-            for lock in sorted(locks, key=id):  # in one order, so that two calls never wait for each other
+            for lock in sorted(
+                locks, key=id
+            ):  # in one order, so that two calls never wait for each other
                 held.enter_context(lock)
             return function(*args, **named)
+
     return alone
 
 

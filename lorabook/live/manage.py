@@ -1,4 +1,5 @@
 """The adapters of a pipeline: listed, switched, moved, swapped and removed."""
+
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ class AdapterTable(Sequence):
         if isinstance(index, str):
             found = [row for row in self.rows if row.name == index]
             if not found:
-                raise KeyError(f"no adapter {index!r}; there are: {listed(row.name for row in self.rows)}")
+                raise KeyError(
+                    f"no adapter {index!r}; there are: {listed(row.name for row in self.rows)}"
+                )
             return found[0]
         return self.rows[index]
 
@@ -67,9 +70,19 @@ class AdapterTable(Sequence):
         return len(self.rows)
 
     def _cells(self) -> list[list[str]]:
-        return [[row.name, row.format, ", ".join(row.components), ", ".join(map(str, row.ranks)),
-                 "fused" if row.fused else "yes" if row.active else "no", " to ".join(f"{s:g}" for s in row.scales),
-                 f"{row.megabytes:.1f} MB", row.device] for row in self.rows]
+        return [
+            [
+                row.name,
+                row.format,
+                ", ".join(row.components),
+                ", ".join(map(str, row.ranks)),
+                "fused" if row.fused else "yes" if row.active else "no",
+                " to ".join(f"{s:g}" for s in row.scales),
+                f"{row.megabytes:.1f} MB",
+                row.device,
+            ]
+            for row in self.rows
+        ]
 
     def __str__(self):
         if not self.rows:
@@ -89,15 +102,32 @@ _HEADS = ("adapter", "format", "components", "ranks", "active", "scale", "size",
 def list_adapters(pipe) -> AdapterTable:
     """The adapters on a pipeline, those that are fused too: format, ranks, whether they take part, scales, size, device."""
     active, models = active_adapters(pipe), models_of(pipe)
-    rows = [_row(pipe, name, name in active) for name in adapter_names(pipe) if name not in fused_names(models)]
+    rows = [
+        _row(pipe, name, name in active)
+        for name in adapter_names(pipe)
+        if name not in fused_names(models)
+    ]
     for name in fused_names(models):
-        shares = {part: fused_in(model).parts[name] for part, model in models.items() if name in fused_in(model).parts}
+        shares = {
+            part: fused_in(model).parts[name]
+            for part, model in models.items()
+            if name in fused_in(model).parts
+        }
         made = [ready for share in shares.values() for ready in share.ready.values()]
         factors = [f for share in shares.values() for f in share.fused_at.values()]
-        rows.append(AdapterRow(
-            name, next(iter(shares.values())).adapter.format, (*shares, *layers_of(pipe, name)),
-            tuple(sorted({m.rank for m in made})), True, _span(factors), True,
-            sum(_size(t) for m in made for t in (m.up, m.down)) / 1e6, str(made[0].up.device)))
+        rows.append(
+            AdapterRow(
+                name,
+                next(iter(shares.values())).adapter.format,
+                (*shares, *layers_of(pipe, name)),
+                tuple(sorted({m.rank for m in made})),
+                True,
+                _span(factors),
+                True,
+                sum(_size(t) for m in made for t in (m.up, m.down)) / 1e6,
+                str(made[0].up.device),
+            )
+        )
     return AdapterTable(rows)
 
 
@@ -154,9 +184,13 @@ def move_adapter(pipe, name: str, device: str | torch.device) -> None:
     try:
         place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not there: {str(error).splitlines()[0][:120]}") from error
+        raise ValueError(
+            f"device {device!r} is not there: {str(error).splitlines()[0][:120]}"
+        ) from error
     if place.type == "meta":
-        raise ValueError("the meta device holds no weights; move the adapter to the CPU, or remove it")
+        raise ValueError(
+            "the meta device holds no weights; move the adapter to the CPU, or remove it"
+        )
     layers = [layer for part in layers_of(pipe, name).values() for layer in part.values()]
     if any(home_of(layer) != place for layer in layers):
         disable_adapters(pipe, name)
@@ -165,7 +199,9 @@ def move_adapter(pipe, name: str, device: str | torch.device) -> None:
 
 
 @locked
-def swap_adapter(pipe, name: str, source, *, components: Iterable[str] | None = None, **find) -> LoadReport:
+def swap_adapter(
+    pipe, name: str, source, *, components: Iterable[str] | None = None, **find
+) -> LoadReport:
     """Put another adapter in the place of one, under its name and at its scale.
 
     Weights are written into the layers that are there where the new adapter fits into them: it has no further layers and no
@@ -189,7 +225,10 @@ def swap_adapter(pipe, name: str, source, *, components: Iterable[str] | None = 
         swap_in(pipe, name, ready, adapter)
     else:
         if _is_compiled(pipe):
-            warnings.warn(f"the new adapter {reason}, so the model is compiled once more on its next call", stacklevel=3)
+            warnings.warn(
+                f"the new adapter {reason}, so the model is compiled once more on its next call",
+                stacklevel=3,
+            )
         _replace(pipe, name, ready, adapter)
     remember_source(pipe, name, source)
     return report(pipe, name, found, adapter)
@@ -197,7 +236,11 @@ def swap_adapter(pipe, name: str, source, *, components: Iterable[str] | None = 
 
 def _replace(pipe, name: str, ready: Mapping, adapter: Adapter) -> None:
     before, order = active_adapters(pipe), layers_of(pipe, name)
-    factors = {(part, module): factor_of(layer, name) for part, layers in order.items() for module, layer in layers.items()}
+    factors = {
+        (part, module): factor_of(layer, name)
+        for part, layers in order.items()
+        for module, layer in layers.items()
+    }
     usual = next(iter(factors.values())) if len(set(factors.values())) == 1 else 1.0
     first = next(layer for layers in order.values() for layer in layers.values())
     prepared = isinstance(first.scaling[name], torch.Tensor)
@@ -215,10 +258,17 @@ def _row(pipe, name: str, active: bool) -> AdapterRow:
     layers = [layer for found in parts.values() for layer in found.values()]
     origin = origin_of(pipe, next(iter(parts)), name)
     halves = [half.weight for layer in layers for half in (layer.lora_A[name], layer.lora_B[name])]
-    return AdapterRow(name, origin.format if origin else "diffusers", tuple(parts),
-                      tuple(sorted({layer.r[name] for layer in layers})), active,
-                      _span([factor_of(layer, name) for layer in layers]), False, sum(map(_size, halves)) / 1e6,
-                      str(halves[0].device))
+    return AdapterRow(
+        name,
+        origin.format if origin else "diffusers",
+        tuple(parts),
+        tuple(sorted({layer.r[name] for layer in layers})),
+        active,
+        _span([factor_of(layer, name) for layer in layers]),
+        False,
+        sum(map(_size, halves)) / 1e6,
+        str(halves[0].device),
+    )
 
 
 def _names(pipe, names: str | Iterable[str] | None) -> list[str]:
@@ -231,7 +281,10 @@ def _names(pipe, names: str | Iterable[str] | None) -> list[str]:
 
 def _is_compiled(pipe) -> bool:
     models = [getattr(pipe, part) for part in models_of(pipe)]
-    return any(hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) for model in models)
+    return any(
+        hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None)
+        for model in models
+    )
 
 
 def _span(numbers: list[float]) -> tuple[float, ...]:

@@ -1,4 +1,5 @@
 """An adapter's weights made ready for a pipeline's layers, checked before anything on it is changed."""
+
 import math
 from dataclasses import dataclass
 
@@ -47,14 +48,19 @@ def fit(pipe, adapter: Adapter, where: str) -> dict[str, dict[str, Ready]]:
             if matrix_shape(layer) != (shape[0], math.prod(shape[1:])):
                 raise ValueError(
                     f"{where} does not fit {type(pipe).__name__}: layer {name} has the shape {shape} and the "
-                    f"adapter {matrix_shape(layer)}; {other_model(adapter, pipe)}")
+                    f"adapter {matrix_shape(layer)}; {other_model(adapter, pipe)}"
+                )
             if layer.magnitude is not None and layer.magnitude.numel() not in shape[:2]:
-                raise ValueError(f"{where}: the DoRA's magnitude of layer {name} has {layer.magnitude.numel()} numbers, not "
-                                 f"one for each of {shape[0]} outputs or {shape[1]} inputs; fetch it anew")
+                raise ValueError(
+                    f"{where}: the DoRA's magnitude of layer {name} has {layer.magnitude.numel()} numbers, not "
+                    f"one for each of {shape[0]} outputs or {shape[1]} inputs; fetch it anew"
+                )
             made = _ready(layer, weight, shape)
             if not (made.up.isfinite().all() and made.down.isfinite().all()):
-                raise ValueError(f"{where}: layer {name} is beyond what {str(weight.dtype)[6:]} holds; load the pipeline "
-                                 "with dtype=torch.float32")
+                raise ValueError(
+                    f"{where}: layer {name} is beyond what {str(weight.dtype)[6:]} holds; load the pipeline "
+                    "with dtype=torch.float32"
+                )
             ready.setdefault(part, {})[name] = made
     return ready
 
@@ -63,8 +69,10 @@ def padded(made: Ready, rank: int) -> Ready:
     """The same ΔW with zeros up to a rank; its alpha grows with the rank, so that the scaling stays."""
     more = rank - made.rank
     if more < 0:
-        raise ValueError(f"an adapter of rank {made.rank} does not fit where rank {rank} was prepared; load the first "
-                         f"with hotswap_rank={made.rank} or more")
+        raise ValueError(
+            f"an adapter of rank {made.rank} does not fit where rank {rank} was prepared; load the first "
+            f"with hotswap_rank={made.rank} or more"
+        )
     down = torch.cat([made.down, made.down.new_zeros(more, *made.down.shape[1:])])
     up = torch.cat([made.up, made.up.new_zeros(made.up.shape[0], more, *made.up.shape[2:])], dim=1)
     return Ready(down, up, made.alpha * rank / made.rank)
@@ -78,7 +86,9 @@ def _match(pipe, adapter: Adapter, where: str) -> dict[str, dict[str, tuple[Laye
     for part, layers in adapter.layers.items():
         modules = dict(walk(models[part])) if part in models else {}
         for module, layer in layers.items():
-            own = next((n for n in (module, module.removeprefix("text_model.")) if n in modules), None)
+            own = next(
+                (n for n in (module, module.removeprefix("text_model.")) if n in modules), None
+            )
             if own is None:
                 lost.append((part, module))
             else:
@@ -98,5 +108,8 @@ def _ready(layer: Layer, weight: Tensor, shape: tuple[int, ...]) -> Ready:
     rank = down.shape[0]
     # weights that a model only keeps in 8 bits (layerwise casting) are computed with in more
     dtype = weight.dtype if weight.element_size() > 1 else torch.float32
-    return Ready(down.reshape(rank, *rest).to(weight.device, dtype),
-                 up.reshape(out, rank, *[1] * (len(rest) - 1)).to(weight.device, dtype), alpha)
+    return Ready(
+        down.reshape(rank, *rest).to(weight.device, dtype),
+        up.reshape(out, rank, *[1] * (len(rest) - 1)).to(weight.device, dtype),
+        alpha,
+    )

@@ -1,4 +1,5 @@
 """An adapter as a prompt names it, and the scales that this asks for."""
+
 from dataclasses import dataclass
 
 from lorabook.live.block_weights import TEXTS, from_block_weights
@@ -37,18 +38,26 @@ class Mention:
         said = self._weights(family)
         if not shares:
             return said
-        return (said if isinstance(said, dict) else dict.fromkeys((*TEXTS[family], "unet"), said)) | {"steps": shares}
+        return (
+            said if isinstance(said, dict) else dict.fromkeys((*TEXTS[family], "unet"), said)
+        ) | {"steps": shares}
 
     def _shares(self, steps: int | None) -> list[list[float]]:
         """The shares of the run in which it does not act."""
         if self.start is None and self.stop is None:
             return []
         if steps is None:
-            raise phrase_error(self.phrase, "start=, stop= and step= count steps of the denoising, and none are told")
+            raise phrase_error(
+                self.phrase,
+                "start=, stop= and step= count steps of the denoising, and none are told",
+            )
         start = 0 if self.start is None else _step(self.start, steps)
         stop = steps if self.stop is None else _step(self.stop, steps)
         if self.start is not None and self.stop is not None and start >= stop:
-            raise phrase_error(self.phrase, f"with {steps} steps it would end, at {stop}, before it begins, at {start}")
+            raise phrase_error(
+                self.phrase,
+                f"with {steps} steps it would end, at {stop}, before it begins, at {start}",
+            )
         ends = ((0.0, min(start / steps, 1.0)), (min(stop / steps, 1.0), 1.0))
         return [[begin, end, 0.0] for begin, end in ends if begin < end]
 
@@ -58,7 +67,9 @@ class Mention:
         if self.blocks is None:
             return dict.fromkeys(TEXTS[family], self.text_encoder) | {"unet": self.unet}
         named = isinstance(self.blocks, str)
-        parts = preset(self.blocks, family) if named else from_block_weights(self.blocks, family=family)
+        parts = (
+            preset(self.blocks, family) if named else from_block_weights(self.blocks, family=family)
+        )
         unet = parts.pop("unet")
         unet = {"*": self.unet} | unet if isinstance(unet, dict) else self.unet * unet
         return {text: self.text_encoder * number for text, number in parts.items()} | {"unet": unet}

@@ -1,4 +1,5 @@
 """The base model's own weights while adapters are fused into them."""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -71,8 +72,14 @@ def original(model: nn.Module, module: str, weight: Tensor) -> Tensor:
 
 def fused_names(models: Mapping[str, nn.Module]) -> list[str]:
     """The adapters fused into any of these models, in the order they came."""
-    return list(dict.fromkeys(name for model in models.values() if "_fused" in model.__dict__
-                              for name in model.__dict__["_fused"].parts))
+    return list(
+        dict.fromkeys(
+            name
+            for model in models.values()
+            if "_fused" in model.__dict__
+            for name in model.__dict__["_fused"].parts
+        )
+    )
 
 
 def let_go(models: Mapping[str, nn.Module]) -> None:

@@ -1,4 +1,5 @@
 """Scales by name: what a part of the model does, and the A1111 block-weight extension's own presets."""
+
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,8 +40,14 @@ def preset(name: str, family: str = "sd") -> dict:
     if name not in PRESETS:
         names = [*PRESETS, *VECTORS]
         nearest = difflib.get_close_matches(name, names, 4, 0.4)
-        raise ValueError(f"unknown preset {name!r}; " + (f"the nearest are: {', '.join(nearest)}" if nearest else
-                                                        f"the presets are: {', '.join(names)}"))
+        raise ValueError(
+            f"unknown preset {name!r}; "
+            + (
+                f"the nearest are: {', '.join(nearest)}"
+                if nearest
+                else f"the presets are: {', '.join(names)}"
+            )
+        )
     chosen = PRESETS[name]
     return dict.fromkeys(TEXTS[family], chosen.text) | {"unet": _copy(chosen.unet[family])}
 
@@ -57,7 +64,11 @@ def _only(kind: str) -> dict[str, float | dict]:
     return _everywhere({other: 0.0 for other in KINDS if other != kind})
 
 
-_INNER = {"down": {"block_0": 0.0, "block_1": 0.0}, "up": {"block_2": 0.0, "block_3": 0.0}, "embedding": 0.0}
+_INNER = {
+    "down": {"block_0": 0.0, "block_1": 0.0},
+    "up": {"block_2": 0.0, "block_3": 0.0},
+    "embedding": 0.0,
+}
 _OUTER_UP = {"down": 0.0, "mid": 0.0, "up": {"block_0": 0.0, "block_1": 0.0}, "embedding": 0.0}
 
 
@@ -72,30 +83,62 @@ def _one_attention(side: str, block: int, place: int) -> dict:
 
 PRESETS = {
     "unet only": Preset(_everywhere(1.0), 0.0, "the picture's side without the changed words"),
-    "text encoder only": Preset(_everywhere(0.0), 1.0, "the changed words without the picture's side"),
+    "text encoder only": Preset(
+        _everywhere(0.0), 1.0, "the changed words without the picture's side"
+    ),
     "cross-attention only": Preset(
-        _only("cross-attention"), 0.0, "where words meet the picture, and what fine-tuning changes most: Custom Diffusion, "
-        "arXiv:2212.04488"),
+        _only("cross-attention"),
+        0.0,
+        "where words meet the picture, and what fine-tuning changes most: Custom Diffusion, "
+        "arXiv:2212.04488",
+    ),
     "self-attention only": Preset(
-        _only("attention"), 0.0, "how the parts of a picture are laid out: Plug-and-Play Diffusion, arXiv:2211.12572"),
-    "feed-forward only": Preset(_only("feed-forward"), 0.0, "what each place becomes by itself, to compare with attention"),
-    "resnets only": Preset(_only("resnet"), 0.0, "the convolutions that LoCon adds to LoRA: LyCORIS, arXiv:2309.14859"),
-    "no resnets": Preset(_everywhere({"resnet": 0.0}), 1.0, "a LoCon without its convolutions in resnets, as a LoRA is"),
+        _only("attention"),
+        0.0,
+        "how the parts of a picture are laid out: Plug-and-Play Diffusion, arXiv:2211.12572",
+    ),
+    "feed-forward only": Preset(
+        _only("feed-forward"), 0.0, "what each place becomes by itself, to compare with attention"
+    ),
+    "resnets only": Preset(
+        _only("resnet"), 0.0, "the convolutions that LoCon adds to LoRA: LyCORIS, arXiv:2309.14859"
+    ),
+    "no resnets": Preset(
+        _everywhere({"resnet": 0.0}),
+        1.0,
+        "a LoCon without its convolutions in resnets, as a LoRA is",
+    ),
     "style blocks": Preset(
-        {"sd": _OUTER_UP, "sdxl": _one_attention("up", 0, 1)}, 0.0,
+        {"sd": _OUTER_UP, "sdxl": _one_attention("up", 0, 1)},
+        0.0,
         "SDXL: up.block_0 attentions.1 carries colour, material and atmosphere (InstantStyle, arXiv:2404.02733; B-LoRA, "
-        "arXiv:2403.14572); SD: fine outer layers carry appearance (P+, arXiv:2303.09522), OUT06 to OUT11"),
+        "arXiv:2403.14572); SD: fine outer layers carry appearance (P+, arXiv:2303.09522), OUT06 to OUT11",
+    ),
     "layout blocks": Preset(
-        {"sd": _INNER, "sdxl": _one_attention("down", 2, 1)}, 0.0,
+        {"sd": _INNER, "sdxl": _one_attention("down", 2, 1)},
+        0.0,
         "SDXL: down.block_2 attentions.1 carries structure and composition (InstantStyle, arXiv:2404.02733); SD: coarse "
-        "inner layers carry structure (P+, arXiv:2303.09522), IN07 to OUT05"),
+        "inner layers carry structure (P+, arXiv:2303.09522), IN07 to OUT05",
+    ),
     "content blocks": Preset(
-        {"sd": _INNER, "sdxl": _one_attention("up", 0, 0)}, 0.0,
-        "SDXL: up.block_0 attentions.0 carries what is shown (B-LoRA, arXiv:2403.14572); SD: as the layout blocks"),
+        {"sd": _INNER, "sdxl": _one_attention("up", 0, 0)},
+        0.0,
+        "SDXL: up.block_0 attentions.0 carries what is shown (B-LoRA, arXiv:2403.14572); SD: as the layout blocks",
+    ),
 }
 
 # the numbers that the extension comes with, for BASE, IN01, IN02, IN04, IN05, IN07, IN08, MID, OUT03 … OUT11
-VECTORS = {name: tuple(float(digit) for digit in digits) for name, digits in {
-    "NONE": "00000000000000000", "ALL": "11111111111111111", "INS": "11110000000000000", "IND": "10001110000000000",
-    "INALL": "11111110000000000", "MIDD": "10001111111100000", "OUTD": "10000000111100000", "OUTS": "10000000000011111",
-    "OUTALL": "10000000111111111"}.items()} | {"ALL0.5": (0.5,) * 17}
+VECTORS = {
+    name: tuple(float(digit) for digit in digits)
+    for name, digits in {
+        "NONE": "00000000000000000",
+        "ALL": "11111111111111111",
+        "INS": "11110000000000000",
+        "IND": "10001110000000000",
+        "INALL": "11111110000000000",
+        "MIDD": "10001111111100000",
+        "OUTD": "10000000111100000",
+        "OUTS": "10000000000011111",
+        "OUTALL": "10000000111111111",
+    }.items()
+} | {"ALL0.5": (0.5,) * 17}

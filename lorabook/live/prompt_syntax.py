@@ -1,4 +1,5 @@
 """The adapters that a prompt names, in A1111's syntax: `<lora:name:weight>`."""
+
 import difflib
 import math
 import re
@@ -16,9 +17,16 @@ from lorabook.lora.files import WEIGHT_NAME
 
 KINDS = ("lora", "lyco")
 _NAMED = ("te", "unet", "lbw", "w", "start", "stop", "step")
-_NOT_READ = {"lbwe": "weights of single layers", "x": "a weight for the X in block weights", "dyn": "another rank"}
+_NOT_READ = {
+    "lbwe": "weights of single layers",
+    "x": "a weight for the X in block weights",
+    "dyn": "another rank",
+}
 _PHRASE = re.compile(r"<\s*(?P<kind>\w+)(?![\w-])\s*(?P<rest>:[^<>]*)?(?P<end>>?)")
-_PLAIN_NAMES = (WEIGHT_NAME, "adapter_model.safetensors")  # of files that are called after their folder
+_PLAIN_NAMES = (
+    WEIGHT_NAME,
+    "adapter_model.safetensors",
+)  # of files that are called after their folder
 
 
 def parse_prompt(prompt: str) -> tuple[str, list[Mention]]:
@@ -43,10 +51,12 @@ def parse_prompt(prompt: str) -> tuple[str, list[Mention]]:
         whole = found["rest"] and found["end"]
         if found["kind"].lower() not in KINDS:
             if whole:
-                raise phrase_error(found[0], f"a phrase in angle brackets begins with one of: {', '.join(KINDS)}")
+                raise phrase_error(
+                    found[0], f"a phrase in angle brackets begins with one of: {', '.join(KINDS)}"
+                )
             return found[0]
         if not whole:
-            raise phrase_error(prompt[found.start():], "it should read <lora:name:weight>")
+            raise phrase_error(prompt[found.start() :], "it should read <lora:name:weight>")
         mentions.append(_mention(found[0], [item.strip() for item in found["rest"][1:].split(":")]))
         return ""
 
@@ -62,11 +72,21 @@ def merged(mentions: Iterable[Mention]) -> dict[str, Mention]:
     for mention in mentions:
         first = found.setdefault(mention.name, mention)
         if first is not mention:
-            if (first.blocks, first.start, first.stop) != (mention.blocks, mention.start, mention.stop):
-                raise phrase_error(mention.phrase, f"{mention.name!r} is named before with other block weights or other "
-                                   "steps; name it once")
-            found[mention.name] = replace(first, text_encoder=first.text_encoder + mention.text_encoder,
-                                          unet=first.unet + mention.unet)
+            if (first.blocks, first.start, first.stop) != (
+                mention.blocks,
+                mention.start,
+                mention.stop,
+            ):
+                raise phrase_error(
+                    mention.phrase,
+                    f"{mention.name!r} is named before with other block weights or other "
+                    "steps; name it once",
+                )
+            found[mention.name] = replace(
+                first,
+                text_encoder=first.text_encoder + mention.text_encoder,
+                unet=first.unet + mention.unet,
+            )
     return found
 
 
@@ -82,8 +102,11 @@ def find_adapters(folder) -> dict[str, Path]:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.absolute()} to look for adapters in")
-    files = sorted(file for file in folder.rglob("*.safetensors")
-                   if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    files = sorted(
+        file
+        for file in folder.rglob("*.safetensors")
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
     together = Counter(file.parent for file in files)
     own: dict[str, list[Path]] = {}
     other: dict[str, list[Path]] = {}
@@ -99,7 +122,9 @@ def find_adapters(folder) -> dict[str, Path]:
         for file in same:
             path = file.parent if file.name in _PLAIN_NAMES else file.with_suffix("")
             found[name if len(same) == 1 else path.relative_to(folder).as_posix()] = file
-    return found | {name: same[0] for name, same in other.items() if len(same) == 1 and name not in own}
+    return found | {
+        name: same[0] for name, same in other.items() if len(same) == 1 and name not in own
+    }
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -107,7 +132,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     lower = {other.lower(): other for other in known}
     like = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, 4, 0.5)]
-    return f"the nearest are: {', '.join(like)}" if like else f"there are: {', '.join(known[:8]) or 'none'}"
+    return (
+        f"the nearest are: {', '.join(like)}"
+        if like
+        else f"there are: {', '.join(known[:8]) or 'none'}"
+    )
 
 
 def _mention(phrase: str, items: list[str]) -> Mention:
@@ -118,7 +147,9 @@ def _mention(phrase: str, items: list[str]) -> Mention:
         if key in _NOT_READ:
             raise phrase_error(phrase, f"{key}= ({_NOT_READ[key]}) is not supported; leave it out")
         if key not in _NAMED or key in named:
-            raise phrase_error(phrase, f"{key}= is given twice or not known; known are: {'=, '.join(_NAMED)}=")
+            raise phrase_error(
+                phrase, f"{key}= is given twice or not known; known are: {'=, '.join(_NAMED)}="
+            )
         named[key] = value
     if "w" in named:
         if "lbw" in named:
@@ -130,23 +161,34 @@ def _mention(phrase: str, items: list[str]) -> Mention:
     if len(given) > 1 and "lbw" not in named and not _is_number(given[-1]):
         named["lbw"] = given.pop()
     if len(given) > 2:
-        raise phrase_error(phrase, "it has more than two weights, the text encoder's and the UNet's")
+        raise phrase_error(
+            phrase, "it has more than two weights, the text encoder's and the UNet's"
+        )
     text = named.get("te", given[0] if given else "1")
     unet = named.get("unet", given[1] if len(given) > 1 else text)
     blocks = _blocks(phrase, named["lbw"]) if "lbw" in named else None
-    return Mention(name, _number(phrase, text), _number(phrase, unet), blocks, phrase, *_steps(phrase, named))
+    return Mention(
+        name, _number(phrase, text), _number(phrase, unet), blocks, phrase, *_steps(phrase, named)
+    )
 
 
 def _steps(phrase: str, named: dict[str, str]) -> tuple[float | None, float | None]:
     """start= and stop=, or the two of step=, checked."""
     if "step" in named:
         if "start" in named or "stop" in named or named["step"].count("-") != 1:
-            raise phrase_error(phrase, "step= is two steps, as step=5-10, in place of start= and stop=")
+            raise phrase_error(
+                phrase, "step= is two steps, as step=5-10, in place of start= and stop="
+            )
         named["start"], named["stop"] = named["step"].split("-")
-    start, stop = (_number(phrase, named[key]) if key in named else None for key in ("start", "stop"))
+    start, stop = (
+        _number(phrase, named[key]) if key in named else None for key in ("start", "stop")
+    )
     for number in (start, stop):
         if number is not None and (number < 0 or number >= 1 and number % 1):
-            raise phrase_error(phrase, f"{number:g} is no step; give a whole number from 0, or a share of the steps below 1")
+            raise phrase_error(
+                phrase,
+                f"{number:g} is no step; give a whole number from 0, or a share of the steps below 1",
+            )
     return start, stop
 
 
@@ -160,7 +202,9 @@ def _blocks(phrase: str, text: str) -> str | tuple[float, ...]:
         from_block_weights(numbers)
         return numbers
     except ValueError as error:
-        raise error if str(error).startswith("the prompt's") else phrase_error(phrase, str(error)) from error
+        raise (
+            error if str(error).startswith("the prompt's") else phrase_error(phrase, str(error))
+        ) from error
 
 
 def _number(phrase: str, text: str) -> float:
@@ -180,5 +224,8 @@ def _trained_as(file: Path) -> str:
     try:
         with safe_open(file, "pt") as opened:
             return (opened.metadata() or {}).get("ss_output_name", "")
-    except (SafetensorError, OSError):  # a damaged file has its other names; loading it says what is wrong
+    except (
+        SafetensorError,
+        OSError,
+    ):  # a damaged file has its other names; loading it says what is wrong
         return ""

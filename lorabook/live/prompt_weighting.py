@@ -1,4 +1,5 @@
 """Emphasis in prompts, with A1111's arithmetic: `(word)`, `(word:1.4)`, `[word]`, `BREAK`, and prompts of any length."""
+
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,12 +35,16 @@ def parse_emphasis(prompt: str) -> list[list[tuple[str, float]]]:
     Source: AUTOMATIC1111/stable-diffusion-webui, modules/prompt_parser.py.
     """
     if found := _edited(prompt):
-        raise ValueError(f"the prompt's {found!r:.120} is prompt editing, which changes the prompt while it is drawn; "
-                         "only emphasis is known: (word), (word:1.4), [word]")
+        raise ValueError(
+            f"the prompt's {found!r:.120} is prompt editing, which changes the prompt while it is drawn; "
+            "only emphasis is known: (word), (word:1.4), [word]"
+        )
     if found := _COMPOSED.search(prompt):
-        near = prompt[max(0, found.start() - 50):found.end() + 50].strip()
-        raise ValueError(f"the prompt's {near!r} is a composed prompt, whose parts beside AND guide one by one; that is not "
-                         "known: write «and» for the word, or BREAK to keep the parts in chunks of their own")
+        near = prompt[max(0, found.start() - 50) : found.end() + 50].strip()
+        raise ValueError(
+            f"the prompt's {near!r} is a composed prompt, whose parts beside AND guide one by one; that is not "
+            "known: write «and» for the word, or BREAK to keep the parts in chunks of their own"
+        )
     runs, breaks = _weighted(prompt)
     parts: list[list[tuple[str, float]]] = [[]]
     for number, (text, weight) in enumerate(runs):
@@ -51,8 +56,15 @@ def parse_emphasis(prompt: str) -> list[list[tuple[str, float]]]:
     return parts
 
 
-def encode(pipe, prompt: str, negative_prompt: str | None = None, *, guided: bool = True, clip_skip: int | None = None,
-           lora_scale: float | None = None) -> dict[str, Tensor]:
+def encode(
+    pipe,
+    prompt: str,
+    negative_prompt: str | None = None,
+    *,
+    guided: bool = True,
+    clip_skip: int | None = None,
+    lora_scale: float | None = None,
+) -> dict[str, Tensor]:
     """A prompt with emphasis as a pipeline's own arguments; without emphasis they are `encode_prompt`'s, to the bit.
 
     Every 75 tokens are encoded by themselves, multiplied by their weights and brought back to the mean they had; the
@@ -79,35 +91,53 @@ def encode(pipe, prompt: str, negative_prompt: str | None = None, *, guided: boo
             if name == "negative_prompt" and zeros:
                 made |= {f"negative_{key}": torch.zeros_like(value) for key, value in made.items()}
                 continue
-            hidden, pooled = zip(*(_encoded(pipe, *which, one + [[]] * (length - len(one)), skips[name])
-                                   for which, one in zip(encoders, both, strict=True)), strict=True)
+            hidden, pooled = zip(
+                *(
+                    _encoded(pipe, *which, one + [[]] * (length - len(one)), skips[name])
+                    for which, one in zip(encoders, both, strict=True)
+                ),
+                strict=True,
+            )
             made[f"{name}_embeds"] = torch.cat(hidden, dim=-1).to(encoders[-1][1].dtype)
             if pooled[-1] is not None:
                 made[name.replace("prompt", "pooled_prompt_embeds")] = pooled[-1]
     return made
 
 
-def chunk_count(pipe, prompt: str, negative_prompt: str | None = None, *, guided: bool = True) -> int:
+def chunk_count(
+    pipe, prompt: str, negative_prompt: str | None = None, *, guided: bool = True
+) -> int:
     """How many chunks of 77 tokens `encode` makes of these."""
-    return max(len(one) for both in _all_chunks(pipe, prompt, negative_prompt, guided).values() for one in both)
+    return max(
+        len(one)
+        for both in _all_chunks(pipe, prompt, negative_prompt, guided).values()
+        for one in both
+    )
 
 
-def _all_chunks(pipe, prompt: str, negative_prompt: str | None, guided: bool) -> dict[str, list[list[Chunk]]]:
+def _all_chunks(
+    pipe, prompt: str, negative_prompt: str | None, guided: bool
+) -> dict[str, list[list[Chunk]]]:
     """The chunks of each prompt for each tokenizer."""
     texts = {"prompt": prompt} | ({"negative_prompt": negative_prompt or ""} if guided else {})
     for name, text in texts.items():
         if not isinstance(text, str):
             raise ValueError(f"{name} must be a text, not {text!r:.100}")
-    return {name: [_chunks(pipe, text, tokenizer) for tokenizer, _ in _encoders(pipe)] for name, text in texts.items()}
+    return {
+        name: [_chunks(pipe, text, tokenizer) for tokenizer, _ in _encoders(pipe)]
+        for name, text in texts.items()
+    }
 
 
 def _edited(prompt: str) -> str | None:
     """The first square brackets that hold prompt editing, the innermost looked at first."""
-    text = re.sub(r"\\.", "  ", prompt, flags=re.DOTALL)  # an escaped bracket is a letter; all keeps its place
+    text = re.sub(
+        r"\\.", "  ", prompt, flags=re.DOTALL
+    )  # an escaped bracket is a letter; all keeps its place
     while found := _INNERMOST.search(text):
         if _EDITING.search(found[1]):
-            return prompt[found.start():found.end()]
-        text = f"{text[:found.start()]} {found[1]} {text[found.end():]}"
+            return prompt[found.start() : found.end()]
+        text = f"{text[: found.start()]} {found[1]} {text[found.end() :]}"
     return None
 
 
@@ -131,7 +161,7 @@ def _weighted(prompt: str) -> tuple[list[list], set[int]]:
     open_at: dict[str, list[int]] = {"(": [], "[": []}
 
     def close(bracket: str, factor: float) -> None:
-        for run in runs[open_at[bracket].pop():]:
+        for run in runs[open_at[bracket].pop() :]:
             run[1] *= factor
 
     for found in _TOKEN.finditer(prompt):
@@ -166,12 +196,19 @@ def _weight(text: str, number: str) -> float:
 def _encoders(pipe) -> list[tuple]:
     """Tokenizer and text encoder, or both of both, of a Stable Diffusion or SDXL pipeline."""
     if getattr(pipe, "unet", None) is None or hasattr(pipe, "text_encoder_3"):
-        raise ValueError(f"emphasis is for Stable Diffusion and SDXL pipelines, not {type(pipe).__name__}; call that one "
-                         "with a plain prompt")
-    found = [(getattr(pipe, f"tokenizer{two}", None), getattr(pipe, f"text_encoder{two}", None)) for two in ("", "_2")]
+        raise ValueError(
+            f"emphasis is for Stable Diffusion and SDXL pipelines, not {type(pipe).__name__}; call that one "
+            "with a plain prompt"
+        )
+    found = [
+        (getattr(pipe, f"tokenizer{two}", None), getattr(pipe, f"text_encoder{two}", None))
+        for two in ("", "_2")
+    ]
     found = [(tokenizer, encoder) for tokenizer, encoder in found if encoder is not None]
     if not found:
-        raise ValueError(f"this {type(pipe).__name__} was loaded without a text encoder; load it with one")
+        raise ValueError(
+            f"this {type(pipe).__name__} was loaded without a text encoder; load it with one"
+        )
     return found
 
 
@@ -183,9 +220,13 @@ def _chunks(pipe, prompt: str, tokenizer) -> list[Chunk]:
         tokens = []
         for text, weight in part:
             if any(word in text for word in tokenizer.added_tokens_encoder):
-                text = pipe.maybe_convert_prompt(text, tokenizer)  # a textual inversion of several vectors is as many words
+                text = pipe.maybe_convert_prompt(
+                    text, tokenizer
+                )  # a textual inversion of several vectors is as many words
             # without a length of its own the tokenizer would warn of what is split below
-            ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=LONGEST).input_ids
+            ids = tokenizer(
+                text, add_special_tokens=False, truncation=True, max_length=LONGEST
+            ).input_ids
             tokens += [(token, weight) for token in ids]
         found += _split(tokens, size, comma)
     return found[:-1] if len(found) > 1 and not found[-1] else found
@@ -196,7 +237,9 @@ def _split(tokens: Chunk, size: int, comma: int | None) -> Iterator[Chunk]:
     while len(tokens) > size:
         end = size
         if tokens[size][0] != comma:
-            end = next((i + 1 for i in range(size - 1, size - 1 - NEAR, -1) if tokens[i][0] == comma), size)
+            end = next(
+                (i + 1 for i in range(size - 1, size - 1 - NEAR, -1) if tokens[i][0] == comma), size
+            )
         yield tokens[:end]
         tokens = tokens[end:]
     yield tokens
@@ -210,13 +253,21 @@ def _encoded(pipe, tokenizer, encoder, chunks: list[Chunk], clip_skip: int | Non
 
 def _encode_chunk(pipe, tokenizer, encoder, chunk: Chunk, clip_skip: int | None) -> Hidden:
     empty = tokenizer.model_max_length - 2 - len(chunk)
-    ids = [tokenizer.bos_token_id, *(token for token, _ in chunk), tokenizer.eos_token_id] + [tokenizer.pad_token_id] * empty
+    ids = [tokenizer.bos_token_id, *(token for token, _ in chunk), tokenizer.eos_token_id] + [
+        tokenizer.pad_token_id
+    ] * empty
     weights = [1.0, *(weight for _, weight in chunk), 1.0] + [1.0] * empty
     said = encoder(torch.tensor([ids], device=pipe._execution_device), output_hidden_states=True)
-    large = hasattr(pipe, "text_encoder_2")  # SDXL counts from the last layer but one, and without the final norm
+    large = hasattr(
+        pipe, "text_encoder_2"
+    )  # SDXL counts from the last layer but one, and without the final norm
     hidden = said.hidden_states[-(1 + large + (clip_skip or 0))]
     if not large:
-        hidden = getattr(encoder, "text_model", encoder).final_layer_norm(hidden) if clip_skip is not None else said[0]
+        hidden = (
+            getattr(encoder, "text_model", encoder).final_layer_norm(hidden)
+            if clip_skip is not None
+            else said[0]
+        )
     return _emphasised(hidden, weights), said[0] if large and said[0].dim() == 2 else None
 
 

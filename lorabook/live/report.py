@@ -1,4 +1,5 @@
 """What came of loading an adapter, in a form that shows itself."""
+
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,18 +60,35 @@ class LoadReport:
 
     def _rows(self) -> list[tuple[str, str]]:
         """What it says, a label and a text each."""
-        parts = [(part, "; ".join(f"{count} layers of rank {rank}, alpha {alpha:g}, scale {scale:g}"
-                                  for (rank, alpha, scale), count in found.items()))
-                 for part, found in self.components.items()]
-        unused = f", {len(self.ignored)} ignored ({', '.join(self.ignored[:3])} …)" if self.ignored else ", all matched"
-        return [("format", f"{self.format}, {' and '.join(self.kinds)}"),
-                ("made for", self.base_model or "a base model its file does not name"), *parts,
-                ("weights", f"{self.matched}{unused if not self.ignored else ' matched' + unused}"),
-                *[("assumed", text) for text in self.missing], *[("note", text) for text in self.notes],
-                *[("trigger words", ", ".join(self.trigger_words))] * bool(self.trigger_words)]
+        parts = [
+            (
+                part,
+                "; ".join(
+                    f"{count} layers of rank {rank}, alpha {alpha:g}, scale {scale:g}"
+                    for (rank, alpha, scale), count in found.items()
+                ),
+            )
+            for part, found in self.components.items()
+        ]
+        unused = (
+            f", {len(self.ignored)} ignored ({', '.join(self.ignored[:3])} …)"
+            if self.ignored
+            else ", all matched"
+        )
+        return [
+            ("format", f"{self.format}, {' and '.join(self.kinds)}"),
+            ("made for", self.base_model or "a base model its file does not name"),
+            *parts,
+            ("weights", f"{self.matched}{unused if not self.ignored else ' matched' + unused}"),
+            *[("assumed", text) for text in self.missing],
+            *[("note", text) for text in self.notes],
+            *[("trigger words", ", ".join(self.trigger_words))] * bool(self.trigger_words),
+        ]
 
     def __str__(self):
-        return f"adapter {self.name!r}: " + "; ".join(f"{label}: {text}" for label, text in self._rows())
+        return f"adapter {self.name!r}: " + "; ".join(
+            f"{label}: {text}" for label, text in self._rows()
+        )
 
     __repr__ = __str__
 
@@ -86,17 +104,38 @@ def report_of(pipe, name: str, found, adapter: Adapter, left: list[str]) -> Load
         adapter: the part of it that was put on.
         left: modules that were not asked for.
     """
-    components = {part: dict(Counter((layer.rank, layer.alpha, layer.scaling) for layer in layers.values()).most_common(4))
-                  for part, layers in adapter.layers.items()}
+    components = {
+        part: dict(
+            Counter(
+                (layer.rank, layer.alpha, layer.scaling) for layer in layers.values()
+            ).most_common(4)
+        )
+        for part, layers in adapter.layers.items()
+    }
     on = [layer for part in layers_of(pipe, name).values() for layer in part.values()]
     ignored = (*found.adapter.ignored, *left)
     parts = found.adapter.layers.keys() - adapter.layers.keys()
-    notes = (*embedding_notes(found.adapter.ignored, found.path), *adapter.notes,
-             *[f"{len(left)} layers of {' and '.join(sorted(parts))}, which were not asked for"] * bool(left))
+    notes = (
+        *embedding_notes(found.adapter.ignored, found.path),
+        *adapter.notes,
+        *[f"{len(left)} layers of {' and '.join(sorted(parts))}, which were not asked for"]
+        * bool(left),
+    )
     return LoadReport(
-        name=name, path=found.path, format=adapter.format, kinds=adapter.kinds, base_model=adapter.base_model,
-        components=components, ranks=dict(sorted(Counter(layer.r[name] for layer in on).items())),
-        alpha=tuple(sorted({layer.alpha for part in adapter.layers.values() for layer in part.values()})),
+        name=name,
+        path=found.path,
+        format=adapter.format,
+        kinds=adapter.kinds,
+        base_model=adapter.base_model,
+        components=components,
+        ranks=dict(sorted(Counter(layer.r[name] for layer in on).items())),
+        alpha=tuple(
+            sorted({layer.alpha for part in adapter.layers.values() for layer in part.values()})
+        ),
         layers={part: len(layers) for part, layers in adapter.layers.items()},
         matched=sum(adapter.keys.get(part, 0) for part in adapter.layers),
-        ignored=ignored, missing=adapter.missing, trigger_words=adapter.trigger_words, notes=notes)
+        ignored=ignored,
+        missing=adapter.missing,
+        trigger_words=adapter.trigger_words,
+        notes=notes,
+    )

@@ -1,4 +1,5 @@
 """Adapters written: in any form, at any rank, with or without the scales they have now."""
+
 import html
 import json
 import os
@@ -54,7 +55,9 @@ class SaveReport(os.PathLike):
 
     def __str__(self):
         cost = f", {self.error:.1%} off its ΔW" if self.resized else ", ΔW exact"
-        return f"{self.path}: {self.format}, {' and '.join(self.kinds)}, rank up to {self.rank}{cost}"
+        return (
+            f"{self.path}: {self.format}, {' and '.join(self.kinds)}, rank up to {self.rank}{cost}"
+        )
 
     __repr__ = __str__
 
@@ -63,8 +66,16 @@ class SaveReport(os.PathLike):
 
 
 @locked
-def save_adapter(source, target: str | os.PathLike, format: str = "diffusers", *, name: str | None = None,
-                 rank: int | None = None, bake_scales: bool = False, **find) -> SaveReport:
+def save_adapter(
+    source,
+    target: str | os.PathLike,
+    format: str = "diffusers",
+    *,
+    name: str | None = None,
+    rank: int | None = None,
+    bake_scales: bool = False,
+    **find,
+) -> SaveReport:
     """Write an adapter in a form that others read; alpha and metadata come along.
 
     What a form does not hold (LoHa and LoKr in diffusers' and PEFT's) is written as the LoRA with the same ΔW, at the rank
@@ -96,8 +107,16 @@ def save_adapter(source, target: str | os.PathLike, format: str = "diffusers", *
 
 
 @locked
-def resize_adapter(source, target: str | os.PathLike, *, rank: int | None = None, energy: float | None = None,
-                   format: str = "diffusers", name: str | None = None, **find) -> ResizeReport:
+def resize_adapter(
+    source,
+    target: str | os.PathLike,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    format: str = "diffusers",
+    name: str | None = None,
+    **find,
+) -> ResizeReport:
     """Write an adapter at a smaller rank: each layer's best approximation, by SVD.
 
     Args:
@@ -114,8 +133,9 @@ def resize_adapter(source, target: str | os.PathLike, *, rank: int | None = None
 
 
 @locked
-def extract_adapter(tuned, base, rank: int, target: str | os.PathLike | None = None, *,
-                    format: str = "diffusers") -> Adapter | SaveReport:
+def extract_adapter(
+    tuned, base, rank: int, target: str | os.PathLike | None = None, *, format: str = "diffusers"
+) -> Adapter | SaveReport:
     """The LoRA that brings a base model closest to one that was tuned as a whole.
 
     Args:
@@ -128,7 +148,9 @@ def extract_adapter(tuned, base, rank: int, target: str | os.PathLike | None = N
     layers: dict[str, dict[str, Layer]] = {}
     ours, theirs = _weights(base), _weights(tuned)
     if ours.keys() != theirs.keys():
-        raise ValueError(f"the pipelines differ: one has {', '.join(ours)}, the other {', '.join(theirs)}")
+        raise ValueError(
+            f"the pipelines differ: one has {', '.join(ours)}, the other {', '.join(theirs)}"
+        )
     for part in ours:
         found, _ = difference(theirs[part], ours[part], rank)
         if found:
@@ -159,7 +181,9 @@ def baked(adapter: Adapter, factors: Mapping[str, Mapping[str, float]], bases) -
         for module, layer in found.items():
             given = factors.get(part, {})
             factor = given.get(module, given.get(module.removeprefix("text_model."), 1.0))
-            layers.setdefault(part, {})[module] = _scaled(layer, factor, bases.get(part, {}).get(module))
+            layers.setdefault(part, {})[module] = _scaled(
+                layer, factor, bases.get(part, {}).get(module)
+            )
     return replace(adapter, layers=layers)
 
 
@@ -176,7 +200,9 @@ def _read(source, name: str | None, bake_scales: bool, find: dict) -> tuple[Adap
     """The adapter, and its pipeline's own weights where there is one."""
     if not isinstance(source, DiffusionPipeline):
         if bake_scales or name:
-            raise ValueError("name and bake_scales speak of a pipeline's adapter; the source here is a file")
+            raise ValueError(
+                "name and bake_scales speak of a pipeline's adapter; the source here is a file"
+            )
         return read_source(source, **find).adapter, {}
     name = chosen_name(source, name)
     adapter = adapter_of(source, name)
@@ -184,29 +210,48 @@ def _read(source, name: str | None, bake_scales: bool, find: dict) -> tuple[Adap
     if bake_scales:
         table = scales_of(source)
         if name in table.steps:
-            raise ValueError(f"the scales of {name!r} change over the denoising, which no file holds; set them anew")
+            raise ValueError(
+                f"the scales of {name!r} change over the denoising, which no file holds; set them anew"
+            )
         adapter = baked(adapter, table[name], bases)
     return adapter, bases
 
 
 def _weights(pipe) -> dict[str, dict[str, Tensor]]:
     check_at_hand(models_of(pipe))
-    return {part: {text_name(module) if part.startswith("text_encoder") else module:
-                   original(model, module, base_weight(layer)) for module, layer in walk(model)}
-            for part, model in models_of(pipe).items()}
+    return {
+        part: {
+            text_name(module) if part.startswith("text_encoder") else module: original(
+                model, module, base_weight(layer)
+            )
+            for module, layer in walk(model)
+        }
+        for part, model in models_of(pipe).items()
+    }
 
 
 def _write(adapter: Adapter, target: Path, form: str) -> Path:
-    about = {key: value for key, value in adapter.metadata.items() if key not in (METADATA_KEY, "format")}
+    about = {
+        key: value for key, value in adapter.metadata.items() if key not in (METADATA_KEY, "format")
+    }
     if adapter.base_model:
         about.setdefault("base_model", adapter.base_model)
     if adapter.trigger_words:
         about.setdefault("trigger_words", list(adapter.trigger_words))
-    about = outgoing({key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()})
+    about = outgoing(
+        {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in about.items()
+        }
+    )
     is_file = target.suffix == ".safetensors"
     if form == "peft":
         return _write_peft(adapter, target, is_file, about)
-    path = target if is_file else target / (WEIGHT_NAME if form == "diffusers" else f"{target.name}.safetensors")
+    path = (
+        target
+        if is_file
+        else target / (WEIGHT_NAME if form == "diffusers" else f"{target.name}.safetensors")
+    )
     weights, configs = to_diffusers(adapter) if form == "diffusers" else (to_kohya(adapter), {})
     write_adapter(path, weights, config=configs, about=about)
     return target
@@ -214,13 +259,18 @@ def _write(adapter: Adapter, target: Path, form: str) -> Path:
 
 def _write_peft(adapter: Adapter, target: Path, is_file: bool, about: dict) -> Path:
     if is_file and len(adapter.layers) > 1:
-        raise ValueError(f"{target}: PEFT keeps {' and '.join(adapter.layers)} in a folder each; give a folder")
+        raise ValueError(
+            f"{target}: PEFT keeps {' and '.join(adapter.layers)} in a folder each; give a folder"
+        )
     for part, layers in adapter.layers.items():
         folder = target.parent if is_file else target / part if len(adapter.layers) > 1 else target
         weights, config = to_peft(layers)
         config.base_model_name_or_path = shareable(adapter.base_model)
-        write_adapter(target if is_file else folder / "adapter_model.safetensors", weights, config={}, about=about)
+        write_adapter(
+            target if is_file else folder / "adapter_model.safetensors",
+            weights,
+            config={},
+            about=about,
+        )
         config.save_pretrained(folder)
     return target
-
-

@@ -1,4 +1,5 @@
 """Scales that change over the denoising: a hook on the UNet that looks which share of the run it is in."""
+
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -22,9 +23,15 @@ def set_steps(pipe, steps: Mapping[str, Steps]) -> None:
     if model is None or not (any(steps.values()) or model.__dict__.get(_KEPT)):
         return
     _end(model)
-    kept = {name: shares for name, shares in (model.__dict__.get(_KEPT, {}) | dict(steps)).items() if shares}
+    kept = {
+        name: shares
+        for name, shares in (model.__dict__.get(_KEPT, {}) | dict(steps)).items()
+        if shares
+    }
     model.__dict__[_KEPT] = kept
-    called = pipe.transformer if getattr(pipe, "unet", None) is None else pipe.unet  # of a compiled one, the wrapper
+    called = (
+        pipe.transformer if getattr(pipe, "unet", None) is None else pipe.unet
+    )  # of a compiled one, the wrapper
     if _HOOKED not in called.__dict__:
         called.__dict__[_HOOKED] = True
         called.register_forward_pre_hook(_begin, with_kwargs=True)
@@ -71,8 +78,10 @@ def _begin(model: nn.Module, args: tuple, kwargs: dict) -> None:
     if not (kept := model.__dict__.get(_KEPT)):
         return
     share = share_of_run(_running(model), kwargs["timestep"] if "timestep" in kwargs else args[1])
-    factors = {name: next((factor for start, end, factor in steps if start <= share < end), 1.0)
-               for name, steps in kept.items()}
+    factors = {
+        name: next((factor for start, end, factor in steps if start <= share < end), 1.0)
+        for name, steps in kept.items()
+    }
     before = model.__dict__.setdefault(_PUT_BACK, [])
     for _, layer in walk(model):
         for name in factors.keys() & getattr(layer, "scaling", {}).keys():
@@ -99,5 +108,7 @@ def _running(model: nn.Module) -> DiffusionPipeline:
         if isinstance(caller, DiffusionPipeline) and denoiser(caller) is model:
             return caller
         frame = frame.f_back
-    raise ValueError("scales over the denoising need a pipeline's own call, which tells the share of the run; set them "
-                     "without steps, or call the pipeline")
+    raise ValueError(
+        "scales over the denoising need a pipeline's own call, which tells the share of the run; set them "
+        "without steps, or call the pipeline"
+    )

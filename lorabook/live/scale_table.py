@@ -1,4 +1,5 @@
 """The scales that are in force, layer by layer and summed up by block."""
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -37,26 +38,42 @@ class ScaleTable(Mapping):
             for module, factor in layers.items():
                 block = part if part.startswith("text_encoder") else block_of(module)
                 place = place_of(module)
-                found.setdefault(block, {}).setdefault(f"{place[1]}.{place[2]}" if place else "", []).append(factor)
+                found.setdefault(block, {}).setdefault(
+                    f"{place[1]}.{place[2]}" if place else "", []
+                ).append(factor)
         rows = {}
         for block, parts in found.items():
             numbers = [factor for factors in parts.values() for factor in factors]
             if min(numbers) == max(numbers) or len(parts) == 1:
                 rows[block] = min(numbers), max(numbers)
             else:
-                rows |= {f"{block} {part}": (min(factors), max(factors)) for part, factors in parts.items()}
+                rows |= {
+                    f"{block} {part}": (min(factors), max(factors))
+                    for part, factors in parts.items()
+                }
         return rows
 
     def _rows(self, name: str) -> list[tuple[str, str]]:
-        rows = [(place, f"{low:g}" if low == high else f"{low:g} to {high:g}")
-                for place, (low, high) in self.by_block(name).items()]
-        shares = [f"× {factor:g} from {start:.0%} to {end:.0%}" for start, end, factor in self.steps.get(name, ())]
+        rows = [
+            (place, f"{low:g}" if low == high else f"{low:g} to {high:g}")
+            for place, (low, high) in self.by_block(name).items()
+        ]
+        shares = [
+            f"× {factor:g} from {start:.0%} to {end:.0%}"
+            for start, end, factor in self.steps.get(name, ())
+        ]
         return rows + [("over the denoising", ", ".join(shares))] * bool(shares)
 
     def __str__(self):
-        return "\n".join(f"{name}: " + ", ".join(f"{place} {text}" for place, text in self._rows(name)) for name in self)
+        return "\n".join(
+            f"{name}: " + ", ".join(f"{place} {text}" for place, text in self._rows(name))
+            for name in self
+        )
 
     __repr__ = __str__
 
     def _repr_html_(self):
-        return as_html(["adapter", "layers", "scale"], [(name, *row) for name in self for row in self._rows(name)])
+        return as_html(
+            ["adapter", "layers", "scale"],
+            [(name, *row) for name in self for row in self._rows(name)],
+        )

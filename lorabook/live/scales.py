@@ -1,4 +1,5 @@
 """How strongly each adapter takes part: in all, by component, block, kind and layer, and over the denoising."""
+
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 
@@ -45,15 +46,26 @@ def set_scales(pipe, scales: Mapping[str, object], *, only: bool = False) -> Sca
         or an adapter that is fused. Then nothing is changed.
     """
     if not isinstance(scales, Mapping):
-        raise ValueError(f"scales must be a dictionary by adapter's name, as {{'ink': 0.5}}; not {scales!r:.80}")
+        raise ValueError(
+            f"scales must be a dictionary by adapter's name, as {{'ink': 0.5}}; not {scales!r:.80}"
+        )
     modules = {part: dict(walk(model)) for part, model in models_of(pipe).items()}
-    layers = {part: {name: layer for name, layer in found.items() if isinstance(layer, LoraLayer)}
-              for part, found in modules.items()}
+    layers = {
+        part: {name: layer for name, layer in found.items() if isinstance(layer, LoraLayer)}
+        for part, found in modules.items()
+    }
     check_known(pipe, scales, layers)
     said = {name: plain_scales(pipe, value, name) for name, value in scales.items()}
-    factors = {name: expand(value, modules, name, _touched(layers, name)) for name, value in said.items()}
+    factors = {
+        name: expand(value, modules, name, _touched(layers, name)) for name, value in said.items()
+    }
     steps = {name: steps_of(value, name) for name, value in said.items()}
-    if any(layer.use_dora.get(name) for name in scales for part in layers.values() for layer in part.values()):
+    if any(
+        layer.use_dora.get(name)
+        for name in scales
+        for part in layers.values()
+        for layer in part.values()
+    ):
         make_scalable(pipe, scales)
         layers = lora_layers(pipe)
     keep_steady(layers)
@@ -64,11 +76,23 @@ def set_scales(pipe, scales: Mapping[str, object], *, only: bool = False) -> Sca
     set_steps(pipe, steps)
     before = active_adapters(pipe, layers)
     # at 0 there is nothing to compute; but a model prepared for swapping is compiled, and goes on as it is
-    working = {name: any(factor or isinstance(layers[part][module].scaling[name], Tensor)
-                         for part, found in parts.items() for module, factor in found.items())
-               for name, parts in factors.items()}
-    activate(pipe, [name for name in adapter_names(pipe, layers)
-                    if working.get(name, name in before and not only)], layers)
+    working = {
+        name: any(
+            factor or isinstance(layers[part][module].scaling[name], Tensor)
+            for part, found in parts.items()
+            for module, factor in found.items()
+        )
+        for name, parts in factors.items()
+    }
+    activate(
+        pipe,
+        [
+            name
+            for name in adapter_names(pipe, layers)
+            if working.get(name, name in before and not only)
+        ],
+        layers,
+    )
     return ScaleTable(factors, {name: shares for name, shares in steps.items() if shares})
 
 
@@ -80,7 +104,9 @@ def scales_of(pipe) -> ScaleTable:
     for part, layers in lora_layers(pipe).items():
         for module, layer in layers.items():
             for name in layer.scaling:
-                table[name].setdefault(part, {})[module] = factor_of(layer, name) if name in active else 0.0
+                table[name].setdefault(part, {})[module] = (
+                    factor_of(layer, name) if name in active else 0.0
+                )
     return ScaleTable(table, steps_on(pipe))
 
 
@@ -91,10 +117,14 @@ def plain_scales(pipe, value, name: str):
         try:
             return _there(pipe, preset(value, family))
         except ValueError as error:
-            raise ValueError(f"the scale of {name!r:.60} must be a finite number, scales or a preset's name; "
-                             f"{str(error):.300}") from None
+            raise ValueError(
+                f"the scale of {name!r:.60} must be a finite number, scales or a preset's name; "
+                f"{str(error):.300}"
+            ) from None
     if isinstance(value, Sequence):
-        return _there(pipe, from_block_weights([number(entry, name) for entry in value], family=family))
+        return _there(
+            pipe, from_block_weights([number(entry, name) for entry in value], family=family)
+        )
     return value
 
 
@@ -110,8 +140,11 @@ def factors_for(pipe, name: str, scales) -> dict[str, dict[str, float]]:
 
 
 def _touched(layers: Carrying, name: str) -> dict[str, list[str]]:
-    return {part: touched for part, found in layers.items()
-            if (touched := [module for module, layer in found.items() if name in layer.scaling])}
+    return {
+        part: touched
+        for part, found in layers.items()
+        if (touched := [module for module, layer in found.items() if name in layer.scaling])
+    }
 
 
 @contextmanager
@@ -121,15 +154,22 @@ def kept_scales(pipe):
     layers = [layer for part in lora_layers(pipe).values() for layer in part.values()]
     keep_steady(lora_layers(pipe))
     steps, taking_part = steps_on(pipe), active_adapters(pipe)
-    before = [{name: value.clone() if isinstance(value, Tensor) else value for name, value in layer.scaling.items()}
-              for layer in layers]
+    before = [
+        {
+            name: value.clone() if isinstance(value, Tensor) else value
+            for name, value in layer.scaling.items()
+        }
+        for layer in layers
+    ]
     try:
         yield
     finally:
         for layer, scaling in zip(layers, before, strict=True):
             for name in scaling.keys() & layer.scaling.keys():
                 present = layer.scaling[name]
-                if isinstance(present, Tensor) and isinstance(scaling[name], Tensor):  # a compiled model holds on to it
+                if isinstance(present, Tensor) and isinstance(
+                    scaling[name], Tensor
+                ):  # a compiled model holds on to it
                     present.copy_(scaling[name])
                 else:
                     layer.scaling[name] = scaling[name]

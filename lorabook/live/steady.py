@@ -4,6 +4,7 @@
 s = 0 it sets every scale to 1.0. Upstream: `unscale_lora_layers` in
 https://github.com/huggingface/diffusers/blob/main/src/diffusers/utils/peft_utils.py
 """
+
 from functools import partial
 
 import torch

@@ -1,4 +1,5 @@
 """Adapters for transformers by the names of their original code, brought to diffusers' by its own conversion."""
+
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -25,11 +26,17 @@ def by_diffusers_names(pipe, adapter: Adapter) -> Adapter:
     names = {flat_name(name): name for name, _ in walk(model)} if model is not None else {}
     if not names or all(names.get(flat_name(module)) == module for module in layers):
         return adapter
-    if all(flat_name(module) in names for module in layers):  # diffusers' names with underscores for dots
+    if all(
+        flat_name(module) in names for module in layers
+    ):  # diffusers' names with underscores for dots
         found = {names[flat_name(module)]: layer for module, layer in layers.items()}
     else:
         found = _converted(pipe, adapter, set(names.values()))
-    return replace(adapter, layers=dict(adapter.layers) | {PART: found}, stems=adapter.stems if found is layers else {})
+    return replace(
+        adapter,
+        layers=dict(adapter.layers) | {PART: found},
+        stems=adapter.stems if found is layers else {},
+    )
 
 
 def _converted(pipe, adapter: Adapter, known: set[str]) -> Mapping[str, Layer]:
@@ -46,17 +53,30 @@ def _converted(pipe, adapter: Adapter, known: set[str]) -> Mapping[str, Layer]:
         except Exception:  # not a spelling that this pipeline's class knows
             continue
         # a conversion splits layers and leaves out what it does not know, with a line in a log
-        if found and found.keys() <= known and abs(_energy(found) / (_energy(layers) or 1) - 1) < 1e-3:
+        if (
+            found
+            and found.keys() <= known
+            and abs(_energy(found) / (_energy(layers) or 1) - 1) < 1e-3
+        ):
             return found
     return layers
 
 
-def _spellings(layers: Mapping[str, Layer], stems: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
+def _spellings(
+    layers: Mapping[str, Layer], stems: Mapping[str, str]
+) -> Iterator[dict[str, Tensor]]:
     """The weights by ComfyUI's and by Kohya's keys, their scaling in up."""
-    for start, end, change in (("diffusion_model.", ("lora_A", "lora_B"), str),
-                               ("lora_unet_", ("lora_down", "lora_up"), flat_name)):
-        yield {f"{start}{change(stems[module])}.{name}.weight": value.contiguous() for module, layer in layers.items()
-               for name, value in zip(end, (layer.tensors["down"], layer.tensors["up"] * layer.scaling), strict=True)}
+    for start, end, change in (
+        ("diffusion_model.", ("lora_A", "lora_B"), str),
+        ("lora_unet_", ("lora_down", "lora_up"), flat_name),
+    ):
+        yield {
+            f"{start}{change(stems[module])}.{name}.weight": value.contiguous()
+            for module, layer in layers.items()
+            for name, value in zip(
+                end, (layer.tensors["down"], layer.tensors["up"] * layer.scaling), strict=True
+            )
+        }
 
 
 def _energy(layers: Mapping[str, Layer]) -> float:

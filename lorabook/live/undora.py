@@ -4,10 +4,19 @@ PEFT puts the scale inside the norm, and leaves the learned magnitude at work at
 Such an adapter, loaded or trained by other code, is put on again as the LoRA that has its ΔW. Upstream: `DoraLinearVariant`
 in https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/variants.py
 """
+
 from collections.abc import Iterable
 
 from lorabook.live.inject import adapter_of, put_on, remember_source, source_of, take_off
-from lorabook.live.layers import activate, active_adapters, adapter_names, factor_of, layers_of, put_factor, put_in_order
+from lorabook.live.layers import (
+    activate,
+    active_adapters,
+    adapter_names,
+    factor_of,
+    layers_of,
+    put_factor,
+    put_in_order,
+)
 from lorabook.live.match import fit
 
 
@@ -16,9 +25,15 @@ def make_scalable(pipe, names: Iterable[str]) -> None:
     for name in names:
         parts = layers_of(pipe, name)
         if any(layer.use_dora.get(name) for layers in parts.values() for layer in layers.values()):
-            factors = {part: {module: factor_of(layer, name) for module, layer in layers.items()}
-                       for part, layers in parts.items()}
-            active, order, adapter = active_adapters(pipe), adapter_names(pipe), adapter_of(pipe, name)
+            factors = {
+                part: {module: factor_of(layer, name) for module, layer in layers.items()}
+                for part, layers in parts.items()
+            }
+            active, order, adapter = (
+                active_adapters(pipe),
+                adapter_names(pipe),
+                adapter_of(pipe, name),
+            )
             came_from = source_of(pipe, name)
             ready = fit(pipe, adapter, f"adapter {name!r}")
             take_off(pipe, name)

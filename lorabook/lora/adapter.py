@@ -1,4 +1,5 @@
 """An adapter as plain data, whatever file it came from: layers by component and module, each with its exact ΔW."""
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -6,7 +7,12 @@ import torch
 from torch import Tensor
 
 Factors = tuple[Tensor, Tensor]  # (up, down): (out, k) and (k, in · height · width), in float32
-NEEDS = {"lora": ("up", "down"), "loha": ("w1_a", "w1_b", "w2_a", "w2_b"), "lokr": (), "full": ("diff",)}
+NEEDS = {
+    "lora": ("up", "down"),
+    "loha": ("w1_a", "w1_b", "w2_a", "w2_b"),
+    "lokr": (),
+    "full": ("diff",),
+}
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,13 @@ class Layer:
         up, down = _FACTORS[self.kind](tensors)
         up = up * self.scaling
         if base is None and self.needs_base:
-            raise ValueError(f"a {self.needs_base}'s ΔW depends on the base model's weights; load it onto a pipeline first")
+            raise ValueError(
+                f"a {self.needs_base}'s ΔW depends on the base model's weights; load it onto a pipeline first"
+            )
         if self.start:
-            up, down = _less_start(up, down, base.float().flatten(1), self.start, self.rank, self.scaling)
+            up, down = _less_start(
+                up, down, base.float().flatten(1), self.start, self.rank, self.scaling
+            )
         if self.magnitude is None:
             return _at_most_full(up, down)
         return _whole(_decomposed(base.float(), up @ down, self.magnitude.to(place, torch.float32)))
@@ -75,8 +85,11 @@ class Layer:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Layer":
         """The same layer with every tensor changed, as by moving it."""
-        return replace(self, tensors={role: change(value) for role, value in self.tensors.items()},
-                       magnitude=None if self.magnitude is None else change(self.magnitude))
+        return replace(
+            self,
+            tensors={role: change(value) for role, value in self.tensors.items()},
+            magnitude=None if self.magnitude is None else change(self.magnitude),
+        )
 
 
 @dataclass(frozen=True)
@@ -111,12 +124,23 @@ class Adapter:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Which sorts of layers it has: "LoRA", "LoCon", "LoHa", "LoKr", "full", with "DoRA", "PiSSA" and "OLoRA"."""
-        return tuple(sorted({name for part in self.layers.values() for layer in part.values()
-                             for name in _kind_names(layer)}))
+        return tuple(
+            sorted(
+                {
+                    name
+                    for part in self.layers.values()
+                    for layer in part.values()
+                    for name in _kind_names(layer)
+                }
+            )
+        )
 
     def only(self, components) -> "Adapter":
         """The adapter without the other components."""
-        return replace(self, layers={part: layers for part, layers in self.layers.items() if part in components})
+        return replace(
+            self,
+            layers={part: layers for part, layers in self.layers.items() if part in components},
+        )
 
 
 def lora(up: Tensor, down: Tensor, scaling: float = 1.0) -> Layer:
@@ -125,9 +149,19 @@ def lora(up: Tensor, down: Tensor, scaling: float = 1.0) -> Layer:
 
 
 def _kind_names(layer: Layer) -> list[str]:
-    conv = layer.kind == "lora" and layer.tensors["down"].dim() == 4 and layer.tensors["down"].shape[2:].numel() > 1
-    name = {"lora": "LoCon" if conv else "LoRA", "loha": "LoHa", "lokr": "LoKr", "full": "full"}[layer.kind]
-    return [name, *["DoRA"] * (layer.magnitude is not None), *[_START_NAMES.get(layer.start)] * (layer.start is not None)]
+    conv = (
+        layer.kind == "lora"
+        and layer.tensors["down"].dim() == 4
+        and layer.tensors["down"].shape[2:].numel() > 1
+    )
+    name = {"lora": "LoCon" if conv else "LoRA", "loha": "LoHa", "lokr": "LoKr", "full": "full"}[
+        layer.kind
+    ]
+    return [
+        name,
+        *["DoRA"] * (layer.magnitude is not None),
+        *[_START_NAMES.get(layer.start)] * (layer.start is not None),
+    ]
 
 
 def _lora(t: Mapping[str, Tensor]) -> Factors:
@@ -140,17 +174,23 @@ def _lora(t: Mapping[str, Tensor]) -> Factors:
 def _loha(t: Mapping[str, Tensor]) -> Factors:
     (up_1, down_1), (up_2, down_2) = (_half(t, f"w{i}_a", f"w{i}_b", f"t{i}") for i in (1, 2))
     # the entry-wise product of two low-rank matrices is a low-rank matrix of the products of their rows and columns
-    return ((up_1[:, :, None] * up_2[:, None, :]).flatten(1),
-            (down_1[:, None, :] * down_2[None, :, :]).flatten(0, 1))
+    return (
+        (up_1[:, :, None] * up_2[:, None, :]).flatten(1),
+        (down_1[:, None, :] * down_2[None, :, :]).flatten(0, 1),
+    )
 
 
 def _lokr(t: Mapping[str, Tensor]) -> Factors:
     (up_1, down_1), (up_2, down_2) = (
-        (t[f"w{i}"].flatten(1), None) if f"w{i}" in t else _half(t, f"w{i}_a", f"w{i}_b", f"t{i}") for i in (1, 2))
+        (t[f"w{i}"].flatten(1), None) if f"w{i}" in t else _half(t, f"w{i}_a", f"w{i}_b", f"t{i}")
+        for i in (1, 2)
+    )
     if down_1 is None and down_2 is None:
         return _whole(torch.kron(up_1, up_2))
-    downs = [torch.eye(up.shape[1], device=up.device) if down is None else down
-             for up, down in ((up_1, down_1), (up_2, down_2))]
+    downs = [
+        torch.eye(up.shape[1], device=up.device) if down is None else down
+        for up, down in ((up_1, down_1), (up_2, down_2))
+    ]
     return torch.kron(up_1, up_2), torch.kron(*downs)
 
 
@@ -177,7 +217,9 @@ def _at_most_full(up: Tensor, down: Tensor) -> Factors:
     return (up, down) if up.shape[1] <= most else _whole(up @ down)
 
 
-def _less_start(up: Tensor, down: Tensor, base: Tensor, start: str, rank: int, scaling: float) -> Factors:
+def _less_start(
+    up: Tensor, down: Tensor, base: Tensor, start: str, rank: int, scaling: float
+) -> Factors:
     """The factors of a LoRA less those that it began with: the base's largest singular values, or the first of its QR.
 
     Source: `pissa_init` and `olora_init` of PEFT, https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/layer.py
@@ -201,7 +243,9 @@ def _decomposed(base: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
     axes = [i for i in range(base.dim()) if i != (0 if by_out else 1)]
     shape = [-1 if i == (0 if by_out else 1) else 1 for i in range(base.dim())]
     norm = changed.square().sum(dim=axes, keepdim=True).sqrt()
-    return (changed * (magnitude.reshape(shape) / norm.clamp_min(torch.finfo(torch.float32).eps)) - base).flatten(1)
+    return (
+        changed * (magnitude.reshape(shape) / norm.clamp_min(torch.finfo(torch.float32).eps)) - base
+    ).flatten(1)
 
 
 _START_NAMES = {"pissa": "PiSSA", "olora": "OLoRA"}

@@ -1,4 +1,5 @@
 """Adapters behind a web address: fetched once, checked, and kept in the cache."""
+
 import hashlib
 import os
 import re
@@ -25,8 +26,14 @@ CIVITAI_NAMES = ("CIVITAI_TOKEN", "CIVITAI_API_TOKEN", "CIVITAI_API_KEY")
 SECONDS = 30  # without a byte from the site
 
 
-def fetch_adapter(url: str, *, token: str | None = None, cache_dir: str | os.PathLike | None = None,
-                  local_files_only: bool = False, allow_pickle: bool = False) -> Path:
+def fetch_adapter(
+    url: str,
+    *,
+    token: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    allow_pickle: bool = False,
+) -> Path:
     """The local copy of an adapter file that has an address; it is downloaded the first time only.
 
     Args:
@@ -73,8 +80,10 @@ def _checked(url: str) -> str:
     if parts.username is not None:
         raise ValueError(f"{_shown(url)}: give token= instead of a user name in the address")
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
-        raise ValueError(f"{_shown(url)}: only https addresses are fetched, since anyone on the way can change what comes "
-                         "by others; give its https address, or download the file and give its path")
+        raise ValueError(
+            f"{_shown(url)}: only https addresses are fetched, since anyone on the way can change what comes "
+            "by others; give its https address, or download the file and give its path"
+        )
     return url
 
 
@@ -86,7 +95,9 @@ def shareable_address(text: str) -> str:
     found = re.match(r"\s*([a-z][a-z0-9+.-]+:/+)(?:[^/?#]*@)?([^?#]*)", text, re.IGNORECASE)
     if found:
         return f"{found[1]}{found[2].strip()}"
-    return text.partition("?")[0] if re.match(r"\s*[\w-]+(\.[\w-]+)+(:\d+)?/[^?]*\?", text) else text
+    return (
+        text.partition("?")[0] if re.match(r"\s*[\w-]+(\.[\w-]+)+(:\d+)?/[^?]*\?", text) else text
+    )
 
 
 def _shown(url: str) -> str:
@@ -95,7 +106,11 @@ def _shown(url: str) -> str:
 
 def _cache_folder(cache_dir: str | os.PathLike | None) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(cache_dir).expanduser() / "lorabook-adapters" if cache_dir else home / "lorabook" / "adapters"
+    return (
+        Path(cache_dir).expanduser() / "lorabook-adapters"
+        if cache_dir
+        else home / "lorabook" / "adapters"
+    )
 
 
 def _key(url: str) -> str:
@@ -117,10 +132,14 @@ def _kept_with_query(folder: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _fetched(url: str, folder: Path, token: str | None, allow_pickle: bool, local_files_only: bool) -> Path:
+def _fetched(
+    url: str, folder: Path, token: str | None, allow_pickle: bool, local_files_only: bool
+) -> Path:
     try:
         if local_files_only:
-            raise FileNotFoundError(f"{_shown(url)} is not in the cache {folder.parent}; fetch it once with the network")
+            raise FileNotFoundError(
+                f"{_shown(url)} is not in the cache {folder.parent}; fetch it once with the network"
+            )
         return _download(url, folder, _token_for(url, token), allow_pickle)
     except (FileNotFoundError, ValueError):
         if path := _kept_with_query(folder):
@@ -134,7 +153,9 @@ def _token_for(url: str, token: str | None) -> str | None:
         told = [os.environ.get(name) or secret(name)[0] for name in CIVITAI_NAMES]
         found = next((value.strip() for value in told if value and value.strip()), "")
     if not re.fullmatch("[!-~]*", found):
-        raise ValueError(f"the token for {_shown(url)} has blanks or letters that no token has; copy it anew")
+        raise ValueError(
+            f"the token for {_shown(url)} has blanks or letters that no token has; copy it anew"
+        )
     return found or None
 
 
@@ -145,8 +166,10 @@ class _Redirects(HTTPRedirectHandler):
         following = super().redirect_request(request, *answer)
         url = _checked(following.full_url)
         if request.type == "https" and following.type != "https":
-            raise ValueError(f"{_shown(url)}: {request.host} hands on to an address without https; download the file "
-                             "and give its path")
+            raise ValueError(
+                f"{_shown(url)}: {request.host} hands on to an address without https; download the file "
+                "and give its path"
+            )
         if (following.type, following.host) != (request.type, request.host):
             following.remove_header("Authorization")
         return following
@@ -155,7 +178,9 @@ class _Redirects(HTTPRedirectHandler):
 def _download(url: str, folder: Path, token: str | None, allow_pickle: bool) -> Path:
     headers = {"User-Agent": "lorabook"} | ({"Authorization": f"Bearer {token}"} if token else {})
     try:
-        with build_opener(_Redirects).open(Request(url, headers=headers), timeout=SECONDS) as answer:
+        with build_opener(_Redirects).open(
+            Request(url, headers=headers), timeout=SECONDS
+        ) as answer:
             name = _file_name(answer)
             _check_name(name, allow_pickle, _shown(url))
             folder.mkdir(exist_ok=True)
@@ -163,19 +188,29 @@ def _download(url: str, folder: Path, token: str | None, allow_pickle: bool) -> 
     except HTTPError as error:
         raise _refused(url, error.code, token) from None  # what is below may quote a signed address
     except (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-        reason = re.sub(r"\?\S*", "?…", " ".join(str(getattr(error, "reason", error)).split())) or type(error).__name__
-        raise FileNotFoundError(f"{_shown(url)} cannot be reached, or broke off: {reason:.120}; try again") from None
+        reason = (
+            re.sub(r"\?\S*", "?…", " ".join(str(getattr(error, "reason", error)).split()))
+            or type(error).__name__
+        )
+        raise FileNotFoundError(
+            f"{_shown(url)} cannot be reached, or broke off: {reason:.120}; try again"
+        ) from None
 
 
 def _keep(answer: HTTPResponse, path: Path, url: str) -> Path:
     """Write what comes beside its place, and move it there when it is whole and what it should be."""
     unfinished, size = path.with_name(path.name + ".part"), answer.length
     try:
-        with open(unfinished, "wb") as file, tqdm.wrapattr(answer, "read", total=size, desc=path.name, leave=False) as body:
+        with (
+            open(unfinished, "wb") as file,
+            tqdm.wrapattr(answer, "read", total=size, desc=path.name, leave=False) as body,
+        ):
             shutil.copyfileobj(body, file, 1 << 20)
         got = unfinished.stat().st_size
         if size is not None and got != size:
-            raise FileNotFoundError(f"{_shown(url)} broke off after {got:,} of {size:,} bytes; try again")
+            raise FileNotFoundError(
+                f"{_shown(url)} broke off after {got:,} of {size:,} bytes; try again"
+            )
         _check_content(unfinished, path, url)
         os.replace(unfinished, path)
     finally:
@@ -195,23 +230,29 @@ def _file_name(answer: HTTPResponse) -> str:
 
 def _check_name(name: str, allow_pickle: bool, where: str) -> None:
     if Path(name).suffix.lower() in PICKLES and not allow_pickle:
-        raise ValueError(f"{where} is a pickle file ({name}), which can run code when it is opened; get it as "
-                         ".safetensors, or give allow_pickle=True to read its weights only")
+        raise ValueError(
+            f"{where} is a pickle file ({name}), which can run code when it is opened; get it as "
+            ".safetensors, or give allow_pickle=True to read its weights only"
+        )
 
 
 def _check_content(path: Path, target: Path, url: str) -> None:
     kind = kind_of(path)
     if "web page" in kind:
-        raise ValueError(f"{_shown(url)} gave a web page, not a file; give the link of the file's download button, or, "
-                         f"where the site wants you to log in, {_remedy(url)}")
+        raise ValueError(
+            f"{_shown(url)} gave a web page, not a file; give the link of the file's download button, or, "
+            f"where the site wants you to log in, {_remedy(url)}"
+        )
     if target.suffix != ".safetensors":
         return
     try:
         with opened(path):
             pass
     except ValueError:
-        raise ValueError(f"{_shown(url)} gave no safetensors file: it is {kind:.120}; look at what it is in a browser, "
-                         "and give the link of a .safetensors file") from None
+        raise ValueError(
+            f"{_shown(url)} gave no safetensors file: it is {kind:.120}; look at what it is in a browser, "
+            "and give the link of a .safetensors file"
+        ) from None
 
 
 def _refused(url: str, status: int, token: str | None) -> Exception:
@@ -219,15 +260,19 @@ def _refused(url: str, status: int, token: str | None) -> Exception:
         said = "refuses the file in spite of the token" if token else "wants a token"
         return ValueError(f"{_shown(url)}: the site {said} ({status}); {_remedy(url)}")
     if status in (404, 410):
-        return FileNotFoundError(f"{_shown(url)}: there is no such file ({status}); copy the link of the file's download "
-                                 "button anew")
+        return FileNotFoundError(
+            f"{_shown(url)}: there is no such file ({status}); copy the link of the file's download "
+            "button anew"
+        )
     return FileNotFoundError(f"{_shown(url)}: the site answered {status}; try again later")
 
 
 def _remedy(url: str) -> str:
     if _is_civitai(url):
-        return (f"make a token in your account's settings there and set {CIVITAI_NAMES[0]}, make a Colab secret of that "
-                "name, or give token=")
+        return (
+            f"make a token in your account's settings there and set {CIVITAI_NAMES[0]}, make a Colab secret of that "
+            "name, or give token="
+        )
     return "make a token in your account there and give token="
 
 
@@ -241,7 +286,9 @@ def _from_hub(asked: dict[str, str], **hub) -> Path:
     """The file, from the cache where it is there, without asking the Hub."""
     reason = "the Hub did not give it: no such file"
     try:
-        path = Repository(asked["repo_id"], revision=asked["revision"], kept_first=True, **hub).get(asked["filename"])
+        path = Repository(asked["repo_id"], revision=asked["revision"], kept_first=True, **hub).get(
+            asked["filename"]
+        )
     except FileNotFoundError as error:
         path, reason = None, str(error).partition(" not found: ")[2]
     if path is None:

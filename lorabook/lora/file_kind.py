@@ -1,4 +1,5 @@
 """What a file is that should hold weights or settings and holds something else."""
+
 import json
 import re
 from collections.abc import Iterator
@@ -10,17 +11,37 @@ from safetensors import SafetensorError, safe_open
 LONGEST_HEADER = 100_000_000  # bytes; safetensors takes no longer one
 
 # what a file begins with, and what it then is; the first that fits counts
-_KINDS = [(re.compile(pattern, re.IGNORECASE | re.DOTALL), kind) for pattern, kind in (
-    (rb"version https://git-lfs", "a Git LFS pointer, which only stands for the file: run `git lfs pull`, or take the file "
-                                  "from its page"),
-    (rb"<(!doctype|html|head|body)", "a web page (HTML), as a site gives to who is not logged in"),
-    (rb"<[?\w!]", "a web page or XML, as a site gives in place of a file"),
-    (rb"PK\x03\x04.*data\.pkl", "a PyTorch checkpoint (a pickle): name it .ckpt and give allow_pickle=True, or get it as "
-                            ".safetensors"),
-    (rb"PK[\x03\x05]", "a zip archive; unpack it"), (rb"\x1f\x8b", "a gzip archive; unpack it"),
-    (rb"7z\xbc\xaf|Rar!", "a 7z or RAR archive; unpack it"), (rb".{257}ustar", "a tar archive; unpack it"),
-    (rb"\x80[\x02-\x05].", "a pickle: name it .ckpt and give allow_pickle=True, or get it as .safetensors"),
-    (rb"GGUF", "a GGUF file"), (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF", "a picture"), (rb"%PDF", "a PDF"))]
+_KINDS = [
+    (re.compile(pattern, re.IGNORECASE | re.DOTALL), kind)
+    for pattern, kind in (
+        (
+            rb"version https://git-lfs",
+            "a Git LFS pointer, which only stands for the file: run `git lfs pull`, or take the file "
+            "from its page",
+        ),
+        (
+            rb"<(!doctype|html|head|body)",
+            "a web page (HTML), as a site gives to who is not logged in",
+        ),
+        (rb"<[?\w!]", "a web page or XML, as a site gives in place of a file"),
+        (
+            rb"PK\x03\x04.*data\.pkl",
+            "a PyTorch checkpoint (a pickle): name it .ckpt and give allow_pickle=True, or get it as "
+            ".safetensors",
+        ),
+        (rb"PK[\x03\x05]", "a zip archive; unpack it"),
+        (rb"\x1f\x8b", "a gzip archive; unpack it"),
+        (rb"7z\xbc\xaf|Rar!", "a 7z or RAR archive; unpack it"),
+        (rb".{257}ustar", "a tar archive; unpack it"),
+        (
+            rb"\x80[\x02-\x05].",
+            "a pickle: name it .ckpt and give allow_pickle=True, or get it as .safetensors",
+        ),
+        (rb"GGUF", "a GGUF file"),
+        (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF", "a picture"),
+        (rb"%PDF", "a PDF"),
+    )
+]
 
 
 def kind_of(path: Path) -> str:
@@ -58,7 +79,9 @@ def opened(path: Path, shown: str | None = None) -> Iterator:
     except (SafetensorError, OSError) as error:
         if not path.is_file():
             raise
-        raise ValueError(f"{shown or path} cannot be read as safetensors: it is {kind_of(path)}; fetch it anew") from error
+        raise ValueError(
+            f"{shown or path} cannot be read as safetensors: it is {kind_of(path)}; fetch it anew"
+        ) from error
 
 
 def read_settings(path: Path, shown: str | None = None) -> dict:
@@ -69,16 +92,24 @@ def read_settings(path: Path, shown: str | None = None) -> dict:
     try:
         told = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{shown or path} is no JSON that can be read: it is {kind_of(path)}; fetch it anew") from error
+        raise ValueError(
+            f"{shown or path} is no JSON that can be read: it is {kind_of(path)}; fetch it anew"
+        ) from error
     if not isinstance(told, dict):
-        raise ValueError(f"{shown or path} holds no settings by name but {json.dumps(told):.60}; fetch it anew")
+        raise ValueError(
+            f"{shown or path} holds no settings by name but {json.dumps(told):.60}; fetch it anew"
+        )
     return told
 
 
 def _weights_end(header: bytes) -> int:
     """Where a safetensors file's last tensor ends, counted from the header's end."""
     try:
-        ends = [told["data_offsets"][1] for key, told in json.loads(header).items() if key != "__metadata__"]
+        ends = [
+            told["data_offsets"][1]
+            for key, told in json.loads(header).items()
+            if key != "__metadata__"
+        ]
         return max(ends, default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return 0

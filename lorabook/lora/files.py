@@ -1,4 +1,5 @@
 """Adapter files: found, checked before anything is changed, and written whole or not at all."""
+
 import json
 import os
 import re
@@ -35,8 +36,14 @@ class Place(NamedTuple):
         return (PurePosixPath(self.inside) / name).as_posix()
 
 
-def find_adapter(source, *, weight_name: str | None = None, subfolder: str | None = None, allow_pickle: bool = False,
-                 **hub) -> Path:
+def find_adapter(
+    source,
+    *,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    allow_pickle: bool = False,
+    **hub,
+) -> Path:
     """The local file of an adapter, downloaded where need be.
 
     Args:
@@ -61,8 +68,12 @@ def place_of(source, *, subfolder: str | None = None, allow_pickle: bool = False
         kept = {key: hub[key] for key in ("token", "cache_dir", "local_files_only") if hub.get(key)}
         path = fetch_adapter(name, allow_pickle=allow_pickle, **kept)
         if asked := hub_file(name):
-            files = Repository(asked["repo_id"], revision=asked["revision"], kept_first=True, **kept)
-            return Place(files, PurePosixPath(asked["filename"]).parent.as_posix(), asked["filename"])
+            files = Repository(
+                asked["repo_id"], revision=asked["revision"], kept_first=True, **kept
+            )
+            return Place(
+                files, PurePosixPath(asked["filename"]).parent.as_posix(), asked["filename"]
+            )
         return Place(Folder(path.parent), file=path.name)
     ready = bundled(f"adapters/{name}")
     for path in (Path(name).expanduser(), ready):
@@ -70,12 +81,19 @@ def place_of(source, *, subfolder: str | None = None, allow_pickle: bool = False
             return Place(Folder(path.parent), file=path.name)
         if path is not None and path.is_dir():
             place = Place(Folder(path), subfolder or "")
-            if path == ready or ready is None or parts_in(place) or _weights(place.files.list(place.inside)):
+            if (
+                path == ready
+                or ready is None
+                or parts_in(place)
+                or _weights(place.files.list(place.inside))
+            ):
                 return place
     if not is_on_hub(name):
         path = brief(Path(shareable_address(name)).absolute())
-        raise FileNotFoundError(f"adapter {brief(name)!r} not found: no file or folder {path}, no "
-                                "bundled adapter of that name, and it is not a Hub id of the form owner/name")
+        raise FileNotFoundError(
+            f"adapter {brief(name)!r} not found: no file or folder {path}, no "
+            "bundled adapter of that name, and it is not a Hub id of the form owner/name"
+        )
     return Place(Repository(name, **hub), subfolder or "")
 
 
@@ -85,19 +103,26 @@ def weights_in(place: Place, weight_name: str | None = None, allow_pickle: bool 
         _no_pickle(Path(place.file), allow_pickle)
         return place.file
     where = brief(f"{place.files}/{place.inside}".strip("/") if place.inside else place.files)
-    return place.beside(_choose(place.files.list(place.inside), weight_name, where, place, allow_pickle))
+    return place.beside(
+        _choose(place.files.list(place.inside), weight_name, where, place, allow_pickle)
+    )
 
 
 def parts_in(place: Place) -> dict[str, str]:
     """PEFT's files by component, where the place has a folder for each."""
-    found = {part: place.beside(f"{part}/{PEFT_NAME}") for part in COMPONENTS
-             if CONFIG_NAME in (names := place.files.list(place.beside(part))) and PEFT_NAME in names}
+    found = {
+        part: place.beside(f"{part}/{PEFT_NAME}")
+        for part in COMPONENTS
+        if CONFIG_NAME in (names := place.files.list(place.beside(part))) and PEFT_NAME in names
+    }
     return {} if place.file else found
 
 
 def is_on_hub(name: str) -> bool:
     """Whether a name is that of a repository, and of no file or bundled adapter here."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not (Path(name).exists() or bundled(f"adapters/{name}"))
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not (
+        Path(name).exists() or bundled(f"adapters/{name}")
+    )
 
 
 def path_of(source) -> str:
@@ -105,8 +130,10 @@ def path_of(source) -> str:
     try:
         return os.fsdecode(getattr(source, "adapter", source))
     except TypeError:
-        raise ValueError(f"an adapter comes from a file, folder, Hub id, address, TrainingRun or weights by key, not from "
-                         f"{source!r:.80}") from None
+        raise ValueError(
+            f"an adapter comes from a file, folder, Hub id, address, TrainingRun or weights by key, not from "
+            f"{source!r:.80}"
+        ) from None
 
 
 def check_inside(name: str, *inner: str | None) -> None:
@@ -119,24 +146,30 @@ def check_inside(name: str, *inner: str | None) -> None:
 def brief(path, letters: int = 90) -> str:
     """A path or address for an error message: of a long one its end, of an address no query."""
     text = shareable_address(str(path))
-    return text if len(text) <= letters else f"…{text[1 - letters:]}"
+    return text if len(text) <= letters else f"…{text[1 - letters :]}"
 
 
-def _choose(names: list[str], asked: str | None, where: str, place: Place, pickles: bool = False) -> str:
+def _choose(
+    names: list[str], asked: str | None, where: str, place: Place, pickles: bool = False
+) -> str:
     """The one adapter file among file names."""
     weights = _weights(names)
     if asked or WEIGHT_NAME in weights:
         chosen = asked or WEIGHT_NAME
         _no_pickle(Path(chosen), pickles)
         if chosen not in names and place.files.get(place.beside(chosen)) is None:
-            raise FileNotFoundError(f"{where} has no file {chosen}; it has: {', '.join(sorted(names)[:8]) or 'none'}")
+            raise FileNotFoundError(
+                f"{where} has no file {chosen}; it has: {', '.join(sorted(names)[:8]) or 'none'}"
+            )
         return chosen
     if pickles and not weights:
         weights = sorted(n for n in names if n.endswith(PICKLES))
     if len(weights) == 1:
         return weights[0]
     if weights:
-        raise ValueError(f"{where} has several adapter files, say which with weight_name: {', '.join(weights[:8])}")
+        raise ValueError(
+            f"{where} has several adapter files, say which with weight_name: {', '.join(weights[:8])}"
+        )
     for name in names:
         _no_pickle(Path(name))
     raise FileNotFoundError(f"{where} has no .safetensors file")
@@ -148,8 +181,10 @@ def _weights(names: list[str]) -> list[str]:
 
 def _no_pickle(path: Path, allowed: bool = False) -> Path:
     if path.suffix.lower() in PICKLES and not allowed:
-        raise ValueError(f"{brief(path)} is a pickle file, which can run code when it is opened; get it as .safetensors, or "
-                         "give allow_pickle=True to read its weights and nothing else")
+        raise ValueError(
+            f"{brief(path)} is a pickle file, which can run code when it is opened; get it as .safetensors, or "
+            "give allow_pickle=True to read its weights and nothing else"
+        )
     return path
 
 
@@ -170,17 +205,25 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def checked(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """The weights, those of 8 bits as floats, which can be computed with; ValueError if one is NaN, infinite or none."""
     if strange := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{where} holds something that is no tensor, for example {strange[0]!r:.80}")
-    weights = {key: value.float() if value.is_floating_point() and value.element_size() == 1 else value
-               for key, value in weights.items()}
+        raise ValueError(
+            f"{where} holds something that is no tensor, for example {strange[0]!r:.80}"
+        )
+    weights = {
+        key: value.float() if value.is_floating_point() and value.element_size() == 1 else value
+        for key, value in weights.items()
+    }
     broken = [key for key, value in weights.items() if not value.isfinite().all()]
     if broken:
-        raise ValueError(f"{where} has weights that are not finite (NaN or infinite), for example {broken[0]:.120}; "
-                         "its training failed, use an earlier checkpoint")
+        raise ValueError(
+            f"{where} has weights that are not finite (NaN or infinite), for example {broken[0]:.120}; "
+            "its training failed, use an earlier checkpoint"
+        )
     return weights
 
 
-def write_adapter(path: str | os.PathLike, weights: Mapping[str, Tensor], *, config: dict, about: dict) -> Path:
+def write_adapter(
+    path: str | os.PathLike, weights: Mapping[str, Tensor], *, config: dict, about: dict
+) -> Path:
     """Write an adapter file in diffusers' form; it appears whole or not at all.
 
     Args:
@@ -192,9 +235,15 @@ def write_adapter(path: str | os.PathLike, weights: Mapping[str, Tensor], *, con
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    flat = {f"{part}.{key}": _plain(value) for part, settings in config.items() for key, value in settings.items()}
+    flat = {
+        f"{part}.{key}": _plain(value)
+        for part, settings in config.items()
+        for key, value in settings.items()
+    }
     metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(flat, sort_keys=True)} if flat else {})
-    metadata |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    metadata |= {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()
+    }
     unfinished = path.with_name(path.name + ".part")
     try:
         save_tensors(unfinished, weights, metadata)
@@ -207,7 +256,11 @@ def write_adapter(path: str | os.PathLike, weights: Mapping[str, Tensor], *, con
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file; a disk that is full is an OSError, as with any other file."""
     try:
-        save_file({key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}, path, metadata)
+        save_file(
+            {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()},
+            path,
+            metadata,
+        )
     except SafetensorError as error:
         raise OSError(f"{path.name} cannot be written: {error}") from error
 

@@ -1,4 +1,5 @@
 """What is inside an adapter, without a pipeline: where it changes the model, how strongly, in how many directions."""
+
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,13 +73,18 @@ class Inspection:
     @property
     def alphas(self) -> dict[float, int]:
         """Number of layers by alpha."""
-        return dict(sorted(Counter(round(view.scaling * view.rank, 6) for view in self.layers).items()))
+        return dict(
+            sorted(Counter(round(view.scaling * view.rank, 6) for view in self.layers).items())
+        )
 
     @property
     def scalings(self) -> dict[str, dict[float, int]]:
         """Number of layers by alpha / rank, by component."""
         parts = dict.fromkeys(view.component for view in self.layers)
-        return {part: dict(Counter(view.scaling for view in self.layers if view.component == part)) for part in parts}
+        return {
+            part: dict(Counter(view.scaling for view in self.layers if view.component == part))
+            for part in parts
+        }
 
     @property
     def numbers(self) -> int:
@@ -93,9 +99,14 @@ class Inspection:
     @cached_property
     def blocks(self) -> dict[str, list[LayerView]]:
         """The layers by block, in the order of the UNet, other components after it."""
-        order = [*block_map(view.module for view in self.layers if view.component == "unet"),
-                 *(view.component for view in self.layers if view.component != "unet")]
-        return {block: [view for view in self.layers if view.block == block] for block in dict.fromkeys(order)}
+        order = [
+            *block_map(view.module for view in self.layers if view.component == "unet"),
+            *(view.component for view in self.layers if view.component != "unet"),
+        ]
+        return {
+            block: [view for view in self.layers if view.block == block]
+            for block in dict.fromkeys(order)
+        }
 
     @cached_property
     def norms(self) -> dict[str, float]:
@@ -118,15 +129,25 @@ class Inspection:
     @cached_property
     def effective_ranks(self) -> dict[str, float]:
         """The mean effective rank by block."""
-        return {block: fmean([view.effective_rank for view in views if view.is_finite] or [0.0])
-                for block, views in self.blocks.items()}
+        return {
+            block: fmean([view.effective_rank for view in views if view.is_finite] or [0.0])
+            for block, views in self.blocks.items()
+        }
 
     @cached_property
     def spectra(self) -> dict[str, list[float]]:
         """Singular values as shares of the largest, by block, the mean over its layers; blocks of zeros are absent."""
-        live = {block: [view.spectrum / view.spectrum[0] for view in views if view.is_finite and view.norm]
-                for block, views in self.blocks.items()}
-        return {block: pad_sequence(found, batch_first=True).mean(0).tolist() for block, found in live.items() if found}
+        live = {
+            block: [
+                view.spectrum / view.spectrum[0] for view in views if view.is_finite and view.norm
+            ]
+            for block, views in self.blocks.items()
+        }
+        return {
+            block: pad_sequence(found, batch_first=True).mean(0).tolist()
+            for block, found in live.items()
+            if found
+        }
 
     @cached_property
     def suspicious(self) -> dict[str, str]:
@@ -140,10 +161,17 @@ class Inspection:
             figure = Figure(figsize=(WIDTH, sum(heights)))
             parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
             shares = {block: f"{share:.1%}" for block, share in self.shares.items()}
-            alt = draw_blocks(parts[0], self.places, title="Where the adapter changes the model", notes=shares,
-                              label="‖ΔW‖ (beside each block its share of all ‖ΔW‖²)")
+            alt = draw_blocks(
+                parts[0],
+                self.places,
+                title="Where the adapter changes the model",
+                notes=shares,
+                label="‖ΔW‖ (beside each block its share of all ‖ΔW‖²)",
+            )
             if self.spectra:
-                alt += " " + draw_spectra(parts[1], self.spectra, title="Singular values of ΔW, mean by block")
+                alt += " " + draw_spectra(
+                    parts[1], self.spectra, title="Singular values of ΔW, mean by block"
+                )
         return Plot(figure, alt)
 
     @cached_property
@@ -160,46 +188,77 @@ class Inspection:
     def _file(self) -> str:
         if self.path is None:
             return "weights in memory"
-        kept = self.path.parent.name == "snapshots"  # a commit in the Hub's cache, which the repository's name is above
+        kept = (
+            self.path.parent.name == "snapshots"
+        )  # a commit in the Hub's cache, which the repository's name is above
         name = self.path.parents[1].name.split("--")[-1] if kept else self.path.name
-        return f"{name}, {self.size / 1e6:.1f} MB" + (f", SHA-256 {self.sha256[:10]}…" if self.sha256 else "")
+        return f"{name}, {self.size / 1e6:.1f} MB" + (
+            f", SHA-256 {self.sha256[:10]}…" if self.sha256 else ""
+        )
 
     def _facts(self) -> list[tuple[str, str]]:
         scales = "; ".join(f"{part} {_counted(found)}" for part, found in self.scalings.items())
-        return [("file", self._file()), ("format", f"{self.format}, {' and '.join(self.kinds)}"),
-                ("made for", shareable(self.base_model) or "a base model its file does not name"),
-                ("numbers", f"{self.numbers:,} in {len(self.layers)} layers"), ("rank", _counted(self.ranks)),
-                ("alpha", _counted(self.alphas)), ("alpha / rank", scales), ("‖ΔW‖", f"{self.norm:.4g}"),
-                *[("trigger words", ", ".join(self.trigger_words))] * bool(self.trigger_words),
-                *(("note", note) for note in self.notes)]
+        return [
+            ("file", self._file()),
+            ("format", f"{self.format}, {' and '.join(self.kinds)}"),
+            ("made for", shareable(self.base_model) or "a base model its file does not name"),
+            ("numbers", f"{self.numbers:,} in {len(self.layers)} layers"),
+            ("rank", _counted(self.ranks)),
+            ("alpha", _counted(self.alphas)),
+            ("alpha / rank", scales),
+            ("‖ΔW‖", f"{self.norm:.4g}"),
+            *[("trigger words", ", ".join(self.trigger_words))] * bool(self.trigger_words),
+            *(("note", note) for note in self.notes),
+        ]
 
     def _table(self) -> list[list[str]]:
-        return [[block, str(len(views)), ", ".join(str(rank) for rank in sorted({view.rank for view in views})),
-                 f"{self.effective_ranks[block]:.1f}", f"{self.norms[block]:.3g}", f"{self.shares[block]:.1%}"]
-                for block, views in self.blocks.items()]
+        return [
+            [
+                block,
+                str(len(views)),
+                ", ".join(str(rank) for rank in sorted({view.rank for view in views})),
+                f"{self.effective_ranks[block]:.1f}",
+                f"{self.norms[block]:.3g}",
+                f"{self.shares[block]:.1%}",
+            ]
+            for block, views in self.blocks.items()
+        ]
 
     def _doubts(self) -> list[tuple[str, str]]:
         """A line for each reason, with its first layer and how many more there are; the first lines only."""
         names: dict[str, list[str]] = {}
         for name, reason in self.suspicious.items():
             names.setdefault(reason, []).append(name)
-        lines = [(found[0] + f" and {len(found) - 1} more" * bool(found[1:]), reason) for reason, found in names.items()]
-        return lines[:_LINES] + [(f"and {len(lines) - _LINES} more", "see .suspicious")] * (len(lines) > _LINES)
+        lines = [
+            (found[0] + f" and {len(found) - 1} more" * bool(found[1:]), reason)
+            for reason, found in names.items()
+        ]
+        return lines[:_LINES] + [(f"and {len(lines) - _LINES} more", "see .suspicious")] * (
+            len(lines) > _LINES
+        )
 
     def _sections(self) -> list[tuple[str, list[str], list]]:
         """Title, heads and rows of each table; those without rows are left out."""
-        sections = [("", [], self._facts()), ("By block", _HEADS, self._table()),
-                    ("Suspicious layers", [], self._doubts()), ("Training", [], [*self.training.items()])]
+        sections = [
+            ("", [], self._facts()),
+            ("By block", _HEADS, self._table()),
+            ("Suspicious layers", [], self._doubts()),
+            ("Training", [], [*self.training.items()]),
+        ]
         return [section for section in sections if section[2]]
 
     def __str__(self):
-        return "\n\n".join(f"{title}\n{as_text(heads, rows)}".strip() for title, heads, rows in self._sections())
+        return "\n\n".join(
+            f"{title}\n{as_text(heads, rows)}".strip() for title, heads, rows in self._sections()
+        )
 
     __repr__ = __str__
 
     def _repr_html_(self):
-        return mime.image_tag(*self._shown) + "".join(f"<p><b>{title}</b></p>" * bool(title) + as_html(heads, rows)
-                                                      for title, heads, rows in self._sections())
+        return mime.image_tag(*self._shown) + "".join(
+            f"<p><b>{title}</b></p>" * bool(title) + as_html(heads, rows)
+            for title, heads, rows in self._sections()
+        )
 
 
 def inspect_adapter(source, **find) -> Inspection:
@@ -221,10 +280,21 @@ def inspect(adapter: Adapter, path: Path | None = None) -> Inspection:
     """What `inspect_adapter` does, for an adapter that was read already."""
     notes = [f"{text} (assumed)" for text in adapter.missing]
     notes += [*embedding_notes(adapter.ignored, path), *adapter.notes]
-    notes += [f"a {kind}'s ΔW depends on its base model; all numbers are of its LoRA part"
-              for kind in adapter.kinds if kind in ("DoRA", "OLoRA", "PiSSA")]
-    return Inspection(views_of(adapter), adapter.format, adapter.kinds, adapter.base_model, adapter.trigger_words,
-                      training_in(adapter.metadata), tuple(notes), path)
+    notes += [
+        f"a {kind}'s ΔW depends on its base model; all numbers are of its LoRA part"
+        for kind in adapter.kinds
+        if kind in ("DoRA", "OLoRA", "PiSSA")
+    ]
+    return Inspection(
+        views_of(adapter),
+        adapter.format,
+        adapter.kinds,
+        adapter.base_model,
+        adapter.trigger_words,
+        training_in(adapter.metadata),
+        tuple(notes),
+        path,
+    )
 
 
 def _counted(found: dict[float, int]) -> str:
@@ -232,4 +302,6 @@ def _counted(found: dict[float, int]) -> str:
     if len(found) == 1:
         return f"{next(iter(found)):g}"
     most = sorted(found.items(), key=lambda item: -item[1])
-    return ", ".join(f"{value:g} ({count} layers)" for value, count in most[:_LINES]) + ", …" * (len(most) > _LINES)
+    return ", ".join(f"{value:g} ({count} layers)" for value, count in most[:_LINES]) + ", …" * (
+        len(most) > _LINES
+    )

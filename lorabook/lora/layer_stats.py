@@ -1,4 +1,5 @@
 """The layers of an adapter in numbers: how strong each is, in how many directions, and what looks wrong."""
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -75,7 +76,11 @@ class LayerView:
 
 def views_of(adapter: Adapter) -> tuple[LayerView, ...]:
     """All layers of an adapter in numbers; a DoRA's by its LoRA part, as the rest depends on the base."""
-    return tuple(_view(part, module, layer) for part, layers in adapter.layers.items() for module, layer in layers.items())
+    return tuple(
+        _view(part, module, layer)
+        for part, layers in adapter.layers.items()
+        for module, layer in layers.items()
+    )
 
 
 def norm_of(views: Iterable[LayerView]) -> float:
@@ -104,7 +109,9 @@ def _doubt(view: LayerView, usual: Mapping[tuple[str, str], float]) -> str:
         return "ΔW is all zeros, so it does nothing"
     if view.norm > TOO_STRONG * usual[kind]:
         return f"‖ΔW‖ is {view.norm / usual[kind]:.0f} times the median of {kind[0]}'s {kind[1]} layers"
-    if view.kind == "lora" and view.effective_rank < TOO_NARROW * min(view.rank, len(view.spectrum)):
+    if view.kind == "lora" and view.effective_rank < TOO_NARROW * min(
+        view.rank, len(view.spectrum)
+    ):
         return f"its effective rank is {view.effective_rank:.1f}, far below its rank of {view.rank}"
     return ""
 
@@ -112,13 +119,27 @@ def _doubt(view: LayerView, usual: Mapping[tuple[str, str], float]) -> str:
 def _view(component: str, module: str, layer: Layer) -> LayerView:
     tensors = [*layer.tensors.values(), *([layer.magnitude] if layer.magnitude is not None else [])]
     finite = all(tensor.isfinite().all() for tensor in tensors)
-    spectrum = _spectrum(replace(layer, magnitude=None, start=None)) if finite else torch.tensor([float("nan")])
-    return LayerView(component, module, layer.kind, layer.rank, layer.scaling, sum(t.numel() for t in tensors), spectrum)
+    spectrum = (
+        _spectrum(replace(layer, magnitude=None, start=None))
+        if finite
+        else torch.tensor([float("nan")])
+    )
+    return LayerView(
+        component,
+        module,
+        layer.kind,
+        layer.rank,
+        layer.scaling,
+        sum(t.numel() for t in tensors),
+        spectrum,
+    )
 
 
 def _spectrum(layer: Layer) -> Tensor:
     if layer.kind == "lokr" and {"w1", "w2"} <= layer.tensors.keys():
         # a Kronecker product's singular values are the products of those of its factors
-        one, two = (torch.linalg.svdvals(layer.tensors[role].float().flatten(1)) for role in ("w1", "w2"))
+        one, two = (
+            torch.linalg.svdvals(layer.tensors[role].float().flatten(1)) for role in ("w1", "w2")
+        )
         return abs(layer.scaling) * torch.outer(one, two).flatten().sort(descending=True)[0]
     return singular_values(*layer.factors())

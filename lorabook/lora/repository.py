@@ -1,13 +1,22 @@
 """Files that lie beside each other where an adapter is: in a folder here, or in a repository on the Hub."""
+
 import re
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    constants,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 
 SECONDS = 10  # for the Hub to say what a repository holds
-_HUB_FILE = re.compile(r"/([\w.-]+/[\w.-]+)/(?:resolve|blob)/(refs/(?:pr|convert)/[^/]+|[^/]+)/(.+)")
+_HUB_FILE = re.compile(
+    r"/([\w.-]+/[\w.-]+)/(?:resolve|blob)/(refs/(?:pr|convert)/[^/]+|[^/]+)/(.+)"
+)
 
 
 class Folder:
@@ -22,7 +31,11 @@ class Folder:
     def list(self, inside: str = "") -> list[str]:
         """The names of the files in it, or in the folder `inside` it; not of those further down."""
         folder = self.path / inside
-        return sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+        return (
+            sorted(file.name for file in folder.iterdir() if file.is_file())
+            if folder.is_dir()
+            else []
+        )
 
     def get(self, name: str) -> Path | None:
         """The file of this name, with folders or without; None where there is none."""
@@ -42,10 +55,23 @@ class Repository:
     Raises: FileNotFoundError, from `list` and `get`, if the Hub does not give it and the cache does not have it.
     """
 
-    def __init__(self, repo_id: str, *, kept_first: bool = False, revision: str | None = None, token: str | None = None,
-                 cache_dir=None, local_files_only: bool = False):
+    def __init__(
+        self,
+        repo_id: str,
+        *,
+        kept_first: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir=None,
+        local_files_only: bool = False,
+    ):
         self.repo_id, self.kept_first = repo_id, kept_first
-        self.hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        self.hub = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "local_files_only": local_files_only,
+        }
 
     def __str__(self):
         return self.repo_id
@@ -56,15 +82,21 @@ class Repository:
         try:
             if self.hub["local_files_only"]:
                 raise ConnectionError("local_files_only was given, and the cache does not have it")
-            info = HfApi(token=self.hub["token"]).model_info(self.repo_id, revision=self.hub["revision"], timeout=SECONDS)
+            info = HfApi(token=self.hub["token"]).model_info(
+                self.repo_id, revision=self.hub["revision"], timeout=SECONDS
+            )
             return frozenset(file.rfilename for file in info.siblings or ())
-        except Exception as error:  # no network: the class is that of whichever HTTP library huggingface_hub uses
+        except (
+            Exception
+        ) as error:  # no network: the class is that of whichever HTTP library huggingface_hub uses
             self.hub["local_files_only"] = True
             try:
                 folder = Path(snapshot_download(self.repo_id, **self.hub))
             except Exception:
                 raise self._not_given(error) from None
-            return frozenset(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+            return frozenset(
+                file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()
+            )
 
     def list(self, inside: str = "") -> list[str]:
         """As `Folder.list`."""
@@ -95,6 +127,10 @@ def hub_file(url: str) -> dict[str, str] | None:
     """What the address of a file on the Hub asks for, be it of the file or of its page; None for other sites."""
     parts = urlsplit(url)
     found = _HUB_FILE.fullmatch(parts.path)
-    if not found or parts.netloc not in ("huggingface.co", "hf.co", urlsplit(constants.ENDPOINT).netloc):
+    if not found or parts.netloc not in (
+        "huggingface.co",
+        "hf.co",
+        urlsplit(constants.ENDPOINT).netloc,
+    ):
         return None
     return {"repo_id": found[1], "revision": unquote(found[2]), "filename": unquote(found[3])}

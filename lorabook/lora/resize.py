@@ -1,4 +1,5 @@
 """Adapters at a smaller rank, and the difference of two models as an adapter, by singular value decomposition."""
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -63,13 +64,24 @@ class ResizeReport:
         blocks: dict[str, Resized] = {}
         for part, rows in self.layers.items():
             groups = block_map(rows) if part == "unet" else {part: list(rows)}
-            blocks |= {block: _sum([rows[module] for module in modules]) for block, modules in groups.items()}
+            blocks |= {
+                block: _sum([rows[module] for module in modules])
+                for block, modules in groups.items()
+            }
         return blocks
 
     def _rows(self) -> list[list[str]]:
         blocks = self.by_block() | {"all": self.total}
-        return [[block, f"{row.before} → {row.after}", f"{row.numbers[0]:,} → {row.numbers[1]:,}", f"{row.kept:.4%}",
-                 f"{row.error:.2g}"] for block, row in blocks.items()]
+        return [
+            [
+                block,
+                f"{row.before} → {row.after}",
+                f"{row.numbers[0]:,} → {row.numbers[1]:,}",
+                f"{row.kept:.4%}",
+                f"{row.error:.2g}",
+            ]
+            for block, row in blocks.items()
+        ]
 
     def __str__(self):
         return as_text(_HEADS, self._rows())
@@ -83,8 +95,13 @@ class ResizeReport:
 _HEADS = ["block", "largest rank", "numbers", "energy kept", "relative error"]
 
 
-def resize(adapter: Adapter, *, rank: int | None = None, energy: float | None = None,
-           bases: Mapping[str, Mapping[str, Tensor]] | None = None) -> tuple[Adapter, ResizeReport]:
+def resize(
+    adapter: Adapter,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    bases: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> tuple[Adapter, ResizeReport]:
     """An adapter with each layer at the best approximation of a rank.
 
     Layers become plain LoRA of scaling 1 (alpha = rank), in the number format they had; what rounding to it costs is not
@@ -111,8 +128,11 @@ def resize(adapter: Adapter, *, rank: int | None = None, energy: float | None = 
     return replace(adapter, layers=layers), ResizeReport(rows)
 
 
-def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], rank: int,
-               ) -> tuple[dict[str, Layer], dict[str, Resized]]:
+def difference(
+    tuned: Mapping[str, Tensor],
+    base: Mapping[str, Tensor],
+    rank: int,
+) -> tuple[dict[str, Layer], dict[str, Resized]]:
     """The difference of two models' weights as LoRA layers, each the best of its rank.
 
     Args:
@@ -128,7 +148,9 @@ def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], rank: in
         delta = weight.float() - base[module].to(weight.device, torch.float32)
         if not delta.any():
             continue
-        layers[module], rows[module] = _truncated(svd(delta.flatten(1)), tuple(weight.shape), rank, weight.numel())
+        layers[module], rows[module] = _truncated(
+            svd(delta.flatten(1)), tuple(weight.shape), rank, weight.numel()
+        )
     return layers, rows
 
 
@@ -157,7 +179,7 @@ def svd_of_layer(up: Tensor, down: Tensor) -> Svd:
     """The thin SVD of `up @ down` in float64, in whichever way is quicker."""
     if _is_wide(up, down):
         U, S, Vh = svd(up.double() @ down.double())
-        return U[:, :up.shape[1]], S[:up.shape[1]], Vh[:up.shape[1]]
+        return U[:, : up.shape[1]], S[: up.shape[1]], Vh[: up.shape[1]]
     return svd_of_product(up.double(), down.double())
 
 
@@ -167,7 +189,7 @@ def singular_values(up: Tensor, down: Tensor) -> Tensor:
         return svd_of_product(up, down)[1]
     matrix = (up @ down).double()
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    return torch.linalg.eigvalsh(gram).flip(0)[:up.shape[1]].clamp_min(0).sqrt().float()
+    return torch.linalg.eigvalsh(gram).flip(0)[: up.shape[1]].clamp_min(0).sqrt().float()
 
 
 def _is_wide(up: Tensor, down: Tensor) -> bool:
@@ -175,12 +197,16 @@ def _is_wide(up: Tensor, down: Tensor) -> bool:
     return 2 * up.shape[1] >= min(up.shape[0], down.shape[1])
 
 
-def _resized(layer: Layer, base: Tensor | None, shape, rank: int | None, energy: float | None, name: str):
+def _resized(
+    layer: Layer, base: Tensor | None, shape, rank: int | None, energy: float | None, name: str
+):
     """The layer at its new rank, and what became of it."""
     up, down = layer.factors(base)
     if not (up.isfinite().all() and down.isfinite().all()):
-        raise ValueError(f"layer {name} has weights that are not finite, so it has no rank; its training failed, use an "
-                         "earlier checkpoint")
+        raise ValueError(
+            f"layer {name} has weights that are not finite, so it has no rank; its training failed, use an "
+            "earlier checkpoint"
+        )
     numbers = sum(value.numel() for value in layer.tensors.values())
     exact = Resized(up.shape[1], layer.rank, _energy(up, down), 0.0, (numbers, numbers))
     if layer.is_plain and layer.rank <= (rank or 0):
@@ -199,7 +225,9 @@ def _truncated(found: Svd, shape, rank: int, numbers: int) -> tuple[Layer, Resiz
     energy = found[1].square()
     layer = as_lora(*(half.float() for half in truncated(*found, rank)), shape)
     after = sum(value.numel() for value in layer.tensors.values())
-    return layer, Resized(len(energy), layer.rank, float(energy.sum()), float(energy[rank:].sum()), (numbers, after))
+    return layer, Resized(
+        len(energy), layer.rank, float(energy.sum()), float(energy[rank:].sum()), (numbers, after)
+    )
 
 
 def _energy(up: Tensor, down: Tensor) -> float:
@@ -209,17 +237,25 @@ def _energy(up: Tensor, down: Tensor) -> float:
 
 
 def _sum(rows: list[Resized]) -> Resized:
-    return Resized(max((row.before for row in rows), default=0), max((row.after for row in rows), default=0),
-                   sum(row.energy for row in rows), sum(row.lost for row in rows),
-                   tuple(sum(row.numbers[i] for row in rows) for i in (0, 1)))
+    return Resized(
+        max((row.before for row in rows), default=0),
+        max((row.after for row in rows), default=0),
+        sum(row.energy for row in rows),
+        sum(row.lost for row in rows),
+        tuple(sum(row.numbers[i] for row in rows) for i in (0, 1)),
+    )
 
 
 def _check(rank, energy) -> None:
     if (rank is None) == (energy is None):
-        raise ValueError("give one of rank (a whole number) and energy (a share), not both and not neither")
+        raise ValueError(
+            "give one of rank (a whole number) and energy (a share), not both and not neither"
+        )
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1):
         raise ValueError(f"rank must be a whole number of 1 or more, not {rank!r}")
-    if energy is not None and (isinstance(energy, bool) or not isinstance(energy, Real) or not 0 < energy <= 1):
+    if energy is not None and (
+        isinstance(energy, bool) or not isinstance(energy, Real) or not 0 < energy <= 1
+    ):
         raise ValueError(f"energy must be a share above 0 and up to 1, not {energy!r}")
 
 
@@ -227,10 +263,16 @@ def _check_alike(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Non
     """Raise ValueError unless both have the same weights, all finite."""
     for module in [*tuned, *base]:
         if module not in tuned or module not in base:
-            raise ValueError(f"layer {module} is in one of the two models only; both must be of one architecture")
+            raise ValueError(
+                f"layer {module} is in one of the two models only; both must be of one architecture"
+            )
         shapes = tuple(tuned[module].shape), tuple(base[module].shape)
         if shapes[0] != shapes[1]:
-            raise ValueError(f"layer {module} is {shapes[0]} in the tuned model and {shapes[1]} in the base; both must "
-                             "be of one architecture")
+            raise ValueError(
+                f"layer {module} is {shapes[0]} in the tuned model and {shapes[1]} in the base; both must "
+                "be of one architecture"
+            )
         if not all(weights[module].float().isfinite().all() for weights in (tuned, base)):
-            raise ValueError(f"layer {module} has weights that are not finite; there is nothing to take from it")
+            raise ValueError(
+                f"layer {module} has weights that are not finite; there is nothing to take from it"
+            )

@@ -1,4 +1,5 @@
 """The shapes of the weights that an adapter changes, and LoRA layers of those shapes."""
+
 import re
 from collections.abc import Mapping
 
@@ -8,7 +9,9 @@ from torch import Tensor
 from lorabook.lora.adapter import Adapter, Layer
 
 Shape = tuple[int, ...]
-_THREE = re.compile(r"(^|\.)(conv1|conv2|conv_in|conv_out|(down|up)samplers\.0\.conv)$")  # 3 × 3 in every UNet
+_THREE = re.compile(
+    r"(^|\.)(conv1|conv2|conv_in|conv_out|(down|up)samplers\.0\.conv)$"
+)  # 3 × 3 in every UNet
 _SD2_WIDTH = 1024  # of the text embeddings of Stable Diffusion 2, whose projections are matrices
 
 
@@ -52,7 +55,9 @@ def matrix_shape(layer: Layer) -> tuple[int, int]:
     return out, rest * (core.shape[2:].numel() if core is not None else 1)
 
 
-def shapes_of(adapter: Adapter, bases: Mapping[str, Mapping[str, Tensor]] | None = None) -> dict[str, dict[str, Shape]]:
+def shapes_of(
+    adapter: Adapter, bases: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> dict[str, dict[str, Shape]]:
     """The shapes of all weights that an adapter changes, by component and module.
 
     Args:
@@ -66,8 +71,15 @@ def shapes_of(adapter: Adapter, bases: Mapping[str, Mapping[str, Tensor]] | None
         for module, layer in layers.items():
             base = bases.get(part, {}).get(module)
             shape = tuple(base.shape) if base is not None else weight_shape(layer, module)
-            if base is None and len(shape or ()) == 2 and module.endswith(("conv_shortcut", "proj_in", "proj_out")):
-                shape = (*shape, *((1, 1) if module.endswith("conv_shortcut") else kernel))  # some files flatten these
+            if (
+                base is None
+                and len(shape or ()) == 2
+                and module.endswith(("conv_shortcut", "proj_in", "proj_out"))
+            ):
+                shape = (
+                    *shape,
+                    *((1, 1) if module.endswith("conv_shortcut") else kernel),
+                )  # some files flatten these
             shapes.setdefault(part, {})[module] = shape or (*_flat_shape(layer), *kernel)
     return shapes
 
@@ -83,9 +95,14 @@ def as_lora(up: Tensor, down: Tensor, shape: Shape) -> Layer:
     """
     rank = down.shape[0]
     if up.shape[0] != shape[0] or down.shape[1] != torch.Size(shape[1:]).numel():
-        raise ValueError(f"factors of shapes {tuple(up.shape)} and {tuple(down.shape)} do not make up a weight of shape "
-                         f"{tuple(shape)}; it belongs to another layer or model")
-    tensors = {"up": up.reshape(shape[0], rank, *[1] * (len(shape) - 2)), "down": down.reshape(rank, *shape[1:])}
+        raise ValueError(
+            f"factors of shapes {tuple(up.shape)} and {tuple(down.shape)} do not make up a weight of shape "
+            f"{tuple(shape)}; it belongs to another layer or model"
+        )
+    tensors = {
+        "up": up.reshape(shape[0], rank, *[1] * (len(shape) - 2)),
+        "down": down.reshape(rank, *shape[1:]),
+    }
     return Layer("lora", {role: value.contiguous() for role, value in tensors.items()}, 1.0, rank)
 
 

@@ -1,4 +1,5 @@
 """Adapters from anywhere, read into the neutral form before any pipeline is touched."""
+
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -50,12 +51,19 @@ def read_source(source, *, layers_per_block: int = 2, allow_pickle: bool = False
         finite, or none of a LoRA.
     """
     if unknown := find.keys() - FIND:
-        raise TypeError(f"unknown argument {min(unknown)!r}; an adapter is found by: {', '.join(sorted(FIND))}")
+        raise TypeError(
+            f"unknown argument {min(unknown)!r}; an adapter is found by: {', '.join(sorted(FIND))}"
+        )
     if isinstance(source, Adapter):
         return Source(source, None, "adapter", {})
     if isinstance(source, Mapping):
         source = checked(source, "the state dict")
-        return Source(parse(source, layers_per_block=layers_per_block, where="the state dict"), None, "adapter", source)
+        return Source(
+            parse(source, layers_per_block=layers_per_block, where="the state dict"),
+            None,
+            "adapter",
+            source,
+        )
     weight_name = find.pop("weight_name", None)
     check_inside(path_of(source), weight_name)
     place = place_of(source, allow_pickle=allow_pickle, **find)
@@ -66,22 +74,35 @@ def read_source(source, *, layers_per_block: int = 2, allow_pickle: bool = False
         file = place.files.get(name)
         found, about = read_adapter(file)
         # the files of a folder by component do not say in their keys which one they are for
-        weights |= {f"{part}.{k.removeprefix('base_model.model.')}": v for k, v in found.items()} if part else found
+        weights |= (
+            {f"{part}.{k.removeprefix('base_model.model.')}": v for k, v in found.items()}
+            if part
+            else found
+        )
         metadata |= about
         if config := _config(place, name, found, about):
             configs[part] = config
     path = file.parent.parent if parts else file
-    adapter = parse(weights, metadata, configs=configs, layers_per_block=layers_per_block, where=brief(path))
+    adapter = parse(
+        weights, metadata, configs=configs, layers_per_block=layers_per_block, where=brief(path)
+    )
     first = next(iter(configs.values()), None)
     base = base_model_in(metadata, first)
     card = None if base else card_of(place)
-    adapter = Adapter(**vars(adapter) | {
-        "format": "PEFT" if configs else adapter.format, "base_model": base or base_model_in(metadata, first, card),
-        "trigger_words": trigger_words_in(metadata, card)})
+    adapter = Adapter(
+        **vars(adapter)
+        | {
+            "format": "PEFT" if configs else adapter.format,
+            "base_model": base or base_model_in(metadata, first, card),
+            "trigger_words": trigger_words_in(metadata, card),
+        }
+    )
     return Source(adapter, path, _name_of(path_of(source), path), weights)
 
 
-def _config(place: Place, name: str, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict | None:
+def _config(
+    place: Place, name: str, weights: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> dict | None:
     """PEFT's settings beside a file; None where there are none, or the file tells its own."""
     if METADATA_KEY in metadata or any(key.endswith(".alpha") for key in weights):
         return None

@@ -1,4 +1,5 @@
 """Where a notebook runs, Colab, Kaggle or elsewhere: its secrets, and where what it made is kept."""
+
 import os
 import sys
 from importlib import import_module
@@ -11,9 +12,11 @@ _PANELS = {"colab": "the key at the left edge of Colab", "kaggle": "Add-ons > Se
 
 
 def place() -> str | None:
-    """"colab", "kaggle", or None anywhere else."""
+    """ "colab", "kaggle", or None anywhere else."""
     named = [name for variable, name in _SIGNS.items() if variable in os.environ]
-    return next(iter(named + [name for module, name in _MODULES.items() if module in sys.modules]), None)
+    return next(
+        iter(named + [name for module, name in _MODULES.items() if module in sys.modules]), None
+    )
 
 
 def secret(name: str) -> tuple[str | None, str]:
@@ -36,6 +39,7 @@ def secret(name: str) -> tuple[str | None, str]:
 
 def _ask_colab(name: str) -> str | None:
     from google.colab import userdata
+
     return userdata.get(name)
 
 
@@ -46,8 +50,10 @@ def _ask_kaggle(name: str) -> str | None:
 def _refusal(name: str, here: str, error: Exception) -> str:
     kind, said = type(error).__name__, str(error)
     if kind == "SecretNotFoundError" or "No user secrets exist" in said:
-        return (f"there is no secret {name} that this notebook may read: make it, and switch it on for this notebook, "
-                f"behind {_PANELS[here]}")
+        return (
+            f"there is no secret {name} that this notebook may read: make it, and switch it on for this notebook, "
+            f"behind {_PANELS[here]}"
+        )
     if kind == "NotebookAccessError":
         return f"this notebook may not read the secret {name}: switch its notebook access on, behind {_PANELS[here]}"
     return f"the secret {name} could not be read ({kind}): open the notebook in a browser, and look behind {_PANELS[here]}"
@@ -72,7 +78,9 @@ def results_folder(save_to: str | os.PathLike | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"the folder {str(folder)!r} cannot be made ({error.strerror}); give save_to another") from None
+        raise ValueError(
+            f"the folder {str(folder)!r} cannot be made ({error.strerror}); give save_to another"
+        ) from None
     return folder
 
 
@@ -84,10 +92,14 @@ def _kaggle_output() -> Path:
 
 def _mounted() -> Path:
     if place() != "colab":
-        raise ValueError("save_to='drive' works on Colab only; give a folder, which may lie in a synchronised Drive")
+        raise ValueError(
+            "save_to='drive' works on Colab only; give a folder, which may lie in a synchronised Drive"
+        )
     try:
         import_module("google.colab.drive").mount(str(DRIVE))
     except Exception as error:  # refused in the dialogue, or no browser to show one in
-        raise ValueError(f"Google Drive could not be opened ({type(error).__name__}); run the cell again and allow it, "
-                         "or leave save_to out and download the folder runs") from None
+        raise ValueError(
+            f"Google Drive could not be opened ({type(error).__name__}); run the cell again and allow it, "
+            "or leave save_to out and download the folder runs"
+        ) from None
     return DRIVE / "MyDrive"

@@ -1,4 +1,5 @@
 """A picture as notebooks take it: a PNG with what it shows in words, for those who do not see it."""
+
 import base64
 import html
 

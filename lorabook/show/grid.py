@@ -1,4 +1,5 @@
 """A labelled grid of images that shows itself in a notebook."""
+
 import base64
 import io
 import json
@@ -41,10 +42,17 @@ class ImageGrid:
         if not self.images or not self.images[0]:
             raise ValueError("an ImageGrid needs at least one image")
         if len({len(row) for row in self.images}) > 1:
-            raise ValueError(f"every row of an ImageGrid needs as many images; got {[len(r) for r in self.images]}")
-        for name, labels, count in (("columns", self.columns, len(self.images[0])), ("rows", self.rows, len(self.images))):
+            raise ValueError(
+                f"every row of an ImageGrid needs as many images; got {[len(r) for r in self.images]}"
+            )
+        for name, labels, count in (
+            ("columns", self.columns, len(self.images[0])),
+            ("rows", self.rows, len(self.images)),
+        ):
             if labels and len(labels) != count:
-                raise ValueError(f"an ImageGrid with {count} {name} was given {len(labels)} labels for them")
+                raise ValueError(
+                    f"an ImageGrid with {count} {name} was given {len(labels)} labels for them"
+                )
 
     @property
     def is_whole(self) -> bool:
@@ -56,11 +64,25 @@ class ImageGrid:
         """What the grid shows in a sentence of at most 300 letters, for those who do not see it."""
         rows, columns = len(self.images), len(self.images[0])
         sizes = {image.size for row in self.images for image in row if image}
-        size = " × ".join(map(str, map(max, zip(*sizes, strict=True)))) + " pixels" if sizes else "no pixels yet"
-        told = {"": [self.title.rstrip(".")] * bool(self.title), "columns: ": self.columns, "rows: ": self.rows}
-        parts = [name + textwrap.shorten(", ".join(labels), 70, placeholder=" …") for name, labels in told.items() if labels]
-        return (f"Pictures in {_counted(rows, 'row')} and {_counted(columns, 'column')}, {size} each"
-                f"{': ' if parts else ''}{'; '.join(parts)}.")
+        size = (
+            " × ".join(map(str, map(max, zip(*sizes, strict=True)))) + " pixels"
+            if sizes
+            else "no pixels yet"
+        )
+        told = {
+            "": [self.title.rstrip(".")] * bool(self.title),
+            "columns: ": self.columns,
+            "rows: ": self.rows,
+        }
+        parts = [
+            name + textwrap.shorten(", ".join(labels), 70, placeholder=" …")
+            for name, labels in told.items()
+            if labels
+        ]
+        return (
+            f"Pictures in {_counted(rows, 'row')} and {_counted(columns, 'column')}, {size} each"
+            f"{': ' if parts else ''}{'; '.join(parts)}."
+        )
 
     def picture(self, *, reduced: bool = True) -> Image.Image:
         """The whole grid as one image: small images are enlarged, pixel for pixel, and large ones reduced.
@@ -76,8 +98,13 @@ class ImageGrid:
         Images keep all their pixels.
         """
         sheet, places = self._laid_out(reduced=False)
-        told = {"settings": dict(self.settings), "columns": list(self.columns), "rows": list(self.rows),
-                "title": self.title, "places": places}
+        told = {
+            "settings": dict(self.settings),
+            "columns": list(self.columns),
+            "rows": list(self.rows),
+            "title": self.title,
+            "places": places,
+        }
         text = PngImagePlugin.PngInfo()
         text.add_itxt(KEY, json.dumps(told))
         path = Path(path)
@@ -97,8 +124,15 @@ class ImageGrid:
             with Image.open(path) as sheet:
                 sheet.load()
             told = json.loads(sheet.text[KEY])
-            images = [[None if place is None else sheet.crop(place[:4]).resize(place[4:], Image.NEAREST)
-                       for place in row] for row in told["places"]]
+            images = [
+                [
+                    None
+                    if place is None
+                    else sheet.crop(place[:4]).resize(place[4:], Image.NEAREST)
+                    for place in row
+                ]
+                for row in told["places"]
+            ]
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no grid that ImageGrid.save wrote") from error
         return cls(images, told["columns"], told["rows"], told["title"], told["settings"])
@@ -110,16 +144,31 @@ class ImageGrid:
             column: its number from 0, or its label.
         Raises: ValueError for a column that is not there, or images of different sizes.
         """
-        number, count = list(self.columns).index(column) if column in self.columns else column, len(self.images[0])
+        number, count = (
+            list(self.columns).index(column) if column in self.columns else column,
+            len(self.images[0]),
+        )
         if not isinstance(number, int) or isinstance(number, bool) or not -count <= number < count:
-            raise ValueError(f"the grid has no column {column!r:.60}; it has {count}: "
-                             f"{', '.join(self.columns)}"[:400])
+            raise ValueError(
+                f"the grid has no column {column!r:.60}; it has {count}: {', '.join(self.columns)}"[
+                    :400
+                ]
+            )
         if len({image.size for row in self.images for image in row if image}) > 1:
             raise ValueError("the grid's images have different sizes, so they have no difference")
-        rows = [[ImageChops.difference(image.convert("RGB"), row[number].convert("RGB")) if image and row[number] else None
-                 for image in row] for row in self.images]
+        rows = [
+            [
+                ImageChops.difference(image.convert("RGB"), row[number].convert("RGB"))
+                if image and row[number]
+                else None
+                for image in row
+            ]
+            for row in self.images
+        ]
         name = self.columns[number] if self.columns else f"column {number}"
-        return ImageGrid(rows, self.columns, self.rows, f"{self.title}\ndifference from {name}".strip())
+        return ImageGrid(
+            rows, self.columns, self.rows, f"{self.title}\ndifference from {name}".strip()
+        )
 
     def to_gif(self, path: str | os.PathLike | None = None, *, seconds: float = 0.5) -> "Gif":
         """The columns one after another, all rows below each other.
@@ -128,13 +177,28 @@ class ImageGrid:
             path: where to write it, or None.
             seconds: that each column is shown.
         """
-        frames = [ImageGrid([[row[x]] for row in self.images], self.columns[x:x + 1], self.rows, self.title).picture()
-                  for x in range(len(self.images[0]))]
+        frames = [
+            ImageGrid(
+                [[row[x]] for row in self.images], self.columns[x : x + 1], self.rows, self.title
+            ).picture()
+            for x in range(len(self.images[0]))
+        ]
         size = tuple(map(max, zip(*(frame.size for frame in frames), strict=True)))
-        frames = [ImageOps.pad(frame, size, color=_PAPER, centering=(0.5, 1)) if frame.size != size else frame
-                  for frame in frames]
+        frames = [
+            ImageOps.pad(frame, size, color=_PAPER, centering=(0.5, 1))
+            if frame.size != size
+            else frame
+            for frame in frames
+        ]
         made = io.BytesIO()
-        frames[0].save(made, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
+        frames[0].save(
+            made,
+            "GIF",
+            save_all=True,
+            append_images=frames[1:],
+            duration=round(1000 * seconds),
+            loop=0,
+        )
         gif = Gif(made.getvalue(), f"An animation, one column after another. {self.alt}")
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -156,24 +220,49 @@ class ImageGrid:
         title = _wrapped(self.title, font, right - 2 * _MARGIN) if self.title else ""
         top = _MARGIN + (line * (title.count("\n") + 1) + _GAP if title else 0)
         first = top + (max(h.count("\n") for h in heads) + 1) * line + _GAP if heads else top
-        sheet = Image.new("RGB", (right, first + len(self.images) * (cell_h + _GAP) - _GAP + _MARGIN), _PAPER)
+        sheet = Image.new(
+            "RGB", (right, first + len(self.images) * (cell_h + _GAP) - _GAP + _MARGIN), _PAPER
+        )
         draw = ImageDraw.Draw(sheet)
         draw.multiline_text((_MARGIN, _MARGIN), title, _TEXT, font)
         for x, head in enumerate(heads):
-            draw.multiline_text((left + x * (cell_w + _GAP) + cell_w / 2, first - _GAP), head, _TEXT, font,
-                                anchor="md", align="center")
+            draw.multiline_text(
+                (left + x * (cell_w + _GAP) + cell_w / 2, first - _GAP),
+                head,
+                _TEXT,
+                font,
+                anchor="md",
+                align="center",
+            )
         places = []
         for y, row in enumerate(shown):
             if sides:
-                draw.multiline_text((left - _GAP, first + y * (cell_h + _GAP) + cell_h / 2), sides[y], _TEXT, font,
-                                    anchor="rm", align="right")
-            places.append([self._placed(sheet, draw, image, self.images[y][x],
-                                        (left + x * (cell_w + _GAP), first + y * (cell_h + _GAP), cell_w, cell_h))
-                           for x, image in enumerate(row)])
+                draw.multiline_text(
+                    (left - _GAP, first + y * (cell_h + _GAP) + cell_h / 2),
+                    sides[y],
+                    _TEXT,
+                    font,
+                    anchor="rm",
+                    align="right",
+                )
+            places.append(
+                [
+                    self._placed(
+                        sheet,
+                        draw,
+                        image,
+                        self.images[y][x],
+                        (left + x * (cell_w + _GAP), first + y * (cell_h + _GAP), cell_w, cell_h),
+                    )
+                    for x, image in enumerate(row)
+                ]
+            )
         return sheet, places
 
     @staticmethod
-    def _placed(sheet, draw, shown: Image.Image | None, image: Image.Image | None, cell: tuple) -> list | None:
+    def _placed(
+        sheet, draw, shown: Image.Image | None, image: Image.Image | None, cell: tuple
+    ) -> list | None:
         """Put an image in the middle of its cell (left, top, width, height), or a frame where there is none."""
         left, top, wide, high = cell
         if shown is None:
@@ -186,7 +275,9 @@ class ImageGrid:
     def _repr_png_(self) -> bytes:
         encoded, picture = io.BytesIO(), self.picture()
         sizes = [max(image.size) for row in self.images for image in row if image]
-        if min(sizes, default=0) < SMALLEST:  # a drawing enlarged: 256 colours hold it in a third of the bytes
+        if (
+            min(sizes, default=0) < SMALLEST
+        ):  # a drawing enlarged: 256 colours hold it in a third of the bytes
             picture = picture.quantize(256, dither=Image.Dither.NONE)
         picture.save(encoded, "PNG", optimize=True)
         return encoded.getvalue()

@@ -1,4 +1,5 @@
 """Figures in one style, made from plain data."""
+
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -10,14 +11,38 @@ from matplotlib.figure import Figure
 
 from lorabook.show import display as mime
 
-_INK, _PAPER = "black", "white"  # both are named, so that a figure reads on a dark page and under a dark style of matplotlib
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3,
-         "grid.color": "#b0b0b0", "font.size": 11, "savefig.pad_inches": 0.15,
-         "figure.facecolor": _PAPER, "axes.facecolor": _PAPER, "savefig.facecolor": _PAPER,
-         "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK}
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's colours, told apart by colour-blind readers
+_INK, _PAPER = (
+    "black",
+    "white",
+)  # both are named, so that a figure reads on a dark page and under a dark style of matplotlib
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "grid.color": "#b0b0b0",
+    "font.size": 11,
+    "savefig.pad_inches": 0.15,
+    "figure.facecolor": _PAPER,
+    "axes.facecolor": _PAPER,
+    "savefig.facecolor": _PAPER,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+BLUE, ORANGE, GREEN = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+)  # Okabe and Ito's colours, told apart by colour-blind readers
 COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#000000")
-SIMILARITIES = {"prompt_similarity": "pictures like their prompt", "image_similarity": "pictures like the training images"}
+SIMILARITIES = {
+    "prompt_similarity": "pictures like their prompt",
+    "image_similarity": "pictures like the training images",
+}
 
 
 @dataclass
@@ -46,7 +71,11 @@ class Plot:
 
 def line_look(number: int) -> dict[str, str]:
     """Colour, marker and dashes of a line among others, so that no two of 15 look alike."""
-    return {"color": COLORS[number % 5], "marker": "os^Dv"[number % 5], "linestyle": ("-", "--", ":")[number // 5 % 3]}
+    return {
+        "color": COLORS[number % 5],
+        "marker": "os^Dv"[number % 5],
+        "linestyle": ("-", "--", ":")[number // 5 % 3],
+    }
 
 
 def plot_losses(history: Sequence[dict], *, title: str = "") -> Plot:
@@ -60,18 +89,29 @@ def plot_losses(history: Sequence[dict], *, title: str = "") -> Plot:
     losses, checked = _points(history, "loss"), _points(history, "validation_loss")
     if not losses:
         raise ValueError("the history has no losses to draw")
-    likeness = {words: points for key, words in SIMILARITIES.items() if (points := _points(history, key))}
+    likeness = {
+        words: points for key, words in SIMILARITIES.items() if (points := _points(history, key))
+    }
     with rc_context(STYLE):
         figure = Figure(figsize=(10.5 if likeness else 7, 3.2))
         axes = figure.subplots(1, 2 if likeness else 1, squeeze=False)[0]
         steps, values = zip(*losses, strict=True)
         axes[0].plot(steps, values, color=BLUE, alpha=0.25, linewidth=1)
-        axes[0].plot(steps, _smoothed(values), color=BLUE, linewidth=2, label="training loss, smoothed")
+        axes[0].plot(
+            steps, _smoothed(values), color=BLUE, linewidth=2, label="training loss, smoothed"
+        )
         if checked:
-            axes[0].plot(*zip(*checked, strict=True), color=ORANGE, marker="o", label="validation loss, fixed noise")
+            axes[0].plot(
+                *zip(*checked, strict=True),
+                color=ORANGE,
+                marker="o",
+                label="validation loss, fixed noise",
+            )
         axes[0].set(xlabel="step", ylabel="mean squared error", title=title, ylim=(0, None))
         axes[0].legend(frameon=False)
-        for (words, points), color, marker in zip(likeness.items(), (GREEN, ORANGE), "os", strict=False):
+        for (words, points), color, marker in zip(
+            likeness.items(), (GREEN, ORANGE), "os", strict=False
+        ):
             axes[1].plot(*zip(*points, strict=True), color=color, marker=marker, label=words)
         if likeness:
             axes[1].set(xlabel="step", ylabel="cosine similarity")
@@ -97,7 +137,9 @@ def plot_runs(runs: Mapping[str, object], *, title: str = "") -> Plot:
     return plot_lines(lines, xlabel="step", ylabel="validation loss", title=title)
 
 
-def plot_lines(lines: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str, ylabel: str, title: str = "") -> Plot:
+def plot_lines(
+    lines: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str, ylabel: str, title: str = ""
+) -> Plot:
     """Lines in one figure, each with a marker and dashes of its own; the vertical axis starts at 0.
 
     Args:
@@ -133,7 +175,12 @@ def plot_bars(values: Mapping[str, float], *, label: str, title: str = "") -> Pl
         axes.bar_label(axes.barh(list(values), list(values.values()), color=BLUE), fmt=" {:.3g}")
         axes.invert_yaxis()
         axes.set(xlabel=label, title=title)
-    return Plot(figure, f"{label.capitalize()}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items()) + ".")
+    return Plot(
+        figure,
+        f"{label.capitalize()}: "
+        + ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+        + ".",
+    )
 
 
 def _points(history: Sequence[dict], key: str) -> list[tuple[int, float]]:

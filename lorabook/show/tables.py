@@ -1,4 +1,5 @@
 """Small tables of text, for a terminal and for a notebook."""
+
 import html
 from collections.abc import Sequence
 
@@ -9,8 +10,10 @@ def as_text(heads: Sequence[str], rows: Rows) -> str:
     """A table in plain text, columns under each other; without heads where there are none."""
     lines = [heads, *rows] if heads else [*rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-                     for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def as_html(heads: Sequence[str], rows: Rows) -> str:
@@ -20,4 +23,8 @@ def as_html(heads: Sequence[str], rows: Rows) -> str:
 
 
 def _line(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f'<{tag} style="text-align:left">{html.escape(cell)}</{tag}>' for cell in cells) + "</tr>"
+    return (
+        "<tr>"
+        + "".join(f'<{tag} style="text-align:left">{html.escape(cell)}</{tag}>' for cell in cells)
+        + "</tr>"
+    )

@@ -1,4 +1,5 @@
 """The adapter files of a folder, and a small picture for each."""
+
 import colorsys
 import os
 import re
@@ -53,7 +54,11 @@ def thumbnail(file: ShelfFile) -> bytes:
         try:
             with Image.open(file.preview) as picture:
                 return png(ImageOps.fit(picture.convert("RGB"), (SIDE, SIDE)))
-        except (OSError, ValueError, Image.DecompressionBombError):  # a damaged picture is no reason to hide the adapter
+        except (
+            OSError,
+            ValueError,
+            Image.DecompressionBombError,
+        ):  # a damaged picture is no reason to hide the adapter
             pass
     return png(_tile(file.name))
 
@@ -64,22 +69,34 @@ def _on_shelf(path: Path) -> ShelfFile:
 
 
 def _preview(path: Path) -> Path | None:
-    beside = [path.with_name(f"{path.stem}{middle}{end}") for middle in ("", ".preview") for end in _PICTURES]
+    beside = [
+        path.with_name(f"{path.stem}{middle}{end}")
+        for middle in ("", ".preview")
+        for end in _PICTURES
+    ]
     if len(list(path.parent.glob("*.safetensors"))) == 1:
-        beside += sorted(one for one in path.parent.glob("image_*") if one.suffix.lower() in _PICTURES)
+        beside += sorted(
+            one for one in path.parent.glob("image_*") if one.suffix.lower() in _PICTURES
+        )
     return next((one for one in beside if one.is_file()), None)
 
 
 def _tile(name: str) -> Image.Image:
     """Stripes of two shades, by the name's checksum, and its first letters."""
     number = zlib.crc32(name.encode())
-    light, dark = (tuple(round(255 * part) for part in colorsys.hls_to_rgb(number % 360 / 360, shade, 0.35))
-                   for shade in (0.82, 0.76))
+    light, dark = (
+        tuple(round(255 * part) for part in colorsys.hls_to_rgb(number % 360 / 360, shade, 0.35))
+        for shade in (0.82, 0.76)
+    )
     tile = Image.new("RGB", (SIDE, SIDE), light)
     draw = ImageDraw.Draw(tile)
     for start in range(-SIDE, SIDE, 32):
-        draw.polygon([(start, SIDE), (start + 16, SIDE), (start + 16 + SIDE, 0), (start + SIDE, 0)], dark)
-    draw.text((SIDE / 2, SIDE / 2), _initials(name), (60, 60, 66), ImageFont.load_default(44), anchor="mm")
+        draw.polygon(
+            [(start, SIDE), (start + 16, SIDE), (start + 16 + SIDE, 0), (start + SIDE, 0)], dark
+        )
+    draw.text(
+        (SIDE / 2, SIDE / 2), _initials(name), (60, 60, 66), ImageFont.load_default(44), anchor="mm"
+    )
     return tile
 
 

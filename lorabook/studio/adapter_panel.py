@@ -1,4 +1,5 @@
 """One adapter in hand: which it is, whether it takes part, how much of it, block by block, and at which rank."""
+
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,7 +9,12 @@ from lorabook.live.locks import lock_of
 from lorabook.live.presets import PRESETS, VECTORS
 from lorabook.live.scales import factors_for, plain_scales
 from lorabook.studio.block_sliders import BlockSliders
-from lorabook.studio.blocks_of_adapter import blocks_of, touched_blocks, touched_kinds, touched_parts
+from lorabook.studio.blocks_of_adapter import (
+    blocks_of,
+    touched_blocks,
+    touched_kinds,
+    touched_parts,
+)
 from lorabook.studio.controls import ScaleSlider, button, menu, put, row, stack, switch, tip, words
 from lorabook.studio.from_scales import nearest_settings
 from lorabook.studio.layer_sliders import PartSliders
@@ -29,23 +35,56 @@ class AdapterPanel:
     def __init__(self, painter, change: Change):
         self.name: str | None = None
         self.maps: dict[str, BlockSliders] = {}
-        self._painter, self._change, self._parts, self._settings = painter, change, {}, StudioSettings()
+        self._painter, self._change, self._parts, self._settings = (
+            painter,
+            change,
+            {},
+            StudioSettings(),
+        )
         self._blocks, self._preset_scales = blocks_of(painter.pipe), ()
-        self.choice = menu("adapter", [], self._choose, about="the adapter that these sliders are of", flex="1 1 120px")
+        self.choice = menu(
+            "adapter",
+            [],
+            self._choose,
+            about="the adapter that these sliders are of",
+            flex="1 1 120px",
+        )
         self.on = switch("on", lambda on: self._set(on=on), about="let the adapter take part")
-        self.scale = ScaleSlider("scale", lambda value: self._set(scale=value), about="scale of the whole adapter")
-        self.presets = menu("preset", [_NO_PRESET, *PRESETS, *VECTORS], self._preset, about="scales by name",
-                            flex="1 1 150px")
+        self.scale = ScaleSlider(
+            "scale", lambda value: self._set(scale=value), about="scale of the whole adapter"
+        )
+        self.presets = menu(
+            "preset",
+            [_NO_PRESET, *PRESETS, *VECTORS],
+            self._preset,
+            about="scales by name",
+            flex="1 1 150px",
+        )
         self.level = button("all to 1", "every slider of this adapter back to 1", self._all_to_one)
-        self.fine = switch("single layers", self._finer, about="sliders for kinds of layers and single parts of the blocks")
-        self.rank = widgets.IntSlider(value=1, min=1, max=1, description="rank", style={"description_width": "initial"},
-                                      layout={"width": "auto", "flex": "1 1 160px", "min_width": "0"})
+        self.fine = switch(
+            "single layers",
+            self._finer,
+            about="sliders for kinds of layers and single parts of the blocks",
+        )
+        self.rank = widgets.IntSlider(
+            value=1,
+            min=1,
+            max=1,
+            description="rank",
+            style={"description_width": "initial"},
+            layout={"width": "auto", "flex": "1 1 160px", "min_width": "0"},
+        )
         tip(self.rank, "cut the adapter to this rank")
         self.rank.observe(lambda event: self._cut(event["new"]), names="value")
         self.kept = words()
         self._map, self._more = stack(), stack()
-        self.box = stack(row(self.choice, self.on, _grow(self.scale.box)), self._map,
-                         row(self.presets, self.level, self.fine), row(self.rank, self.kept), self._more)
+        self.box = stack(
+            row(self.choice, self.on, _grow(self.scale.box)),
+            self._map,
+            row(self.presets, self.level, self.fine),
+            row(self.rank, self.kept),
+            self._more,
+        )
 
     def show(self, settings: StudioSettings) -> None:
         """Let all controls stand as the settings say."""
@@ -68,8 +107,9 @@ class AdapterPanel:
         if name not in self.maps:
             with lock_of(pipe):
                 touched = touched_blocks(pipe, name)
-            self.maps[name] = BlockSliders(name, touched, self._blocks,
-                                           lambda block, value: self._set(blocks={block: value}))
+            self.maps[name] = BlockSliders(
+                name, touched, self._blocks, lambda block, value: self._set(blocks={block: value})
+            )
         self._map.children = (self.maps[name].box,)
         self._finer(self.fine.value)
         self._change(lambda settings: settings)
@@ -85,7 +125,9 @@ class AdapterPanel:
             self.rank.max = largest
         put(self.rank, mine.rank or largest)
         share = self._painter.energy_kept(self.name, mine.rank) if mine.rank else 1.0
-        self.kept.value = f"{share:.1%} of ‖ΔW‖² kept" if mine.rank else f"as trained, rank {largest}"
+        self.kept.value = (
+            f"{share:.1%} of ‖ΔW‖² kept" if mine.rank else f"as trained, rank {largest}"
+        )
         if self._preset_scales != (self.name, _scales(mine)):
             put(self.presets, _NO_PRESET)
 
@@ -104,7 +146,9 @@ class AdapterPanel:
         if name != _NO_PRESET and self.name is not None:
             pipe = self._painter.pipe
             with lock_of(pipe):
-                wanted = nearest_settings(factors_for(pipe, self.name, plain_scales(pipe, name, self.name)))
+                wanted = nearest_settings(
+                    factors_for(pipe, self.name, plain_scales(pipe, name, self.name))
+                )
             self._preset_scales = self.name, _scales(wanted)
             self._put_all(wanted)
 
@@ -112,15 +156,28 @@ class AdapterPanel:
         """Scales in the place of all that are; the rank stays."""
         name = self.name
         if name is not None:
-            self._change(lambda settings: settings.with_(adapters={**settings.adapters, name: replace(
-                settings.adapters.get(name, _OFF), scale=wanted.scale, blocks=wanted.blocks, parts=wanted.parts)}))
+            self._change(
+                lambda settings: settings.with_(
+                    adapters={
+                        **settings.adapters,
+                        name: replace(
+                            settings.adapters.get(name, _OFF),
+                            scale=wanted.scale,
+                            blocks=wanted.blocks,
+                            parts=wanted.parts,
+                        ),
+                    }
+                )
+            )
 
     def _finer(self, wanted: bool) -> None:
         name, pipe = self.name, self._painter.pipe
         if wanted and name is not None and name not in self._parts:
             with lock_of(pipe):
                 kinds, parts = touched_kinds(pipe, name), touched_parts(pipe, name)
-            self._parts[name] = PartSliders(name, kinds, parts, lambda part, value: self._set(parts={part: value}))
+            self._parts[name] = PartSliders(
+                name, kinds, parts, lambda part, value: self._set(parts={part: value})
+            )
             self._parts[name].show(self._settings.adapters.get(name, _OFF))
         self._more.children = (self._parts[name].box,) if wanted and name in self._parts else ()
 

@@ -1,4 +1,5 @@
 """The studio's settings put on a pipeline: scales, ranks and blends, as ordinary adapters."""
+
 from collections.abc import Mapping
 
 from lorabook.live.blend import blend
@@ -37,19 +38,29 @@ class Applied:
 
     def close(self) -> None:
         """Take blends and smaller ranks back; scales stay as they are, and what was blended takes part by itself."""
-        blended = {name: scale for name, scale in self._parts.items() if name in adapter_names(self.pipe)}
+        blended = {
+            name: scale for name, scale in self._parts.items() if name in adapter_names(self.pipe)
+        }
         self._unblend()
         self.ranks.close()
         if blended:
             set_scales(self.pipe, blended)
 
     def _scales(self, settings: StudioSettings) -> dict:
-        return {name: adapter.scales(models_of(self.pipe)) for name, adapter in settings.adapters.items() if adapter.on}
+        return {
+            name: adapter.scales(models_of(self.pipe))
+            for name, adapter in settings.adapters.items()
+            if adapter.on
+        }
 
     def _blend_key(self, settings: StudioSettings, scales: Mapping) -> tuple | None:
         if settings.blend_method in (None, "cat") or not scales:
             return None
-        return settings.blend_method, repr(scales), repr([settings.adapters[name].rank for name in scales])
+        return (
+            settings.blend_method,
+            repr(scales),
+            repr([settings.adapters[name].rank for name in scales]),
+        )
 
     def _blend(self, settings: StudioSettings, scales: Mapping) -> None:
         """Put the blend in the place of its adapters, which keep their scales."""
@@ -57,7 +68,9 @@ class Applied:
         if key is None:
             return
         if key != self._blended or BLEND not in adapter_names(self.pipe):
-            blend(self.pipe, scales, method=settings.blend_method, new_name=BLEND, across_bases=True)
+            blend(
+                self.pipe, scales, method=settings.blend_method, new_name=BLEND, across_bases=True
+            )
             self._blended, self._parts = key, scales
         disable_adapters(self.pipe, list(scales))
 

@@ -1,4 +1,5 @@
 """What of a model an adapter touches, by the names that the sliders have."""
+
 from lorabook.blocks import block_map, kind_of, place_of
 from lorabook.live.layers import layers_of, models_of, walk
 
@@ -8,7 +9,10 @@ UNet = dict[str, list[str]]
 def touched_blocks(pipe, name: str) -> list[str]:
     """The blocks that have a slider: of the UNet, "outside", and the text encoders."""
     layers = layers_of(pipe, name)
-    return [*block_map(layers.get("unet", ())), *(part for part in layers if part.startswith("text_encoder"))]
+    return [
+        *block_map(layers.get("unet", ())),
+        *(part for part in layers if part.startswith("text_encoder")),
+    ]
 
 
 def touched_parts(pipe, name: str) -> dict[str, list[str]]:
@@ -17,10 +21,17 @@ def touched_parts(pipe, name: str) -> dict[str, list[str]]:
     for module in layers_of(pipe, name).get("unet", ()):
         if place := place_of(module):
             block, what, number = place
-            key = (number, what != "resnets", f"{what}_{number}") if what != "samplers" else (99, True, "sampler")
+            key = (
+                (number, what != "resnets", f"{what}_{number}")
+                if what != "samplers"
+                else (99, True, "sampler")
+            )
             parts.setdefault(block, set()).add(key)
-    return {block: [part for *_, part in sorted(parts[block])] for block in block_map(layers_of(pipe, name).get("unet", ()))
-            if block in parts}
+    return {
+        block: [part for *_, part in sorted(parts[block])]
+        for block in block_map(layers_of(pipe, name).get("unet", ()))
+        if block in parts
+    }
 
 
 def touched_kinds(pipe, name: str) -> list[str]:
@@ -32,4 +43,8 @@ def touched_kinds(pipe, name: str) -> list[str]:
 def blocks_of(pipe) -> list[str]:
     """All blocks of a pipeline's UNet, touched or not; none where it has no UNet."""
     unet = models_of(pipe).get("unet")
-    return [block for block in block_map(name for name, _ in walk(unet)) if block != "outside"] if unet is not None else []
+    return (
+        [block for block in block_map(name for name, _ in walk(unet)) if block != "outside"]
+        if unet is not None
+        else []
+    )

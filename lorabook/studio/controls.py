@@ -1,4 +1,5 @@
 """The studio's smallest pieces: a slider with its way back, buttons, labels; for ipywidgets 7.7 and 8."""
+
 import html
 import io
 from collections.abc import Callable, Sequence
@@ -20,14 +21,31 @@ class ScaleSlider:
         back: the button.
     """
 
-    def __init__(self, label: str, moved: Callable[[float], None], *, about: str, rest: float = 1.0, kind: str = ""):
+    def __init__(
+        self,
+        label: str,
+        moved: Callable[[float], None],
+        *,
+        about: str,
+        rest: float = 1.0,
+        kind: str = "",
+    ):
         """Args: the text beside it; what takes each new value; the whole name for tooltips; a further DOM class."""
         self.slider = widgets.FloatSlider(
-            value=rest, min=LOWEST, max=HIGHEST, step=STEP, description=label, readout_format=".2f",
-            style={"description_width": "initial"}, layout={"width": "auto", "flex": "1 1 0", "min_width": "0"})
+            value=rest,
+            min=LOWEST,
+            max=HIGHEST,
+            step=STEP,
+            description=label,
+            readout_format=".2f",
+            style={"description_width": "initial"},
+            layout={"width": "auto", "flex": "1 1 0", "min_width": "0"},
+        )
         tip(self.slider, f"{about}: 0 is without, 1 as trained")
         self.slider.add_class("lorabook-ticked")
-        self.back = button("", f"{about} back to {rest:g}", lambda: put(self.slider, rest), kind="lorabook-back")
+        self.back = button(
+            "", f"{about} back to {rest:g}", lambda: put(self.slider, rest), kind="lorabook-back"
+        )
         self.box = widgets.HBox([self.slider, self.back])
         self.box.add_class("lorabook-row")
         if kind:
@@ -63,20 +81,35 @@ def button(text: str, about: str, act: Callable[[], None], *, kind: str = "") ->
     return made
 
 
-def menu(label: str, options: Sequence, chosen: Callable[[object], None], *, about: str, **layout) -> widgets.Dropdown:
+def menu(
+    label: str, options: Sequence, chosen: Callable[[object], None], *, about: str, **layout
+) -> widgets.Dropdown:
     """A menu that tells what was chosen; options as a Dropdown takes them, and None among their values."""
     pairs = [one if isinstance(one, tuple) else (one, one) for one in options]
-    made = widgets.Dropdown(options=[(text, _stands_for(value)) for text, value in pairs], description=label,
-                            style={"description_width": "initial"}, layout={"width": "auto"} | layout)
+    made = widgets.Dropdown(
+        options=[(text, _stands_for(value)) for text, value in pairs],
+        description=label,
+        style={"description_width": "initial"},
+        layout={"width": "auto"} | layout,
+    )
     tip(made, about)
-    made.observe(lambda event: chosen(None if event["new"] == _NONE else event["new"]), names="value")
+    made.observe(
+        lambda event: chosen(None if event["new"] == _NONE else event["new"]), names="value"
+    )
     return made
 
 
-def line(label: str, entered: Callable[[str], None], *, about: str, placeholder: str = "", **layout) -> widgets.Text:
+def line(
+    label: str, entered: Callable[[str], None], *, about: str, placeholder: str = "", **layout
+) -> widgets.Text:
     """A line of text that is told when Enter is pressed or another place is clicked."""
-    made = widgets.Text(description=label, placeholder=placeholder, continuous_update=False,
-                        style={"description_width": "initial"}, layout={"width": "auto"} | layout)
+    made = widgets.Text(
+        description=label,
+        placeholder=placeholder,
+        continuous_update=False,
+        style={"description_width": "initial"},
+        layout={"width": "auto"} | layout,
+    )
     tip(made, about)
     made.observe(lambda event: entered(event["new"]), names="value")
     return made

@@ -1,4 +1,5 @@
 """Scales in the dictionary that diffusers' own `set_adapters` takes, as near as it can say them."""
+
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -29,7 +30,9 @@ def as_diffusers(pipe, name: str, scales) -> tuple[float | dict, str]:
     there = {part: dict.fromkeys(found, said[part]) for part, found in factors.items()}
     unet = factors.get("unet", {})
     if len(set(unet.values())) > 1 and all(len(module.split(".")) > 3 for module in unet):
-        said["unet"], there["unet"] = _by_transformer(unet, [name for name, _ in walk(models_of(pipe)["unet"])])
+        said["unet"], there["unet"] = _by_transformer(
+            unet, [name for name, _ in walk(models_of(pipe)["unet"])]
+        )
     return said, _difference(factors, there)
 
 
@@ -51,7 +54,9 @@ def _by_transformer(factors: Mapping[str, float], modules: list[str]) -> tuple[d
         if side == "mid":
             said["mid"] = values[0]
         else:
-            said.setdefault(side, {})[f"block_{number}"] = values[0] if len(set(values)) == 1 else values
+            said.setdefault(side, {})[f"block_{number}"] = (
+                values[0] if len(set(values)) == 1 else values
+            )
     return said, {module: _obeyed(module, numbers) for module in factors}
 
 
@@ -62,14 +67,22 @@ def _obeyed(module: str, numbers: Mapping[str, Mapping[int, float]]) -> float:
     return numbers.get(block, {}).get(index, 1.0)
 
 
-def _difference(wanted: Mapping[str, Mapping[str, float]], there: Mapping[str, Mapping[str, float]]) -> str:
-    apart = [(part, module) for part, found in wanted.items() for module, value in found.items()
-             if not math.isclose(value, there[part][module], abs_tol=1e-9)]
+def _difference(
+    wanted: Mapping[str, Mapping[str, float]], there: Mapping[str, Mapping[str, float]]
+) -> str:
+    apart = [
+        (part, module)
+        for part, found in wanted.items()
+        for module, value in found.items()
+        if not math.isclose(value, there[part][module], abs_tol=1e-9)
+    ]
     if not apart:
         return ""
     part, module = apart[0]
-    return (f"diffusers cannot say {len(apart)} of these scales; {part}.{module} is at {there[part][module]:g} where the "
-            f"studio has {wanted[part][module]:g}; lb.set_scales can")
+    return (
+        f"diffusers cannot say {len(apart)} of these scales; {part}.{module} is at {there[part][module]:g} where the "
+        f"studio has {wanted[part][module]:g}; lb.set_scales can"
+    )
 
 
 def _usual(values) -> float:

@@ -1,4 +1,5 @@
 """What the studio writes: adapters as they stand, and pictures with their settings inside."""
+
 import json
 import os
 from pathlib import Path
@@ -56,5 +57,7 @@ def read_settings(png: str | os.PathLike) -> StudioSettings:
         with Image.open(png) as picture:
             return StudioSettings.from_dict(json.loads(picture.info[KEY])["studio"])
     except (KeyError, TypeError, OSError, ValueError) as error:
-        raise ValueError(f"{png} holds no settings of a studio ({type(error).__name__}); ScaleStudio.save_picture writes "
-                         "such files") from None
+        raise ValueError(
+            f"{png} holds no settings of a studio ({type(error).__name__}); ScaleStudio.save_picture writes "
+            "such files"
+        ) from None

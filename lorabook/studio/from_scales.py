@@ -1,4 +1,5 @@
 """The settings that come nearest to what is on a pipeline, or to a preset."""
+
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -44,8 +45,10 @@ def _by_kind(factors, scale: float) -> dict:
 
 def _by_part(factors, scale: float) -> dict:
     means = _means(factors, scale, _part)
-    return {"parts": {key: value for key, value in means.items() if not BLOCK.fullmatch(key)},
-            "blocks": {key: value for key, value in means.items() if BLOCK.fullmatch(key)}}
+    return {
+        "parts": {key: value for key, value in means.items() if not BLOCK.fullmatch(key)},
+        "blocks": {key: value for key, value in means.items() if BLOCK.fullmatch(key)},
+    }
 
 
 def _part(part: str, module: str) -> str:
@@ -66,9 +69,17 @@ def _means(factors, scale: float, group) -> dict[str, float]:
 
 def _fits(made: AdapterSettings, factors) -> bool:
     said = made.blocks, made.parts
-    return all(math.isclose(made.scale * said[0].get(_block(part, module), 1.0)
-                            * (said[1].get(kind_of(module), 1.0) if part == "unet" else 1.0), value, abs_tol=1e-5)
-               for part, layers in factors.items() for module, value in layers.items())
+    return all(
+        math.isclose(
+            made.scale
+            * said[0].get(_block(part, module), 1.0)
+            * (said[1].get(kind_of(module), 1.0) if part == "unet" else 1.0),
+            value,
+            abs_tol=1e-5,
+        )
+        for part, layers in factors.items()
+        for module, value in layers.items()
+    )
 
 
 def _most_common(values: Sequence[float]) -> tuple[float, bool]:

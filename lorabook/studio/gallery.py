@@ -1,4 +1,5 @@
 """Pictures that were kept, with the settings that drew them."""
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -54,9 +55,20 @@ class Gallery:
     def _card(self, kept: Kept) -> widgets.VBox:
         picture = widgets.Image(value=png(kept.picture), format="png", layout={"width": "112px"})
         picture.add_class("lorabook-picture")
-        back = button("back to this", "set everything as it was for this picture", lambda: self._back(kept.settings))
-        drop = button("", "drop this picture from the gallery", lambda: self._drop(kept), kind="lorabook-drop")
-        return stack(picture, words(in_words(kept.settings), kind="lorabook-caption"), row(back, drop), kind="lorabook-card")
+        back = button(
+            "back to this",
+            "set everything as it was for this picture",
+            lambda: self._back(kept.settings),
+        )
+        drop = button(
+            "", "drop this picture from the gallery", lambda: self._drop(kept), kind="lorabook-drop"
+        )
+        return stack(
+            picture,
+            words(in_words(kept.settings), kind="lorabook-caption"),
+            row(back, drop),
+            kind="lorabook-card",
+        )
 
 
 def in_words(settings: StudioSettings) -> str:

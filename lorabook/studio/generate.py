@@ -1,4 +1,5 @@
 """Settings on a pipeline, and their pictures."""
+
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,10 @@ from lorabook.sweeps import world_of
 from lorabook.worlds import BUNDLED
 
 STEPS = 4  # the bundled model's pictures look as with 30 already: benchmarks/studio.py
-_PREVIEW, _MOST_BASES = {True: 2, False: 5}, 4  # steps of a preview, of the bundled model and of others; base pictures kept
+_PREVIEW, _MOST_BASES = (
+    {True: 2, False: 5},
+    4,
+)  # steps of a preview, of the bundled model and of others; base pictures kept
 
 
 class Stopped(Exception):
@@ -70,13 +74,18 @@ def settings_of(pipe, prompt: str | None = None, **changes) -> StudioSettings:
     adapters = {}
     for name in adapter_names(pipe):
         if name != BLEND:
-            factors = {part: {module: factor_of(layer, name) for module, layer in found.items()}
-                       for part, found in layers_of(pipe, name).items()}
+            factors = {
+                part: {module: factor_of(layer, name) for module, layer in found.items()}
+                for part, found in layers_of(pipe, name).items()
+            }
             at_zero = not any(value for found in factors.values() for value in found.values())
             adapters[name] = nearest_settings(factors, on=name in active or at_zero)
-    told = {"prompt": world.adapter_prompt if prompt is None else prompt, "adapters": adapters,
-            "num_inference_steps": STEPS if world is BUNDLED else world.num_inference_steps,
-            "guidance_scale": world.guidance_scale}
+    told = {
+        "prompt": world.adapter_prompt if prompt is None else prompt,
+        "adapters": adapters,
+        "num_inference_steps": STEPS if world is BUNDLED else world.num_inference_steps,
+        "guidance_scale": world.guidance_scale,
+    }
     return StudioSettings(**told | changes)
 
 
@@ -107,8 +116,13 @@ class Painter:
         self._room: Room = {}
         self._bases: dict[tuple, list[Image.Image]] = {}
 
-    def paint(self, settings: StudioSettings, *, preview: bool = False,
-              stopped: Callable[[], bool] = lambda: False) -> Painted:
+    def paint(
+        self,
+        settings: StudioSettings,
+        *,
+        preview: bool = False,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Painted:
         """Put the settings on the pipeline and draw them.
 
         Args:
@@ -119,14 +133,23 @@ class Painter:
         with lock_of(self.pipe):
             start = time.perf_counter()
             check_drawable(self.pipe)
-            steps = min(settings.num_inference_steps, _PREVIEW[world_of(self.pipe) is BUNDLED]) if preview else (
-                settings.num_inference_steps)
+            steps = (
+                min(settings.num_inference_steps, _PREVIEW[world_of(self.pipe) is BUNDLED])
+                if preview
+                else (settings.num_inference_steps)
+            )
             self.apply(settings)
             base = self._base(settings, steps, stopped) if settings.compare else None
             images = self._drawn(settings, steps, stopped)
             if steps == settings.num_inference_steps:
                 self._room.clear()  # a drag has come to rest; the next one makes it anew
-            return Painted(settings, images, base, time.perf_counter() - start, steps < settings.num_inference_steps)
+            return Painted(
+                settings,
+                images,
+                base,
+                time.perf_counter() - start,
+                steps < settings.num_inference_steps,
+            )
 
     def apply(self, settings: StudioSettings) -> None:
         """Put the settings on the pipeline without drawing: scales, ranks, blends."""
@@ -153,7 +176,9 @@ class Painter:
             self._room.clear()
             self._bases.clear()
 
-    def _base(self, settings: StudioSettings, steps: int, stopped: Callable[[], bool]) -> list[Image.Image]:
+    def _base(
+        self, settings: StudioSettings, steps: int, stopped: Callable[[], bool]
+    ) -> list[Image.Image]:
         key = _base_key(self.pipe, settings, steps)
         if key not in self._bases:
             with _without_adapters(self.pipe):
@@ -163,11 +188,18 @@ class Painter:
             self._bases[key] = drawn
         return self._bases[key]
 
-    def _drawn(self, settings: StudioSettings, steps: int, stopped: Callable[[], bool]) -> list[Image.Image]:
+    def _drawn(
+        self, settings: StudioSettings, steps: int, stopped: Callable[[], bool]
+    ) -> list[Image.Image]:
         pipe = _own_copy(self.pipe, settings.scheduler)
-        told = {"num_inference_steps": steps, "guidance_scale": settings.guidance_scale,
-                **self._encoder(pipe, settings.prompt, settings.negative_prompt, settings.guidance_scale),
-                **size_of(self.pipe, settings)}
+        told = {
+            "num_inference_steps": steps,
+            "guidance_scale": settings.guidance_scale,
+            **self._encoder(
+                pipe, settings.prompt, settings.negative_prompt, settings.guidance_scale
+            ),
+            **size_of(self.pipe, settings),
+        }
         try:
             with folded(pipe, components=("unet", "transformer"), room=self._room):
                 return _called(pipe, told, settings.seeds, stopped)
@@ -178,7 +210,9 @@ class Painter:
         return _in_parts(pipe, told, settings.seeds, stopped)
 
 
-def _in_parts(pipe, told: Mapping, seeds: Sequence[int], stopped: Callable[[], bool]) -> list[Image.Image]:
+def _in_parts(
+    pipe, told: Mapping, seeds: Sequence[int], stopped: Callable[[], bool]
+) -> list[Image.Image]:
     """A picture for each seed in one batch; in two where the memory is too small for it."""
     try:
         return _called(pipe, told, seeds, stopped)
@@ -186,13 +220,22 @@ def _in_parts(pipe, told: Mapping, seeds: Sequence[int], stopped: Callable[[], b
         if not is_memory(error):
             raise
         if len(seeds) == 1:
-            raise ValueError("the picture does not fit into the memory; choose a smaller size") from None
+            raise ValueError(
+                "the picture does not fit into the memory; choose a smaller size"
+            ) from None
     half = len(seeds) // 2
-    return [image for some in (seeds[:half], seeds[half:]) for image in _in_parts(pipe, told, some, stopped)]
+    return [
+        image
+        for some in (seeds[:half], seeds[half:])
+        for image in _in_parts(pipe, told, some, stopped)
+    ]
 
 
-def _called(pipe, told: Mapping, seeds: Sequence[int], stopped: Callable[[], bool]) -> list[Image.Image]:
+def _called(
+    pipe, told: Mapping, seeds: Sequence[int], stopped: Callable[[], bool]
+) -> list[Image.Image]:
     """A picture for each seed in one batch."""
+
     def step_ended(*_):
         if stopped():
             raise Stopped
@@ -200,17 +243,28 @@ def _called(pipe, told: Mapping, seeds: Sequence[int], stopped: Callable[[], boo
 
     step_ended()
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    return pipe(**told, num_images_per_prompt=len(seeds), generator=generators, callback_on_step_end=step_ended).images
+    return pipe(
+        **told,
+        num_images_per_prompt=len(seeds),
+        generator=generators,
+        callback_on_step_end=step_ended,
+    ).images
 
 
 def _own_copy(pipe, scheduler: str | None):
     """The pipeline with the same models, a scheduler of its own and no progress bar."""
     own = copy.copy(pipe)
-    if not any(hasattr(model, "_hf_hook") or hasattr(model, "_diffusers_hook") for model in models_of(pipe).values()):
+    if not any(
+        hasattr(model, "_hf_hook") or hasattr(model, "_diffusers_hook")
+        for model in models_of(pipe).values()
+    ):
         own.__class__ = _with_known_device(type(pipe))
         own.known_device = next(next(iter(models_of(pipe).values())).parameters()).device
-    own.scheduler = (copy.deepcopy(pipe.scheduler) if scheduler is None else
-                     scheduler_like(pipe.scheduler.config, scheduler))
+    own.scheduler = (
+        copy.deepcopy(pipe.scheduler)
+        if scheduler is None
+        else scheduler_like(pipe.scheduler.config, scheduler)
+    )
     own.set_progress_bar_config(disable=True)
     return own
 
@@ -218,7 +272,9 @@ def _own_copy(pipe, scheduler: str | None):
 @lru_cache
 def _with_known_device(kind: type) -> type:
     """A pipeline's class that does not walk over all modules, five times a call, to learn where they are."""
-    return type(kind.__name__, (kind,), {"_execution_device": property(lambda self: self.known_device)})
+    return type(
+        kind.__name__, (kind,), {"_execution_device": property(lambda self: self.known_device)}
+    )
 
 
 @contextmanager
@@ -234,6 +290,8 @@ def _without_adapters(pipe):
 def _base_key(pipe, settings: StudioSettings, steps: int) -> tuple:
     """All that decides the base model's pictures; fusing and the like write into its weights."""
     said = settings.with_(adapters={}, num_inference_steps=steps, blend_method=None).to_dict()
-    weights = [(id(model), sum(base_weight(layer)._version for _, layer in walk(model)))
-               for model in models_of(pipe).values()]
+    weights = [
+        (id(model), sum(base_weight(layer)._version for _, layer in walk(model)))
+        for model in models_of(pipe).values()
+    ]
     return repr(said), repr(weights), type(pipe.scheduler), repr(pipe.scheduler.config)

@@ -1,4 +1,5 @@
 """Back and forth in the studio's settings."""
+
 import math
 import time
 from collections.abc import Mapping
@@ -34,10 +35,12 @@ class History:
         changed, now = _differences(self.present, settings), time.monotonic()
         if not changed:
             return
-        drag = len(changed) < 3 and changed == self._moved[0] and now - self._moved[1] < self._pause  # a crossfade moves two
+        drag = (
+            len(changed) < 3 and changed == self._moved[0] and now - self._moved[1] < self._pause
+        )  # a crossfade moves two
         same = drag and self.can_undo and not self.can_redo
-        self._kept[self._place + (not same):] = [settings]
-        self._kept = self._kept[-self._most:]
+        self._kept[self._place + (not same) :] = [settings]
+        self._kept = self._kept[-self._most :]
         self._place, self._moved = len(self._kept) - 1, (changed, now)
 
     def drop(self) -> None:
@@ -61,11 +64,17 @@ class History:
 def _differences(one: StudioSettings, other: StudioSettings) -> frozenset[str]:
     """The names of what differs, as "prompt" or "adapters.ink.blocks.up.1"."""
     one, other = _flat(one.to_dict()), _flat(other.to_dict())
-    return frozenset(key for key in one.keys() | other.keys() if one.get(key, 1) != other.get(key, 1))
+    return frozenset(
+        key for key in one.keys() | other.keys() if one.get(key, 1) != other.get(key, 1)
+    )
 
 
 def _flat(values: Mapping, before: str = "") -> dict:
     found = {}
     for key, value in values.items():
-        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+        found |= (
+            _flat(value, f"{before}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{before}{key}": value}
+        )
     return found

@@ -1,11 +1,16 @@
 """The present pictures: as they are now, beside the base model's and the difference where one compares."""
+
 import ipywidgets as widgets
 from PIL import Image, ImageChops
 
 from lorabook.studio.controls import png, row, stack, words
 from lorabook.studio.generate import Painted
 
-ALONE, SEVERAL, MOST = 320, 256, 512  # pixels that a picture's width is shown in: the first two at least, the last at most
+ALONE, SEVERAL, MOST = (
+    320,
+    256,
+    512,
+)  # pixels that a picture's width is shown in: the first two at least, the last at most
 BASE, NOW, DIFFERENCE = "base", "now", "difference"
 
 
@@ -31,7 +36,13 @@ class Stage:
         self.alone = len(rows) == len(rows[0]) == 1
         for number, pictures in enumerate(rows):
             for what, picture in pictures.items():
-                self._fill(what, number, picture, caption(what, painted, number), ALONE if self.alone else SEVERAL)
+                self._fill(
+                    what,
+                    number,
+                    picture,
+                    caption(what, painted, number),
+                    ALONE if self.alone else SEVERAL,
+                )
         shape = (len(rows), tuple(rows[0]))
         if shape != self._shape:
             self._shape = shape
@@ -47,9 +58,16 @@ class Stage:
 
     def _arrange(self, rows: list[dict[str, Image.Image]]) -> None:
         """Let the figures stand in rows: those of one seed together where one compares."""
-        made = [[self._figures[what, number][2] for what in pictures] for number, pictures in enumerate(rows)]
+        made = [
+            [self._figures[what, number][2] for what in pictures]
+            for number, pictures in enumerate(rows)
+        ]
         self.now = [self._figures[NOW, number][0] for number in range(len(rows))]
-        groups = [row(*figures, kind="lorabook-compared") for figures in made] if len(rows[0]) > 1 else sum(made, [])
+        groups = (
+            [row(*figures, kind="lorabook-compared") for figures in made]
+            if len(rows[0]) > 1
+            else sum(made, [])
+        )
         self.box.children = tuple(groups)
 
 
@@ -57,8 +75,10 @@ def compared(painted: Painted) -> list[dict[str, Image.Image]]:
     """For each seed the pictures that are shown, by what they are, from left to right."""
     if painted.base is None:
         return [{NOW: image} for image in painted.images]
-    return [{BASE: base, NOW: image, DIFFERENCE: difference(image, base)}
-            for image, base in zip(painted.images, painted.base, strict=True)]
+    return [
+        {BASE: base, NOW: image, DIFFERENCE: difference(image, base)}
+        for image, base in zip(painted.images, painted.base, strict=True)
+    ]
 
 
 def difference(one: Image.Image, other: Image.Image) -> Image.Image:
@@ -80,7 +100,10 @@ def caption(what: str, painted: Painted, number: int) -> str:
 
 
 def _figure(what: str) -> tuple[widgets.Image, widgets.HTML, widgets.VBox]:
-    image, label = widgets.Image(format="png", layout={"max_width": "100%"}), words(kind="lorabook-caption")
+    image, label = (
+        widgets.Image(format="png", layout={"max_width": "100%"}),
+        words(kind="lorabook-caption"),
+    )
     image.add_class("lorabook-picture")
     image.add_class("lorabook-now" if what == NOW else f"lorabook-{what}")
     return image, label, stack(image, label, kind="lorabook-figure")

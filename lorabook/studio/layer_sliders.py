@@ -1,4 +1,5 @@
 """Expert mode: a slider for each kind of layer, and for each transformer, resnet and sampler of each block."""
+
 from collections.abc import Callable, Mapping, Sequence
 
 from lorabook.studio.controls import ScaleSlider, row, stack, words
@@ -10,13 +11,24 @@ _SHORT = {"attentions": "transformer", "resnets": "resnet"}
 class PartSliders:
     """Sliders of one adapter's parts: kinds above, then block by block; `box` is the widget, `sliders` go by part."""
 
-    def __init__(self, name: str, kinds: Sequence[str], parts: Mapping[str, Sequence[str]],
-                 moved: Callable[[str, float], None]):
+    def __init__(
+        self,
+        name: str,
+        kinds: Sequence[str],
+        parts: Mapping[str, Sequence[str]],
+        moved: Callable[[str, float], None],
+    ):
         """Args: the adapter's name; kinds of layers; parts by block; what takes a part ("up.1.sampler") and its scale."""
+
         def slider(key: str, label: str) -> ScaleSlider:
             return ScaleSlider(label, lambda value: moved(key, value), about=f"{name}: {key}")
+
         self.sliders = {kind: slider(kind, kind) for kind in kinds}
-        groups = [_group("kinds of layers, in all blocks", [self.sliders[kind] for kind in kinds])] if kinds else []
+        groups = (
+            [_group("kinds of layers, in all blocks", [self.sliders[kind] for kind in kinds])]
+            if kinds
+            else []
+        )
         for block, inside in parts.items():
             made = {f"{block}.{part}": slider(f"{block}.{part}", _label(part)) for part in inside}
             self.sliders |= made
@@ -30,7 +42,10 @@ class PartSliders:
 
 
 def _group(title: str, sliders: Sequence[ScaleSlider]):
-    return stack(words(title, kind="lorabook-title"), row(*(slider.box for slider in sliders), kind="lorabook-cells"))
+    return stack(
+        words(title, kind="lorabook-title"),
+        row(*(slider.box for slider in sliders), kind="lorabook-cells"),
+    )
 
 
 def _label(part: str) -> str:

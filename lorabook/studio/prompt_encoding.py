@@ -1,4 +1,5 @@
 """Prompts encoded once."""
+
 from collections.abc import Mapping
 
 from lorabook.live.call import check_prompt, encodes_apart, told_prompts
@@ -14,7 +15,9 @@ class Encoder:
     def __init__(self):
         self._made: dict[tuple, Mapping] = {}
 
-    def __call__(self, pipe, prompt: str, negative: str, guidance_scale: float) -> Mapping[str, object]:
+    def __call__(
+        self, pipe, prompt: str, negative: str, guidance_scale: float
+    ) -> Mapping[str, object]:
         """What to tell the pipeline's call of a prompt: its embeddings, or where they cannot be made apart, the texts.
 
         Raises: ValueError for a prompt that cannot be read, see `read`.
@@ -36,13 +39,26 @@ def read(prompt: str, negative: str) -> tuple[str, str | None]:
 
     Raises: ValueError for what `generate` cannot read either, and for the adapters that a prompt names, which have sliders.
     """
-    return check_prompt(prompt, "prompt", _INSTEAD), check_prompt(negative, "negative_prompt", _INSTEAD) or None
+    return check_prompt(prompt, "prompt", _INSTEAD), check_prompt(
+        negative, "negative_prompt", _INSTEAD
+    ) or None
 
 
 def _state(pipe) -> tuple:
     """What adapters do to the text encoders now; holds the weights themselves, so that no others get their id."""
     names = active_adapters(pipe)
-    return tuple((part, module, name, float(layer.scaling[name]), layer.lora_B[name].weight,
-                  layer.lora_B[name].weight._version)
-                 for part, layers in lora_layers(pipe).items() if part.startswith("text_encoder")
-                 for module, layer in layers.items() for name in names if name in layer.scaling)
+    return tuple(
+        (
+            part,
+            module,
+            name,
+            float(layer.scaling[name]),
+            layer.lora_B[name].weight,
+            layer.lora_B[name].weight._version,
+        )
+        for part, layers in lora_layers(pipe).items()
+        if part.startswith("text_encoder")
+        for module, layer in layers.items()
+        for name in names
+        if name in layer.scaling
+    )

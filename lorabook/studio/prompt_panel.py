@@ -1,4 +1,5 @@
 """What is drawn and how: prompts, seeds, steps, guidance, scheduler, size."""
+
 import random
 import re
 from collections.abc import Callable
@@ -18,26 +19,58 @@ class PromptPanel:
 
     def __init__(self, change: Change, side: int):
         """Args: what takes a change of the settings; the pixels of the model's own pictures."""
+
         def to(name: str, read: Callable = lambda value: value) -> Callable:
             return lambda value: change(lambda settings: settings.with_(**{name: read(value)}))
-        self.prompt = line("prompt", to("prompt"), about="what to draw", placeholder="what to draw", flex="2 1 260px")
-        self.negative = line("without", to("negative_prompt"), about="negative prompt: what to keep out",
-                             placeholder="what to keep out", flex="1 1 160px")
+
+        self.prompt = line(
+            "prompt",
+            to("prompt"),
+            about="what to draw",
+            placeholder="what to draw",
+            flex="2 1 260px",
+        )
+        self.negative = line(
+            "without",
+            to("negative_prompt"),
+            about="negative prompt: what to keep out",
+            placeholder="what to keep out",
+            flex="1 1 160px",
+        )
         self.words = row(self.prompt, self.negative, kind="lorabook-words")
-        self.seeds = line("seeds", to("seeds", seeds_in), about="one picture for each, as 0, 1, 2", flex="1 1 80px")
-        self.another = button("another", "a new seed", lambda: put(self.seeds, str(random.randrange(10_000))))
-        self.steps = _slider(widgets.IntSlider, "steps", 1, 50, 1, "denoising steps of the full picture")
-        self.guidance = _slider(widgets.FloatSlider, "guidance", 0, 15, 0.5, "how closely to follow the prompt")
+        self.seeds = line(
+            "seeds",
+            to("seeds", seeds_in),
+            about="one picture for each, as 0, 1, 2",
+            flex="1 1 80px",
+        )
+        self.another = button(
+            "another", "a new seed", lambda: put(self.seeds, str(random.randrange(10_000)))
+        )
+        self.steps = _slider(
+            widgets.IntSlider, "steps", 1, 50, 1, "denoising steps of the full picture"
+        )
+        self.guidance = _slider(
+            widgets.FloatSlider, "guidance", 0, 15, 0.5, "how closely to follow the prompt"
+        )
         self.steps.observe(lambda event: to("num_inference_steps")(event["new"]), names="value")
         self.guidance.observe(lambda event: to("guidance_scale")(event["new"]), names="value")
         names = [*SCHEDULERS, *(f"{name} karras" for name in SCHEDULERS if name.startswith("dpm"))]
         schedulers = [(_OWN, None), *((name, name) for name in names)]
-        self.scheduler = menu("scheduler", schedulers, to("scheduler"), about="how noise is taken away", flex="1 1 0")
+        self.scheduler = menu(
+            "scheduler", schedulers, to("scheduler"), about="how noise is taken away", flex="1 1 0"
+        )
         sizes = [("own", None), *((str(size), size) for size in _sizes(side))]
         self.width = menu("width", sizes, to("width"), about="pixels across", flex="1 1 0")
         self.height = menu("height", sizes, to("height"), about="pixels down", flex="1 1 0")
-        self.box = stack(row(self.seeds, self.another), row(self.steps), row(self.guidance), row(self.scheduler),
-                         row(self.width, self.height), kind="lorabook-call")
+        self.box = stack(
+            row(self.seeds, self.another),
+            row(self.steps),
+            row(self.guidance),
+            row(self.scheduler),
+            row(self.width, self.height),
+            kind="lorabook-call",
+        )
 
     def show(self, settings: StudioSettings) -> None:
         """Let all controls stand as the settings say."""
@@ -66,7 +99,13 @@ def _sizes(side: int) -> list[int]:
 
 
 def _slider(kind: type, label: str, low, high, step, about: str):
-    made = kind(min=low, max=high, step=step, description=label, style={"description_width": "initial"},
-                layout={"width": "auto", "flex": "1 1 0", "min_width": "0"})
+    made = kind(
+        min=low,
+        max=high,
+        step=step,
+        description=label,
+        style={"description_width": "initial"},
+        layout={"width": "auto", "flex": "1 1 0", "min_width": "0"},
+    )
     tip(made, about)
     return made

@@ -1,4 +1,5 @@
 """Adapters on a pipeline cut to smaller ranks, and back."""
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -7,7 +8,14 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from lorabook.live.inject import adapter_of, base_weights, describe
-from lorabook.live.layers import adapter_names, check_known, factor_of, layers_of, models_of, put_factor
+from lorabook.live.layers import (
+    adapter_names,
+    check_known,
+    factor_of,
+    layers_of,
+    models_of,
+    put_factor,
+)
 from lorabook.live.locks import lock_of
 from lorabook.live.manage import swap_adapter
 from lorabook.live.match import Ready, fit
@@ -28,17 +36,33 @@ class _Decomposed:
     @classmethod
     def of(cls, adapter: Adapter, bases: Mapping[str, Mapping[str, Tensor]]):
         """Of an adapter, whose weights are copied: a swap writes into what is on the pipeline."""
-        kept = {part: {module: layer.map(Tensor.clone) for module, layer in found.items()}
-                for part, found in adapter.layers.items()}
-        svds = {(part, module): tuple(half.float() for half in svd_of_layer(*layer.factors(bases.get(part, {}).get(module))))
-                for part, found in kept.items() for module, layer in found.items()}
+        kept = {
+            part: {module: layer.map(Tensor.clone) for module, layer in found.items()}
+            for part, found in adapter.layers.items()
+        }
+        svds = {
+            (part, module): tuple(
+                half.float()
+                for half in svd_of_layer(*layer.factors(bases.get(part, {}).get(module)))
+            )
+            for part, found in kept.items()
+            for module, layer in found.items()
+        }
         return cls(replace(adapter, layers=kept), svds, shapes_of(adapter, bases))
 
     def cut(self, rank: int) -> Adapter:
         """The adapter with each layer at the best approximation of a rank; smaller layers stay as they are."""
-        layers = {part: {module: as_lora(*truncated(*self.svds[part, module], rank), self.shapes[part][module])
-                         if len(self.svds[part, module][1]) > rank else layer for module, layer in found.items()}
-                  for part, found in self.adapter.layers.items()}
+        layers = {
+            part: {
+                module: as_lora(
+                    *truncated(*self.svds[part, module], rank), self.shapes[part][module]
+                )
+                if len(self.svds[part, module][1]) > rank
+                else layer
+                for module, layer in found.items()
+            }
+            for part, found in self.adapter.layers.items()
+        }
         return replace(self.adapter, layers=layers)
 
     def energy(self, rank: int) -> float:
@@ -59,8 +83,15 @@ class Ranks:
 
     def largest(self, name: str) -> int:
         """The largest rank among an adapter's layers, as trained."""
-        return self._known(self._largest, name, lambda: max(
-            layer.lora_A[name].weight.shape[0] for found in layers_of(self.pipe, name).values() for layer in found.values()))
+        return self._known(
+            self._largest,
+            name,
+            lambda: max(
+                layer.lora_A[name].weight.shape[0]
+                for found in layers_of(self.pipe, name).values()
+                for layer in found.values()
+            ),
+        )
 
     def energy(self, name: str, rank: int) -> float:
         """The share of an adapter's ‖ΔW‖² that is left at a rank, 0 to 1."""
@@ -96,6 +127,7 @@ class Ranks:
         def decompose() -> _Decomposed:
             adapter = adapter_of(self.pipe, name)
             return _Decomposed.of(adapter, base_weights(self.pipe, adapter))
+
         return self._known(self._kept, name, decompose)
 
     def _known(self, kept: dict, name: str, find: Callable):
@@ -111,7 +143,11 @@ class Ranks:
 def _put(pipe, name: str, adapter: Adapter) -> None:
     """Put an adapter of the same layers in the place of one, really at its rank; its scales stay."""
     there = layers_of(pipe, name)
-    if any(isinstance(layer.scaling[name], Tensor) for found in there.values() for layer in found.values()):
+    if any(
+        isinstance(layer.scaling[name], Tensor)
+        for found in there.values()
+        for layer in found.values()
+    ):
         swap_adapter(pipe, name, adapter)  # a model prepared for swapping has padded ranks
         return
     for part, ready in fit(pipe, adapter, f"adapter {name!r}").items():
@@ -122,7 +158,9 @@ def _put(pipe, name: str, adapter: Adapter) -> None:
 
 def _place(layer: LoraLayer, name: str, made: Ready) -> None:
     down, up, factor = layer.lora_A[name], layer.lora_B[name], factor_of(layer, name)
-    down.weight, up.weight = (nn.Parameter(half.clone(), requires_grad=False) for half in (made.down, made.up))
+    down.weight, up.weight = (
+        nn.Parameter(half.clone(), requires_grad=False) for half in (made.down, made.up)
+    )
     width = "channels" if isinstance(down, nn.Conv2d) else "features"
     setattr(down, f"out_{width}", made.rank)
     setattr(up, f"in_{width}", made.rank)

@@ -1,4 +1,5 @@
 """What the studio shows, as plain data: read it, set it, save it."""
+
 import json
 import math
 import os
@@ -13,8 +14,10 @@ from lorabook.blocks import KINDS
 MOST_SEEDS, MOST_STEPS = 9, 200
 _KIND = "|".join(KINDS)
 BLOCK = re.compile(r"(down|up)\.\d+|mid|outside|text_encoder(_2)?")
-_PART = re.compile(rf"((down|up)\.\d+|mid)\.([a-z_]+_\d+|sampler|{_KIND})|{_KIND}"
-                   rf"|text_encoder(_2)?\.(layer_\d+|{_KIND})")
+_PART = re.compile(
+    rf"((down|up)\.\d+|mid)\.([a-z_]+_\d+|sampler|{_KIND})|{_KIND}"
+    rf"|text_encoder(_2)?\.(layer_\d+|{_KIND})"
+)
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,41 @@ class AdapterSettings:
     rank: int | None = None
 
     def __post_init__(self):
-        _check(isinstance(self.on, bool), f"an adapter is on or off, True or False, not {self.on!r:.80}")
+        _check(
+            isinstance(self.on, bool),
+            f"an adapter is on or off, True or False, not {self.on!r:.80}",
+        )
         _put(self, "scale", _number(self.scale, "an adapter's scale"))
         for what, names in (("blocks", BLOCK), ("parts", _PART)):
             said = getattr(self, what)
-            _check(isinstance(said, Mapping), f"{what} must be a dictionary of scales, not {said!r:.80}")
+            _check(
+                isinstance(said, Mapping),
+                f"{what} must be a dictionary of scales, not {said!r:.80}",
+            )
             for key in said:
-                _check(isinstance(key, str) and names.fullmatch(key), f"{key!r:.80} is not one of the {what} that have a "
-                       "scale, which are named as " + ("'down.0', 'mid', 'outside' and 'text_encoder'" if what == "blocks"
-                                                       else f"'up.1.attentions_0', 'up.1.sampler' and {', '.join(KINDS)}"))
-            _put(self, what, {key: value for key in said if (value := _number(said[key], f"the scale of {key}")) != 1})
-        _check(self.rank is None or _is_whole(self.rank) and self.rank >= 1,
-               f"a rank is a whole number of 1 or more, or None, not {self.rank!r:.80}")
+                _check(
+                    isinstance(key, str) and names.fullmatch(key),
+                    f"{key!r:.80} is not one of the {what} that have a "
+                    "scale, which are named as "
+                    + (
+                        "'down.0', 'mid', 'outside' and 'text_encoder'"
+                        if what == "blocks"
+                        else f"'up.1.attentions_0', 'up.1.sampler' and {', '.join(KINDS)}"
+                    ),
+                )
+            _put(
+                self,
+                what,
+                {
+                    key: value
+                    for key in said
+                    if (value := _number(said[key], f"the scale of {key}")) != 1
+                },
+            )
+        _check(
+            self.rank is None or _is_whole(self.rank) and self.rank >= 1,
+            f"a rank is a whole number of 1 or more, or None, not {self.rank!r:.80}",
+        )
 
     def scales(self, components: Iterable[str] = ("unet", "text_encoder")) -> float | dict:
         """The same in the form that `set_scales` takes for one adapter.
@@ -66,8 +92,10 @@ class AdapterSettings:
             block, _, what = part.rpartition(".")
             inside.setdefault(block, {})[what] = scale
         texts = [part for part in (*components, *inside) if part.startswith("text_encoder")]
-        said: dict = {part: _short({**(own := inside.pop(part, {})), "*": self.scale * own.get("*", 1.0)})
-                      for part in dict.fromkeys(texts)}
+        said: dict = {
+            part: _short({**(own := inside.pop(part, {})), "*": self.scale * own.get("*", 1.0)})
+            for part in dict.fromkeys(texts)
+        }
         return {"unet": _unet_scales(self.scale, inside)} | said
 
 
@@ -101,23 +129,44 @@ class StudioSettings:
 
     def __post_init__(self):
         for name in ("prompt", "negative_prompt"):
-            _check(isinstance(getattr(self, name), str), f"a {name} is a text, not {getattr(self, name)!r:.80}")
+            _check(
+                isinstance(getattr(self, name), str),
+                f"a {name} is a text, not {getattr(self, name)!r:.80}",
+            )
         for name in ("scheduler", "blend_method"):
             given = getattr(self, name)
-            _check(given is None or isinstance(given, str) and given, f"{name} is a name or None, not {given!r:.80}")
-        _check(isinstance(self.compare, bool), f"compare is True or False, not {self.compare!r:.80}")
+            _check(
+                given is None or isinstance(given, str) and given,
+                f"{name} is a name or None, not {given!r:.80}",
+            )
+        _check(
+            isinstance(self.compare, bool), f"compare is True or False, not {self.compare!r:.80}"
+        )
         _put(self, "seeds", _seeds(self.seeds))
         steps = self.num_inference_steps
-        _check(_is_whole(steps) and 1 <= steps <= MOST_STEPS, f"num_inference_steps is a whole number from 1 to "
-               f"{MOST_STEPS}, not {steps!r:.80}")
+        _check(
+            _is_whole(steps) and 1 <= steps <= MOST_STEPS,
+            f"num_inference_steps is a whole number from 1 to {MOST_STEPS}, not {steps!r:.80}",
+        )
         _put(self, "guidance_scale", _number(self.guidance_scale, "guidance_scale"))
         for name in ("width", "height"):
             size = getattr(self, name)
-            _check(size is None or _is_whole(size) and 16 <= size <= 4096 and size % 8 == 0,
-                   f"{name} is a multiple of 8 from 16 to 4096, or None for the model's own, not {size!r:.80}")
-        _check(isinstance(self.adapters, Mapping), f"adapters must be a dictionary by name, not {self.adapters!r:.80}")
-        _put(self, "adapters", {name: _made(AdapterSettings, value, f"adapter {name!r:.60}")
-                                for name, value in self.adapters.items()})
+            _check(
+                size is None or _is_whole(size) and 16 <= size <= 4096 and size % 8 == 0,
+                f"{name} is a multiple of 8 from 16 to 4096, or None for the model's own, not {size!r:.80}",
+            )
+        _check(
+            isinstance(self.adapters, Mapping),
+            f"adapters must be a dictionary by name, not {self.adapters!r:.80}",
+        )
+        _put(
+            self,
+            "adapters",
+            {
+                name: _made(AdapterSettings, value, f"adapter {name!r:.60}")
+                for name, value in self.adapters.items()
+            },
+        )
 
     def with_(self, **changes) -> "StudioSettings":
         """The same with other values of some fields."""
@@ -145,7 +194,9 @@ class StudioSettings:
         """Write a JSON file; returns its path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         return path
 
     @classmethod
@@ -164,7 +215,9 @@ def _unet_scales(scale: float, inside: Mapping[str, Mapping[str, float]]) -> flo
     """The UNet's part of the scales; `inside` by block, "" for kinds of layers everywhere."""
     said: dict = {"*": scale, **inside.get("", {})}
     if "outside" in inside:
-        said["embedding"] = said.get("embedding", 1.0) * inside["outside"]["*"]  # the only kind that is outside of blocks
+        said["embedding"] = (
+            said.get("embedding", 1.0) * inside["outside"]["*"]
+        )  # the only kind that is outside of blocks
     for block, own in inside.items():
         side, _, number = block.partition(".")
         if side in ("down", "up"):
@@ -176,16 +229,28 @@ def _unet_scales(scale: float, inside: Mapping[str, Mapping[str, float]]) -> flo
 
 def _short(said: Mapping[str, float | dict]) -> float | dict:
     """A number where nothing but "*" is said."""
-    return said["*"] if set(said) == {"*"} else {key: value for key, value in said.items() if (key, value) != ("*", 1.0)}
+    return (
+        said["*"]
+        if set(said) == {"*"}
+        else {key: value for key, value in said.items() if (key, value) != ("*", 1.0)}
+    )
 
 
 def _seeds(given) -> tuple[int, ...]:
-    _check(isinstance(given, Iterable) and not isinstance(given, (str, bytes)), f"seeds are several whole numbers, as "
-           f"(0, 1), not {given!r:.80}")
+    _check(
+        isinstance(given, Iterable) and not isinstance(given, (str, bytes)),
+        f"seeds are several whole numbers, as (0, 1), not {given!r:.80}",
+    )
     seeds = tuple(given)
     for seed in seeds:
-        _check(_is_whole(seed) and 0 <= seed < 2**63, f"a seed is a whole number of 0 or more, not {seed!r:.80}")
-    _check(1 <= len(seeds) <= MOST_SEEDS, f"give from 1 to {MOST_SEEDS} seeds, a picture for each, not {len(seeds)}")
+        _check(
+            _is_whole(seed) and 0 <= seed < 2**63,
+            f"a seed is a whole number of 0 or more, not {seed!r:.80}",
+        )
+    _check(
+        1 <= len(seeds) <= MOST_SEEDS,
+        f"give from 1 to {MOST_SEEDS} seeds, a picture for each, not {len(seeds)}",
+    )
     return tuple(map(int, seeds))
 
 
@@ -201,8 +266,10 @@ def _made(kind: type, values, what: str):
 
 
 def _number(value, what: str) -> float:
-    _check(isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value),
-           f"{what:.120} must be a finite number, not {value!r:.80}")
+    _check(
+        isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value),
+        f"{what:.120} must be a finite number, not {value!r:.80}",
+    )
     return float(value)
 
 

@@ -1,4 +1,5 @@
 """The studio as one picture, for places that cannot show widgets: what is drawn, and where the sliders stand."""
+
 import io
 import textwrap
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from lorabook.studio.settings import AdapterSettings, StudioSettings
 _WIDTH, _DPI, _GAP, _MOST = 7.0, 90, 20, 3  # inches and dots of a map, pixels between, maps at most
 
 
-def static_picture(grid: Image.Image | None, settings: StudioSettings, touched: dict[str, list[str]]) -> Image.Image:
+def static_picture(
+    grid: Image.Image | None, settings: StudioSettings, touched: dict[str, list[str]]
+) -> Image.Image:
     """The pictures on the left, a map of block scales for each adapter that takes part on the right.
 
     Args:
@@ -22,9 +25,13 @@ def static_picture(grid: Image.Image | None, settings: StudioSettings, touched: 
         settings: what they show.
         touched: the blocks that have a slider, by adapter.
     """
-    taking = {name: mine for name, mine in settings.adapters.items() if mine.on and touched.get(name)}
+    taking = {
+        name: mine for name, mine in settings.adapters.items() if mine.on and touched.get(name)
+    }
     maps = [_map(name, mine, touched[name]) for name, mine in list(taking.items())[:_MOST]]
-    return _beside([*([grid] if grid is not None else []), *maps] or [Image.new("RGB", (320, 32), "white")])
+    return _beside(
+        [*([grid] if grid is not None else []), *maps] or [Image.new("RGB", (320, 32), "white")]
+    )
 
 
 def scale_map(mine: AdapterSettings, touched: list[str]) -> dict[str, float]:
@@ -34,7 +41,9 @@ def scale_map(mine: AdapterSettings, touched: list[str]) -> dict[str, float]:
 
 def _map(name: str, mine: AdapterSettings, touched: list[str]) -> Image.Image:
     values = scale_map(mine, touched)
-    more = [f"{part} × {scale:g}" for part, scale in mine.parts.items()] + [f"rank {mine.rank}"] * (mine.rank is not None)
+    more = [f"{part} × {scale:g}" for part, scale in mine.parts.items()] + [f"rank {mine.rank}"] * (
+        mine.rank is not None
+    )
     title = textwrap.shorten(" · ".join([f"{name}: scale by block", *more]), 78, placeholder=" …")
     with rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, blocks_height(values)))
@@ -53,8 +62,14 @@ def _trimmed(image: Image.Image) -> Image.Image:
 
 def _beside(images: Sequence[Image.Image]) -> Image.Image:
     """Images beside each other, on one middle line."""
-    sheet = Image.new("RGB", (sum(image.width for image in images) + _GAP * (len(images) + 1),
-                              max(image.height for image in images) + 2 * _GAP), "white")
+    sheet = Image.new(
+        "RGB",
+        (
+            sum(image.width for image in images) + _GAP * (len(images) + 1),
+            max(image.height for image in images) + 2 * _GAP,
+        ),
+        "white",
+    )
     x = _GAP
     for image in images:
         sheet.paste(image, (x, (sheet.height - image.height) // 2))

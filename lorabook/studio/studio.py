@@ -1,4 +1,5 @@
 """The sliders: a pipeline's adapters in a person's hands, and the picture that follows."""
+
 import io
 import os
 from collections.abc import Callable
@@ -45,7 +46,14 @@ class ScaleStudio:
         gallery: what was kept, as `Kept` with `picture`, `images` and `settings`.
     """
 
-    def __init__(self, pipe, *, prompt: str | None = None, adapters_folder: str | os.PathLike | None = None, **more):
+    def __init__(
+        self,
+        pipe,
+        *,
+        prompt: str | None = None,
+        adapters_folder: str | os.PathLike | None = None,
+        **more,
+    ):
         """Args:
             pipe: with adapters, or without; the shelf loads some.
             prompt: None takes one that suits the model.
@@ -85,14 +93,18 @@ class ScaleStudio:
     def put(self, settings: StudioSettings) -> None:
         """Let the sliders and the picture follow these settings. Raises ValueError for adapters that are not loaded."""
         if not isinstance(settings, StudioSettings):
-            raise ValueError(f"settings must be StudioSettings, not {settings!r:.80}; change them as "
-                             "studio.settings.with_(prompt=...)")
+            raise ValueError(
+                f"settings must be StudioSettings, not {settings!r:.80}; change them as "
+                "studio.settings.with_(prompt=...)"
+            )
         if new := settings.adapters.keys() - self.settings.adapters.keys():
             with lock_of(self.pipe):
                 known = {*self.settings.adapters, *adapter_names(self.pipe)}
             if new - known:
-                raise ValueError(f"the pipeline has no adapter {min(new - known)!r:.80}; it has: {listed(sorted(known))}; "
-                                 "load it first with studio.load(file)")
+                raise ValueError(
+                    f"the pipeline has no adapter {min(new - known)!r:.80}; it has: {listed(sorted(known))}; "
+                    "load it first with studio.load(file)"
+                )
         self._history.push(settings)
         self._follow()
 
@@ -175,7 +187,9 @@ class ScaleStudio:
         """Write the present picture as a PNG, its settings inside; several as a grid. Returns the path."""
         painted = self._present()
         several = len(painted.images) > 1 or painted.base is not None
-        return write_picture(self._grid(painted).picture() if several else painted.images[0], painted.settings, path)
+        return write_picture(
+            self._grid(painted).picture() if several else painted.images[0], painted.settings, path
+        )
 
     @staticmethod
     def settings_in(png: str | os.PathLike) -> StudioSettings:
@@ -198,7 +212,10 @@ class ScaleStudio:
         self.static().quantize(256, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
         data, metadata = mime.bundle(encoded.getvalue(), repr(self))
         widget = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
-        return data | {"text/plain": repr(self), "application/vnd.jupyter.widget-view+json": widget}, metadata
+        return data | {
+            "text/plain": repr(self),
+            "application/vnd.jupyter.widget-view+json": widget,
+        }, metadata
 
     def static(self) -> Image.Image:
         """What is drawn, and where the sliders stand, as one picture."""
@@ -211,25 +228,39 @@ class ScaleStudio:
         """The pictures of the present settings, in full."""
         if not self.wait(_PATIENCE):
             if lock_of(self.pipe).is_mine():
-                raise ValueError("the studio draws when the block or the call that has its pipeline is at its end; ask for "
-                                 "the picture after it")
-            raise TimeoutError(f"the picture is not there after {_PATIENCE} seconds; wait for it with studio.wait()")
+                raise ValueError(
+                    "the studio draws when the block or the call that has its pipeline is at its end; ask for "
+                    "the picture after it"
+                )
+            raise TimeoutError(
+                f"the picture is not there after {_PATIENCE} seconds; wait for it with studio.wait()"
+            )
         if self._error or self._painted is None:
             raise ValueError(self._error or "the studio is closed, so there is no picture")
         return self._painted
 
-    def _grid(self, painted: Painted, drawn: Callable[[Image.Image], Image.Image] = lambda image: image) -> ImageGrid:
+    def _grid(
+        self, painted: Painted, drawn: Callable[[Image.Image], Image.Image] = lambda image: image
+    ) -> ImageGrid:
         rows = [{what: drawn(image) for what, image in row.items()} for row in compared(painted)]
         seeds = [f"seed {seed}" for seed in painted.settings.seeds]
         if painted.base is None:
-            return ImageGrid([[row[NOW] for row in rows]], columns=seeds, title=painted.settings.prompt)
-        return ImageGrid([list(row.values()) for row in rows], columns=list(rows[0]), rows=seeds,
-                         title=painted.settings.prompt)
+            return ImageGrid(
+                [[row[NOW] for row in rows]], columns=seeds, title=painted.settings.prompt
+            )
+        return ImageGrid(
+            [list(row.values()) for row in rows],
+            columns=list(rows[0]),
+            rows=seeds,
+            title=painted.settings.prompt,
+        )
 
     def _follow(self) -> None:
         """Let the view and the picture follow the present settings."""
         self._error = None
-        self._renderer.request(self.settings)  # first, since it stops what runs, and the view may wait for the pipeline
+        self._renderer.request(
+            self.settings
+        )  # first, since it stops what runs, and the view may wait for the pipeline
         self._view.show(self.settings, self._history.can_undo, self._history.can_redo)
 
     def _new_renderer(self) -> Renderer:

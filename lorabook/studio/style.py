@@ -1,8 +1,12 @@
 """How the studio looks, in light and dark themes."""
+
 from lorabook.show.plots import BLUE, GREEN, ORANGE
 
-_INK, _FAINT, _LINE = ("var(--jp-ui-font-color1, #222)", "var(--jp-ui-font-color2, #6a6a6a)",
-                       "var(--jp-border-color2, #dcdcdc)")
+_INK, _FAINT, _LINE = (
+    "var(--jp-ui-font-color1, #222)",
+    "var(--jp-ui-font-color2, #6a6a6a)",
+    "var(--jp-border-color2, #dcdcdc)",
+)
 _PAPER, _SUNK = "var(--jp-layout-color1, #fff)", "var(--jp-layout-color2, #f5f5f5)"
 
 _TICKS = ", ".join(["linear-gradient(#8a8a8a, #8a8a8a)"] * 2)  # a slider's marks at 0 and at 1

@@ -4,6 +4,7 @@ Each Python thread that runs torch on the CPU gets a pool of OpenMP threads of i
 threads than there are cores, libgomp no longer waits actively, and every small operation pays for waking its helpers: see
 GOMP_SPINCOUNT in https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
 """
+
 import ctypes
 from functools import lru_cache
 from pathlib import Path

@@ -1,4 +1,5 @@
 """The studio's panels put together."""
+
 from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
@@ -39,23 +40,59 @@ class View:
         self.adapter, self.mixer = AdapterPanel(painter, change), Mixer(change)
         self.shelf = Shelf(files, self._tried(studio.load), self.adapter.choose)
         self.gallery = Gallery(self._tried(studio.put), self._tried(studio.drop))
-        self.take = ExportPanel(studio.code, self._tried(studio.save_adapter, "{}"),
-                                self._tried(studio.save_picture, "{}: written, its settings inside"))
-        self.undo = button("undo", "back to the settings before", self._tried(studio.undo), kind="lorabook-undo")
-        self.redo = button("redo", "forth to what was undone", self._tried(studio.redo), kind="lorabook-redo")
-        self.keep = button("keep", "put the present picture into the gallery, with its settings",
-                           self._tried(studio.keep, "kept, in the gallery"))
-        self.compare = switch("compare", lambda on: change(lambda settings: settings.with_(compare=on)),
-                              about="the base model's picture and the difference beside")
+        self.take = ExportPanel(
+            studio.code,
+            self._tried(studio.save_adapter, "{}"),
+            self._tried(studio.save_picture, "{}: written, its settings inside"),
+        )
+        self.undo = button(
+            "undo", "back to the settings before", self._tried(studio.undo), kind="lorabook-undo"
+        )
+        self.redo = button(
+            "redo", "forth to what was undone", self._tried(studio.redo), kind="lorabook-redo"
+        )
+        self.keep = button(
+            "keep",
+            "put the present picture into the gallery, with its settings",
+            self._tried(studio.keep, "kept, in the gallery"),
+        )
+        self.compare = switch(
+            "compare",
+            lambda on: change(lambda settings: settings.with_(compare=on)),
+            about="the base model's picture and the difference beside",
+        )
         self.status = words(kind="lorabook-status")
-        self.tabs = _tabs({"blocks": self.adapter.box, "mix": self.mixer.box, "shelf": self.shelf.box,
-                           "gallery": self.gallery.box, "take away": self.take.box}, self._turned)
-        bar = row(words("scale studio", kind="lorabook-name"), self.undo, self.redo, self.compare, self.keep, self.status,
-                  kind="lorabook-bar")
-        left, right = stack(self.stage.box, self.words.box, kind="lorabook-left"), stack(self.tabs, kind="lorabook-right")
+        self.tabs = _tabs(
+            {
+                "blocks": self.adapter.box,
+                "mix": self.mixer.box,
+                "shelf": self.shelf.box,
+                "gallery": self.gallery.box,
+                "take away": self.take.box,
+            },
+            self._turned,
+        )
+        bar = row(
+            words("scale studio", kind="lorabook-name"),
+            self.undo,
+            self.redo,
+            self.compare,
+            self.keep,
+            self.status,
+            kind="lorabook-bar",
+        )
+        left, right = (
+            stack(self.stage.box, self.words.box, kind="lorabook-left"),
+            stack(self.tabs, kind="lorabook-right"),
+        )
         self._body = row(left, right, kind="lorabook-body")
-        self.box = stack(widgets.HTML(STYLES + LABELS, layout={"display": "none"}), bar, self.words.words, self._body,
-                         kind="lorabook-studio")
+        self.box = stack(
+            widgets.HTML(STYLES + LABELS, layout={"display": "none"}),
+            bar,
+            self.words.words,
+            self._body,
+            kind="lorabook-studio",
+        )
 
     def show(self, settings: StudioSettings, can_undo: bool, can_redo: bool) -> None:
         """Let all controls stand as the settings say; nothing comes back from that."""
@@ -78,7 +115,11 @@ class View:
         self.stage.show(painted)
         (self._body.remove_class if self.stage.alone else self._body.add_class)("lorabook-wide")
         steps = painted.settings.num_inference_steps
-        self.say(f"preview · {painted.seconds:.2f} s" if painted.preview else f"{steps} steps · {painted.seconds:.2f} s")
+        self.say(
+            f"preview · {painted.seconds:.2f} s"
+            if painted.preview
+            else f"{steps} steps · {painted.seconds:.2f} s"
+        )
 
     def say(self, sentence: str, *, wrong: bool = False) -> None:
         """Put a sentence into the status line."""
@@ -98,6 +139,7 @@ class View:
 
     def _tried(self, act: Callable, after: str = "") -> Callable[..., bool]:
         """The same, where an error becomes a sentence in the status line; tells whether all went well."""
+
         def tried(*args) -> bool:
             try:
                 result = act(*args)
@@ -107,6 +149,7 @@ class View:
             if after:
                 self.say(after.format(result))
             return True
+
         return tried
 
     def _turned(self) -> None:

@@ -1,4 +1,5 @@
 """One worker that draws the newest settings and stops what they make stale."""
+
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +20,13 @@ class Renderer:
     There is no queue: whatever was asked for before the newest is forgotten. The thread ends when nothing is left to do.
     """
 
-    def __init__(self, paint: Callable[..., Painted], show: Callable[[Painted], None],
-                 fail: Callable[[str, StudioSettings], None], lock: Callable[[], PipelineLock] = PipelineLock):
+    def __init__(
+        self,
+        paint: Callable[..., Painted],
+        show: Callable[[Painted], None],
+        fail: Callable[[str, StudioSettings], None],
+        lock: Callable[[], PipelineLock] = PipelineLock,
+    ):
         """Args: `Painter.paint`; what takes each result; what takes an error's sentence and its settings; what gives
         the lock of what is painted on. The second and third are called in the worker's thread, without the lock."""
         self._paint, self._show, self._fail, self._lock = paint, show, fail, lock
@@ -50,7 +56,9 @@ class Renderer:
         if threading.current_thread() is self._worker:
             return False
         with self._changed:
-            return self._changed.wait_for(lambda: self._worker is None, 0 if self._lock().is_mine() else timeout)
+            return self._changed.wait_for(
+                lambda: self._worker is None, 0 if self._lock().is_mine() else timeout
+            )
 
     def close(self) -> None:
         """Stop what runs, within one step, and take no more requests."""
@@ -73,7 +81,9 @@ class Renderer:
         with self._changed:
             settings, self._wanted = self._wanted, None
             if settings is None or _is_leaving():
-                self._worker = None  # in one go with looking, so that a request behind it starts another
+                self._worker = (
+                    None  # in one go with looking, so that a request behind it starts another
+                )
                 self._changed.notify_all()
                 return None
             return settings
@@ -82,7 +92,11 @@ class Renderer:
         try:
             for preview in (True, False):
                 with self._turn():
-                    painted = self._paint(settings, preview=preview, stopped=lambda preview=preview: self._is_stale(preview))
+                    painted = self._paint(
+                        settings,
+                        preview=preview,
+                        stopped=lambda preview=preview: self._is_stale(preview),
+                    )
                 if self._is_stale(preview):
                     return
                 self._show(painted)

@@ -1,4 +1,5 @@
 """What can vary along an axis of a sweep, and what one value of it means."""
+
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,10 @@ from lorabook.pipelines import scheduler_named
 
 CALL = ("prompt", "negative_prompt", "seed", "guidance_scale", "num_inference_steps", "scheduler")
 ADAPTERS = ("adapter", "checkpoint", "method", "scale")
-INSTEAD = ('say columns={{"{name}": [{weight}]}} or scales={{"{name}": {weight}}}, since a sweep sets the scales so, or '
-           'draw it with generate(pipe, prompt)')
+INSTEAD = (
+    'say columns={{"{name}": [{weight}]}} or scales={{"{name}": {weight}}}, since a sweep sets the scales so, or '
+    "draw it with generate(pipe, prompt)"
+)
 RATIO = ":"  # "ink:creatures" goes from the one to the other
 _SHORT = {"guidance_scale": "guidance", "num_inference_steps": "steps"}
 _WHOLE = "the scales of all layers"
@@ -33,7 +36,11 @@ class Axis:
     @property
     def adapter(self) -> str | None:
         """The adapter whose scales vary, or None."""
-        return None if self.what in CALL + ADAPTERS or RATIO in self.what else self.what.partition(".")[0]
+        return (
+            None
+            if self.what in CALL + ADAPTERS or RATIO in self.what
+            else self.what.partition(".")[0]
+        )
 
     @property
     def path(self) -> str:
@@ -50,8 +57,10 @@ def read_axis(pipe, axis, name: str) -> Axis:
     Raises: ValueError for an axis that is none, is empty, or has a value that cannot be.
     """
     if not isinstance(axis, Mapping) or len(axis) != 1:
-        raise ValueError(f"{name} must be a dictionary with one entry, as {{\"seed\": [0, 1, 2]}}; got {axis!r:.120}")
-    (what, values), = axis.items()
+        raise ValueError(
+            f'{name} must be a dictionary with one entry, as {{"seed": [0, 1, 2]}}; got {axis!r:.120}'
+        )
+    ((what, values),) = axis.items()
     if not isinstance(what, str):
         raise ValueError(f"{name}: {what!r:.60} is no name of what varies")
     if what == "checkpoint" and hasattr(values, "folder"):
@@ -73,19 +82,31 @@ def check_together(axes: Sequence[Axis]) -> None:
         return
     one, other = axes
     if one.what == other.what:
-        raise ValueError(f"columns and rows both vary {one.what!r}; let one of them vary something else")
+        raise ValueError(
+            f"columns and rows both vary {one.what!r}; let one of them vary something else"
+        )
     for first, second in ((one, other), (other, one)):
         if first.what in ("adapter", "checkpoint", "method") or RATIO in first.what:
-            clash = second.what in ("adapter", "checkpoint") or (second.what == "method" and RATIO not in first.what)
-            named = second.adapter is not None and (RATIO not in first.what or second.adapter in first.what.split(RATIO))
+            clash = second.what in ("adapter", "checkpoint") or (
+                second.what == "method" and RATIO not in first.what
+            )
+            named = second.adapter is not None and (
+                RATIO not in first.what or second.adapter in first.what.split(RATIO)
+            )
             if clash or named or (RATIO in first.what and RATIO in second.what):
-                raise ValueError(f"the axes {one.what!r} and {other.what!r} cannot be combined, since both say how strongly "
-                                 "adapters take part; vary 'scale' beside one of them")
+                raise ValueError(
+                    f"the axes {one.what!r} and {other.what!r} cannot be combined, since both say how strongly "
+                    "adapters take part; vary 'scale' beside one of them"
+                )
 
 
 def checkpoints_of(run) -> list[Path]:
     """The checkpoints of a TrainingRun in their order, and its adapter where it learned on after the last of them."""
-    found = {int(path.name.rpartition("-")[2]): path for path in Path(run.folder).glob("checkpoint-*") if path.is_dir()}
+    found = {
+        int(path.name.rpartition("-")[2]): path
+        for path in Path(run.folder).glob("checkpoint-*")
+        if path.is_dir()
+    }
     last = max((record["step"] for record in run.history), default=0)
     return [found[step] for step in sorted(found)] + ([] if last in found else [Path(run.adapter)])
 
@@ -122,8 +143,11 @@ def label(what: str, value) -> str:
         one, other = what.split(RATIO)
         return f"{1 - value:.0%} {one}\n{value:.0%} {other}"
     if what.endswith(".steps"):
-        told = ", ".join(f"{start:.0%} to {end:.0%}" + ("" if factor == 1 else f" × {factor:g}")
-                         for start, end, factor in _shares(value) if factor)
+        told = ", ".join(
+            f"{start:.0%} to {end:.0%}" + ("" if factor == 1 else f" × {factor:g}")
+            for start, end, factor in _shares(value)
+            if factor
+        )
         return f"{what.removesuffix('.steps')} {told or 'never'}"
     return f"{short.replace('.unet.', ' ').replace('block_', '')} {_plain(value)}"
 
@@ -131,7 +155,9 @@ def label(what: str, value) -> str:
 def _plain(value) -> str:
     """Scales in few letters."""
     if isinstance(value, Mapping):
-        return "; ".join(f"{key} {_plain(inner)}" for key, inner in list(value.items())[:4]) + " …" * (len(value) > 4)
+        return "; ".join(
+            f"{key} {_plain(inner)}" for key, inner in list(value.items())[:4]
+        ) + " …" * (len(value) > 4)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ",".join(_plain(inner) for inner in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -139,9 +165,17 @@ def _plain(value) -> str:
 
 def _shares(value) -> list:
     """A share of the run, as (0.2, 0.5), as the schedule in which the adapter takes part in it alone."""
-    if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(end, Real) for end in value):
+    if (
+        isinstance(value, Sequence)
+        and len(value) == 2
+        and all(isinstance(end, Real) for end in value)
+    ):
         start, end = value
-        return [entry for entry in ([0, start, 0.0], [start, end, 1.0], [end, 1, 0.0]) if entry[0] != entry[1]]
+        return [
+            entry
+            for entry in ([0, start, 0.0], [start, end, 1.0], [end, 1, 0.0])
+            if entry[0] != entry[1]
+        ]
     return value
 
 
@@ -151,14 +185,18 @@ def _check_what(pipe, what: str, name: str) -> None:
         return
     named = what.split(RATIO) if RATIO in what else [what.partition(".")[0]]
     if not known:
-        raise ValueError(f"{name}: {what!r:.60} cannot vary, since the pipeline has no adapter; load_adapter(pipe, …) loads "
-                         f"one. Without, what can vary is: {', '.join(CALL)}")
+        raise ValueError(
+            f"{name}: {what!r:.60} cannot vary, since the pipeline has no adapter; load_adapter(pipe, …) loads "
+            f"one. Without, what can vary is: {', '.join(CALL)}"
+        )
     if what in ADAPTERS:
         return
     for adapter in named:
         if adapter not in known:
-            raise ValueError(f"{name}: {adapter!r:.60} cannot vary; what can is {', '.join(CALL + ADAPTERS)}, and the "
-                             f"scales of an adapter ({listed(known)})")
+            raise ValueError(
+                f"{name}: {adapter!r:.60} cannot vary; what can is {', '.join(CALL + ADAPTERS)}, and the "
+                f"scales of an adapter ({listed(known)})"
+            )
     check_known(pipe, named)
     if RATIO in what and len(set(named)) != 2:
         raise ValueError(f"{name}: {what!r:.60} is no ratio of two adapters, as 'ink:creatures'")
@@ -181,7 +219,13 @@ def _check_value(pipe, what: str, value, name: str) -> None:
     elif what == "method":
         _ask(value in METHODS, name, what, ", ".join(METHODS), value)
     elif what in ("adapter", "checkpoint"):
-        _ask(value is not None or what == "adapter", name, what, "folders or files of checkpoints", value)
+        _ask(
+            value is not None or what == "adapter",
+            name,
+            what,
+            "folders or files of checkpoints",
+            value,
+        )
     else:
         adapter, _, path = what.partition(".")
         said = plain_scales(pipe, scales_at(path, value), adapter)

@@ -1,4 +1,5 @@
 """One cell of a grid: which call draws it, and with which adapters at which scales."""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -49,7 +50,9 @@ class Present:
         return cls(active_adapters(pipe), scales_of(pipe))
 
 
-def cells_of(pipe, axes: Sequence[Axis], call: Mapping[str, object], present: Present) -> list[Cell]:
+def cells_of(
+    pipe, axes: Sequence[Axis], call: Mapping[str, object], present: Present
+) -> list[Cell]:
     """The cells of a grid, row by row; the first axis runs across."""
     across, *down = axes
     cells = []
@@ -72,12 +75,18 @@ def _with(pipe, cell: Cell, axis: Axis, value) -> Cell:
         return replace(cell, method=value)
     if what in ("adapter", "checkpoint"):
         there = isinstance(value, str) and value in adapter_names(pipe)
-        return replace(cell, chosen="" if value is None else value if there else SWEPT, source=None if there else value)
+        return replace(
+            cell,
+            chosen="" if value is None else value if there else SWEPT,
+            source=None if there else value,
+        )
     if RATIO in what:
         one, other = what.split(RATIO)
         said = [*cell.said, (one, 1 - value, True), (other, value, True)]
         return replace(cell, weights={one: 1 - value, other: value}, said=said)
-    return replace(cell, said=[*cell.said, (axis.adapter, scales_at(axis.path, value), not axis.path)])
+    return replace(
+        cell, said=[*cell.said, (axis.adapter, scales_at(axis.path, value), not axis.path)]
+    )
 
 
 def _with_weights(cell: Cell, present: Present) -> Cell:
@@ -86,15 +95,21 @@ def _with_weights(cell: Cell, present: Present) -> Cell:
         return replace(cell, weights={})
     weights = cell.weights or {name: as_scales(present.table[name]) for name in present.active}
     if len(weights) < 2:
-        raise ValueError(f"'method' blends at least two adapters; {', '.join(weights) or 'none'} takes part. Load another, "
-                         "or enable it, or vary a ratio as 'ink:creatures' beside it")
+        raise ValueError(
+            f"'method' blends at least two adapters; {', '.join(weights) or 'none'} takes part. Load another, "
+            "or enable it, or vary a ratio as 'ink:creatures' beside it"
+        )
     return replace(cell, weights=weights, said=())
 
 
 def as_scales(parts: Mapping[str, Mapping[str, float]]):
     """Scales, as `set_scales` takes them, that give exactly these factors: a number where they are all the same."""
     numbers = {factor for layers in parts.values() for factor in layers.values()}
-    return next(iter(numbers), 1.0) if len(numbers) < 2 else {part: dict(layers) for part, layers in parts.items()}
+    return (
+        next(iter(numbers), 1.0)
+        if len(numbers) < 2
+        else {part: dict(layers) for part, layers in parts.items()}
+    )
 
 
 def factors_of(pipe, cell: Cell, present: Present) -> Factors:
@@ -104,9 +119,16 @@ def factors_of(pipe, cell: Cell, present: Present) -> Factors:
         on = name == cell.chosen if cell.chosen is not None else name not in cell.weights
         kept = name in present.table and (name != cell.chosen or name in present.active)
         before = present.table[name] if kept else factors_for(pipe, name, 1.0)
-        said = _product(pipe, [(scales, whole) for adapter, scales, whole in cell.said if adapter == name], name)
-        factors[name] = {part: {module: said.get(part, {}).get(module, number) * cell.factor * on
-                                for module, number in layers.items()} for part, layers in before.items()}
+        said = _product(
+            pipe, [(scales, whole) for adapter, scales, whole in cell.said if adapter == name], name
+        )
+        factors[name] = {
+            part: {
+                module: said.get(part, {}).get(module, number) * cell.factor * on
+                for module, number in layers.items()
+            }
+            for part, layers in before.items()
+        }
     return factors
 
 
@@ -120,7 +142,9 @@ def schedule_of(pipe, cell: Cell, steps: Mapping[str, Sequence]) -> dict[str, li
     return {name: list(shares) for name, shares in found.items() if shares}
 
 
-def _product(pipe, statements: Sequence[tuple[object, bool]], name: str) -> dict[str, dict[str, float]]:
+def _product(
+    pipe, statements: Sequence[tuple[object, bool]], name: str
+) -> dict[str, dict[str, float]]:
     """What several statements make of the layers that any of them speaks of."""
     found: dict[str, dict[str, float]] = {}
     for scales, whole in statements:
@@ -129,7 +153,9 @@ def _product(pipe, statements: Sequence[tuple[object, bool]], name: str) -> dict
         for part, layers in factors_for(pipe, name, plain).items():
             for module, factor in layers.items():
                 if spoken[part][module] == 0:
-                    found.setdefault(part, {})[module] = found.get(part, {}).get(module, 1.0) * factor
+                    found.setdefault(part, {})[module] = (
+                        found.get(part, {}).get(module, 1.0) * factor
+                    )
     return found
 
 

@@ -1,4 +1,5 @@
 """Comparisons in pictures and numbers: the methods of blending, and the blocks of an adapter, side by side."""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,13 @@ from lorabook.sweeps import world_of
 from lorabook.sweeps.sweep import sweep
 
 _HEADS = ("method", "rank", "relative error against the sum of ΔW")
-_EFFECTS = ("block", "‖ΔW‖", "share of the spectrum", "change in the picture", "change to CLIP's eye")
+_EFFECTS = (
+    "block",
+    "‖ΔW‖",
+    "share of the spectrum",
+    "change in the picture",
+    "change to CLIP's eye",
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +47,10 @@ class BlendComparison:
     grid: ImageGrid
 
     def _rows(self) -> list[tuple[str, str, str]]:
-        return [(method, str(report.rank), f"{report.error['total']:.2g}") for method, report in self.reports.items()]
+        return [
+            (method, str(report.rank), f"{report.error['total']:.2g}")
+            for method, report in self.reports.items()
+        ]
 
     def __str__(self):
         return as_text(_HEADS, self._rows())
@@ -52,14 +62,24 @@ class BlendComparison:
 
     def _ipython_display_(self):
         from IPython.display import HTML, display
+
         display(HTML(self._repr_html_()), self.grid)
 
 
 @locked
-def compare_blends(pipe, weights: Mapping[str, object], prompt: str | Sequence[str], *, methods: Sequence[str] = METHODS,
-                   density: float | None = None, rank: int | None = None, seed: int = 0,
-                   num_inference_steps: int | None = None, guidance_scale: float | None = None,
-                   **call) -> BlendComparison:
+def compare_blends(
+    pipe,
+    weights: Mapping[str, object],
+    prompt: str | Sequence[str],
+    *,
+    methods: Sequence[str] = METHODS,
+    density: float | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    **call,
+) -> BlendComparison:
     """Blend the same adapters by each method and draw the same prompts with it, and with nothing else.
 
     Other adapters are switched off while it draws; the pipeline's adapters, scales and states are as before afterwards,
@@ -80,9 +100,24 @@ def compare_blends(pipe, weights: Mapping[str, object], prompt: str | Sequence[s
     with kept_scales(pipe):
         try:
             for method in methods:
-                reports[method] = blend(pipe, weights, method=method, new_name=name, density=density, rank=rank, seed=seed)
-                drawn = sweep(pipe, columns={"prompt": prompts}, scales={name: 1}, seed=seed,
-                              num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **call)
+                reports[method] = blend(
+                    pipe,
+                    weights,
+                    method=method,
+                    new_name=name,
+                    density=density,
+                    rank=rank,
+                    seed=seed,
+                )
+                drawn = sweep(
+                    pipe,
+                    columns={"prompt": prompts},
+                    scales={name: 1},
+                    seed=seed,
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    **call,
+                )
                 if not drawn.is_whole:  # a sweep keeps what was drawn before an interrupt
                     raise KeyboardInterrupt
                 columns += drawn.images
@@ -142,18 +177,35 @@ class BlockEffects:
         if len(self.blocks) < 2:
             return {f"{one} and {other}": 1.0 for one, other in pairs}
         places = {measure: list(ranks.values()) for measure, ranks in self.ranks.items()}
-        return {f"{one} and {other}": float(np.corrcoef(places[one], places[other])[0, 1]) for one, other in pairs}
+        return {
+            f"{one} and {other}": float(np.corrcoef(places[one], places[other])[0, 1])
+            for one, other in pairs
+        }
 
     def plot(self) -> Plot:
         """The change in the picture on the UNet's shape; below each name its places by norm, spectrum and picture."""
-        places = {block: " · ".join(str(self.ranks[measure][block]) for measure in self.ranks) for block in self.blocks}
-        return plot_blocks({block: effect.pixels for block, effect in self.blocks.items()}, notes=places,
-                           title=f"{self.adapter}: each block alone (places by norm · spectrum · picture)",
-                           label="change in the picture, root mean square")
+        places = {
+            block: " · ".join(str(self.ranks[measure][block]) for measure in self.ranks)
+            for block in self.blocks
+        }
+        return plot_blocks(
+            {block: effect.pixels for block, effect in self.blocks.items()},
+            notes=places,
+            title=f"{self.adapter}: each block alone (places by norm · spectrum · picture)",
+            label="change in the picture, root mean square",
+        )
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [(block, f"{effect.norm:.3g}", f"{effect.spectrum:.1%}", f"{effect.pixels:.3f}", f"{effect.likeness:.3f}")
-                for block, effect in self.blocks.items()]
+        return [
+            (
+                block,
+                f"{effect.norm:.3g}",
+                f"{effect.spectrum:.1%}",
+                f"{effect.pixels:.3f}",
+                f"{effect.likeness:.3f}",
+            )
+            for block, effect in self.blocks.items()
+        ]
 
     def __str__(self):
         agreed = ", ".join(f"{pair} {value:.2f}" for pair, value in self.agreement.items())
@@ -167,11 +219,14 @@ class BlockEffects:
 
     def _ipython_display_(self):
         from IPython.display import HTML, display
+
         display(HTML(self._repr_html_()), self.plot(), self.grid)
 
 
 @locked
-def block_effects(pipe, adapter: str, prompt: str, *, seeds: Sequence[int] = (0, 1), **call) -> BlockEffects:
+def block_effects(
+    pipe, adapter: str, prompt: str, *, seeds: Sequence[int] = (0, 1), **call
+) -> BlockEffects:
     """How much each block of an adapter matters: by its weights, and by what it alone does to the picture.
 
     The pictures come from one batched pass: the base, each block alone as trained, and all blocks. Other adapters keep
@@ -189,8 +244,17 @@ def block_effects(pipe, adapter: str, prompt: str, *, seeds: Sequence[int] = (0,
     check_known(pipe, [adapter])
     views = views_of(adapter_of(pipe, adapter))
     blocks = _layers_by_block(pipe, adapter)
-    columns = [0.0, *({part: {module: float(module in blocks[block].get(part, ())) for module in layers}
-                       for part, layers in layers_of(pipe, adapter).items()} for block in blocks), 1.0]
+    columns = [
+        0.0,
+        *(
+            {
+                part: {module: float(module in blocks[block].get(part, ())) for module in layers}
+                for part, layers in layers_of(pipe, adapter).items()
+            }
+            for block in blocks
+        ),
+        1.0,
+    ]
     grid = sweep(pipe, prompt, columns={adapter: columns}, rows={"seed": list(seeds)}, **call)
     grid.columns = ["base", *(f"{block} alone" for block in blocks), "all blocks"]
     every = sum(float(view.spectrum.sum()) for view in views)
@@ -198,8 +262,12 @@ def block_effects(pipe, adapter: str, prompt: str, *, seeds: Sequence[int] = (0,
     for number, block in enumerate(blocks, 1):
         mine = [view for view in views if view.block == block]
         pairs = [(row[number], row[0]) for row in grid.images]
-        found[block] = BlockEffect(norm_of(mine), sum(float(view.spectrum.sum()) for view in mine) / every,
-                                   float(np.mean([_root_mean_square(*pair) for pair in pairs])), _unlike(pipe, pairs))
+        found[block] = BlockEffect(
+            norm_of(mine),
+            sum(float(view.spectrum.sum()) for view in mine) / every,
+            float(np.mean([_root_mean_square(*pair) for pair in pairs])),
+            _unlike(pipe, pairs),
+        )
     return BlockEffects(adapter, found, grid)
 
 

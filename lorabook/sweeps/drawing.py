@@ -1,4 +1,5 @@
 """One picture by an ordinary call of the pipeline, and what suits the pipeline."""
+
 from contextlib import contextmanager
 
 import torch
@@ -27,5 +28,9 @@ def without_bar(pipe):
 
 def world_of(pipe):
     """The defaults that suit a pipeline, by the size of image it was made for."""
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor if hasattr(pipe, "unet") else HUB.resolution
+    size = (
+        pipe.unet.config.sample_size * pipe.vae_scale_factor
+        if hasattr(pipe, "unet")
+        else HUB.resolution
+    )
     return BUNDLED if size == BUNDLED.resolution else HUB

@@ -1,4 +1,5 @@
 """What a person sees while a sweep draws: the time left, and the pictures as they come."""
+
 import sys
 
 from tqdm.auto import tqdm
@@ -33,6 +34,7 @@ class Live:
             self.grid.images[number // width][number % width] = image
         if self.shown and in_notebook() and not self.grid.is_whole:
             from IPython.display import display
+
             if self.handle is None:
                 self.handle = display(self.grid, display_id=True)
             else:

@@ -1,4 +1,5 @@
 """The cells of a grid shared out to denoising passes: as many at once as settings and memory allow."""
+
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -20,8 +21,15 @@ from lorabook.sweeps.cells import SWEPT, Cell, Present, factors_of, schedule_of
 AT_ONCE = 8 * 64 * 64  # latents' places in one pass to begin with: eight pictures of 512 pixels
 
 
-def draw_cells(pipe, cells: Mapping[int, Cell], present: Present, told: Mapping[str, object], *,
-               drawn: Callable[[dict], None], stepped: Callable[[int], None]) -> None:
+def draw_cells(
+    pipe,
+    cells: Mapping[int, Cell],
+    present: Present,
+    told: Mapping[str, object],
+    *,
+    drawn: Callable[[dict], None],
+    stepped: Callable[[int], None],
+) -> None:
     """Draw cells in as few passes as may be.
 
     Args:
@@ -35,22 +43,41 @@ def draw_cells(pipe, cells: Mapping[int, Cell], present: Present, told: Mapping[
     size = _at_once(pipe, told)
     for group in _groups(pipe, cells, told).values():
         with kept_scales(pipe), _prepared(pipe, cells[group[0]]):
-            set_steps(pipe, dict.fromkeys(steps_on(pipe), ()) | schedule_of(pipe, cells[group[0]], steps))
-            size = _draw_group(pipe, {number: cells[number] for number in group}, present, told, size, drawn, stepped)
+            set_steps(
+                pipe, dict.fromkeys(steps_on(pipe), ()) | schedule_of(pipe, cells[group[0]], steps)
+            )
+            size = _draw_group(
+                pipe,
+                {number: cells[number] for number in group},
+                present,
+                told,
+                size,
+                drawn,
+                stepped,
+            )
 
 
-def _draw_group(pipe, cells: Mapping[int, Cell], present: Present, told, size: int, drawn, stepped) -> int:
+def _draw_group(
+    pipe, cells: Mapping[int, Cell], present: Present, told, size: int, drawn, stepped
+) -> int:
     """The cells of a group, halving the pass when memory runs out; returns what fitted at once."""
     waiting = list(cells)
-    chunks = {number: chunks_of(pipe, cell.call["prompt"], cell.call["negative_prompt"], cell.call | told)
-              for number, cell in cells.items()}
+    chunks = {
+        number: chunks_of(pipe, cell.call["prompt"], cell.call["negative_prompt"], cell.call | told)
+        for number, cell in cells.items()
+    }
     factors = {number: factors_of(pipe, cell, present) for number, cell in cells.items()}
     while waiting:
         now = [number for number in waiting if chunks[number] == chunks[waiting[0]]][:size]
         try:
             if can_batch(pipe, told):
-                images = draw_batch(pipe, [cells[n] for n in now], [factors[n] for n in now], told,
-                                    partial(stepped, len(now)))
+                images = draw_batch(
+                    pipe,
+                    [cells[n] for n in now],
+                    [factors[n] for n in now],
+                    told,
+                    partial(stepped, len(now)),
+                )
             else:
                 now = waiting[:1]
                 images = [draw_alone(pipe, cells[now[0]], factors[now[0]], told)]
@@ -71,18 +98,30 @@ def _at_once(pipe, told: Mapping[str, object]) -> int:
     if not hasattr(pipe, "unet"):
         return 1
     side = pipe.unet.config.sample_size
-    high, wide = (told[key] // pipe.vae_scale_factor if told.get(key) else side for key in ("height", "width"))
+    high, wide = (
+        told[key] // pipe.vae_scale_factor if told.get(key) else side for key in ("height", "width")
+    )
     return max(1, AT_ONCE // max(high * wide, 1))
 
 
-def _groups(pipe, cells: Mapping[int, Cell], told: Mapping[str, object]) -> dict[Hashable, list[int]]:
+def _groups(
+    pipe, cells: Mapping[int, Cell], told: Mapping[str, object]
+) -> dict[Hashable, list[int]]:
     """Numbers of the cells that one pass can draw."""
     steps, groups = steps_on(pipe), {}
     for number, cell in cells.items():
-        call = tuple(cell.call.get(key) for key in ("guidance_scale", "num_inference_steps", "scheduler"))
+        call = tuple(
+            cell.call.get(key) for key in ("guidance_scale", "num_inference_steps", "scheduler")
+        )
         weights = repr(sorted(cell.weights.items(), key=lambda item: item[0]))
         schedule = repr(schedule_of(pipe, cell, steps) if cell.source is None else {})
-        key = (*call, id(cell.source) if cell.source is not None else None, cell.method, weights, schedule)
+        key = (
+            *call,
+            id(cell.source) if cell.source is not None else None,
+            cell.method,
+            weights,
+            schedule,
+        )
         groups.setdefault(key, []).append(number)
     return groups
 

@@ -1,4 +1,5 @@
 """Grids of images in which one or two things vary and all else stays."""
+
 import json
 import math
 import os
@@ -20,18 +21,32 @@ from lorabook.sweeps.passes import draw_cells
 MANY = 150  # pictures that nobody draws by a slip
 # what would draw other pictures than the grid's, and what says it instead
 _REFUSED = {
-    "num_images_per_prompt": ((None, 1), "rows={\"seed\": [0, 1, 2, 3]} draws several pictures of each setting"),
-    "generator": ((None,), "seed= or an axis {\"seed\": [...]} says which noise to draw"),
+    "num_images_per_prompt": (
+        (None, 1),
+        'rows={"seed": [0, 1, 2, 3]} draws several pictures of each setting',
+    ),
+    "generator": ((None,), 'seed= or an axis {"seed": [...]} says which noise to draw'),
     "output_type": ((None, "pil"), "a grid holds PIL images; draw with pipe(...) for others"),
     "return_dict": ((None, True), "a sweep returns an ImageGrid"),
 }
 
 
 @locked
-def sweep(pipe, prompt: str | None = None, *, columns: Mapping[str, Sequence], rows: Mapping[str, Sequence] | None = None,
-          num_inference_steps: int | None = None, guidance_scale: float | None = None, seed: int = 0,
-          negative_prompt: str | None = None, scales: Mapping[str, object] | None = None, title: str = "",
-          confirm: bool = False, **call) -> ImageGrid:
+def sweep(
+    pipe,
+    prompt: str | None = None,
+    *,
+    columns: Mapping[str, Sequence],
+    rows: Mapping[str, Sequence] | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    negative_prompt: str | None = None,
+    scales: Mapping[str, object] | None = None,
+    title: str = "",
+    confirm: bool = False,
+    **call,
+) -> ImageGrid:
     """Draw a grid of images along one or two axes.
 
     An axis is a dictionary with one entry, what varies and its values:
@@ -71,28 +86,40 @@ def sweep(pipe, prompt: str | None = None, *, columns: Mapping[str, Sequence], r
         whole number, no prompt, one that cannot be read or names an adapter as `<lora:ink:1>`, arguments of the call that
         a grid cannot show (num_images_per_prompt …), or too many pictures. Nothing is drawn then.
     """
-    axes = [read_axis(pipe, columns, "columns")] + ([read_axis(pipe, rows, "rows")] if rows is not None else [])
+    axes = [read_axis(pipe, columns, "columns")] + (
+        [read_axis(pipe, rows, "rows")] if rows is not None else []
+    )
     check_together(axes)
     check_seed(seed, "seed")
     _check_call(pipe, call, axes)
     if prompt is None and "prompt" not in [axis.what for axis in axes]:
-        raise ValueError("sweep needs a prompt, or an axis {\"prompt\": [...]}")
+        raise ValueError('sweep needs a prompt, or an axis {"prompt": [...]}')
     for what, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
         if text is not None:
             check_prompt(text, what, INSTEAD)
     count = math.prod(len(axis.values) for axis in axes)
     if count > MANY and not confirm:
-        raise ValueError(f"this sweep would draw {count} pictures; give fewer values, or confirm=True if that is meant")
+        raise ValueError(
+            f"this sweep would draw {count} pictures; give fewer values, or confirm=True if that is meant"
+        )
     world = world_of(pipe)
-    base = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed,
-            "num_inference_steps": world.num_inference_steps if num_inference_steps is None else num_inference_steps,
-            "guidance_scale": world.guidance_scale if guidance_scale is None else guidance_scale}
+    base = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "num_inference_steps": world.num_inference_steps
+        if num_inference_steps is None
+        else num_inference_steps,
+        "guidance_scale": world.guidance_scale if guidance_scale is None else guidance_scale,
+    }
     call = {name: value for name, value in call.items() if name not in _REFUSED}
     with kept_scales(pipe):
         if scales is not None:
             set_scales(pipe, scales, only=True)
         settings = _settings(pipe, base, axes, call, title)
-        return _drawn(pipe, axes, base, call, ImageGrid(_empty(axes), *_labels(axes), title, settings))
+        return _drawn(
+            pipe, axes, base, call, ImageGrid(_empty(axes), *_labels(axes), title, settings)
+        )
 
 
 def _check_call(pipe, call: Mapping, axes: Sequence[Axis]) -> None:
@@ -101,7 +128,9 @@ def _check_call(pipe, call: Mapping, axes: Sequence[Axis]) -> None:
         if name in call and call[name] not in meant:
             raise ValueError(f"a sweep takes no {name}={call[name]!r:.60}: {instead}")
     if call.get("latents") is not None and "seed" in [axis.what for axis in axes]:
-        raise ValueError("latents are the noise, which the axis 'seed' varies; leave one of them out")
+        raise ValueError(
+            "latents are the noise, which the axis 'seed' varies; leave one of them out"
+        )
     check_call(pipe, call, "sweep", OTHERS)
 
 
@@ -112,7 +141,9 @@ def _drawn(pipe, axes: Sequence[Axis], base: Mapping, call: Mapping, grid: Image
         if cell.source is not None:
             read_source(cell.source)  # what cannot be read is better said before anything is drawn
         if cell.factor != 1 and not (present.active or cell.chosen or cell.weights):
-            raise ValueError("'scale' multiplies the scales of the adapters that take part, and none does; enable one")
+            raise ValueError(
+                "'scale' multiplies the scales of the adapters that take part, and none does; enable one"
+            )
     rank, processes = _place()
     mine = {number: cell for number, cell in enumerate(cells) if number % processes == rank}
     steps = sum(cell.call["num_inference_steps"] for cell in mine.values())
@@ -132,8 +163,14 @@ def _gathered(grid: ImageGrid, processes: int) -> ImageGrid:
     """The grid with what all processes drew, on each of them."""
     if processes > 1:
         from accelerate.utils import gather_object
+
         width = len(grid.images[0])
-        mine = [(y * width + x, image) for y, row in enumerate(grid.images) for x, image in enumerate(row) if image]
+        mine = [
+            (y * width + x, image)
+            for y, row in enumerate(grid.images)
+            for x, image in enumerate(row)
+            if image
+        ]
         for number, image in gather_object(mine):
             grid.images[number // width][number % width] = image
     return grid
@@ -144,12 +181,15 @@ def _place() -> tuple[int, int]:
     if int(os.environ.get("WORLD_SIZE", 1)) < 2:
         return 0, 1
     from accelerate import PartialState
+
     state = PartialState()
     return state.process_index, state.num_processes
 
 
 def _empty(axes: Sequence[Axis]) -> list[list[None]]:
-    return [[None] * len(axes[0].values) for _ in range(len(axes[1].values) if len(axes) > 1 else 1)]
+    return [
+        [None] * len(axes[0].values) for _ in range(len(axes[1].values) if len(axes) > 1 else 1)
+    ]
 
 
 def _labels(axes: Sequence[Axis]) -> tuple[list[str], list[str]]:
@@ -159,7 +199,10 @@ def _labels(axes: Sequence[Axis]) -> tuple[list[str], list[str]]:
 def _settings(pipe, base: Mapping, axes: Sequence[Axis], call: Mapping, title: str) -> dict:
     """The arguments that repeat the sweep, as far as JSON can hold them."""
     told = {key: value for key, value in base.items() if value is not None} | dict(call)
-    told |= {name: {axis.what: list(axis.values)} for name, axis in zip(("columns", "rows"), axes, strict=False)}
+    told |= {
+        name: {axis.what: list(axis.values)}
+        for name, axis in zip(("columns", "rows"), axes, strict=False)
+    }
     table, active, steps = scales_of(pipe), active_adapters(pipe), steps_on(pipe)
     scales = {name: as_scales(table[name]) for name in adapter_names(pipe) if name in active}
     for name, shares in steps.items():
@@ -169,7 +212,11 @@ def _settings(pipe, base: Mapping, axes: Sequence[Axis], call: Mapping, title: s
             scales[name] = {**whole, "steps": [list(share) for share in shares]}
     told |= {"scales": scales} if scales else {}
     told |= {"title": title} if title else {}
-    return {key: json.loads(json.dumps(value, default=str)) for key, value in told.items() if _is_plain(value)}
+    return {
+        key: json.loads(json.dumps(value, default=str))
+        for key, value in told.items()
+        if _is_plain(value)
+    }
 
 
 def _is_plain(value) -> bool:

@@ -1,4 +1,5 @@
 """Arrays on disk: computed once, memory-mapped, finished where they were cut short, rebuilt where they do not fit."""
+
 import hashlib
 import json
 import mmap
@@ -16,13 +17,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 FORMAT = 1
-DROP_EVERY = 16  # reads after which the mapped pages are given back, so that memory stays flat on large data
+DROP_EVERY = (
+    16  # reads after which the mapped pages are given back, so that memory stays flat on large data
+)
 
 
 def store_folder(cache_dir: str | None = None) -> Path:
     """Where arrays are kept: below `cache_dir`, else below the user's cache folder."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(cache_dir).expanduser() / "lorabook-arrays" if cache_dir else home / "lorabook" / "arrays"
+    return (
+        Path(cache_dir).expanduser() / "lorabook-arrays"
+        if cache_dir
+        else home / "lorabook" / "arrays"
+    )
 
 
 class Store:
@@ -32,8 +39,17 @@ class Store:
     finished chunk by chunk, to the same bits as in one go; a damaged chunk is computed anew.
     """
 
-    def __init__(self, folder: Path, key: str, count: int, chunk: int, compute: Callable[[int, int], Tensor], *,
-                 label: str, progress: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        count: int,
+        chunk: int,
+        compute: Callable[[int, int], Tensor],
+        *,
+        label: str,
+        progress: bool = True,
+    ):
         """Open the store `folder/key`, computing what it lacks with `compute(start, stop)`, a tensor of rows."""
         self.folder, self.count, self.chunk = folder / key, count, chunk
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +62,9 @@ class Store:
         self.shape, self.dtype, self.reads = tuple(about["shape"]), np.dtype(about["dtype"]), 0
         with open(self.folder / "rows.bin", "rb") as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.rows = np.frombuffer(self.map, self.dtype, count * int(np.prod(self.shape))).reshape(count, *self.shape)
+        self.rows = np.frombuffer(self.map, self.dtype, count * int(np.prod(self.shape))).reshape(
+            count, *self.shape
+        )
 
     def __getitem__(self, numbers: Tensor) -> Tensor:
         """The rows of these numbers, copied into memory."""
@@ -62,10 +80,14 @@ class Store:
     def _write(self, start: int, rows: Tensor) -> None:
         """Write one chunk, then its checksum; so a chunk without a checksum is one that was cut short."""
         values = rows.detach().cpu().contiguous()
-        values = (values if values.dtype in (torch.float16, torch.float32) else values.float()).numpy()
+        values = (
+            values if values.dtype in (torch.float16, torch.float32) else values.float()
+        ).numpy()
         about = self.folder / "about.json"
         if not about.exists():
-            about.with_suffix(".part").write_text(json.dumps({"shape": values.shape[1:], "dtype": str(values.dtype)}))
+            about.with_suffix(".part").write_text(
+                json.dumps({"shape": values.shape[1:], "dtype": str(values.dtype)})
+            )
             os.replace(about.with_suffix(".part"), about)
         content = values.tobytes()
         with open(os.open(self.folder / "rows.bin", os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
@@ -82,8 +104,11 @@ class Store:
             lines = (self.folder / "done.txt").read_text().splitlines()
             sums = dict(map(int, line.split()) for line in lines if line.count(" ") == 1)
             with open(self.folder / "rows.bin", "rb") as file:
-                return {number for number, checksum in sorted(sums.items())
-                        if zlib.crc32(self._bytes_of(file, number, size)) == checksum}
+                return {
+                    number
+                    for number, checksum in sorted(sums.items())
+                    if zlib.crc32(self._bytes_of(file, number, size)) == checksum
+                }
         except (OSError, ValueError, KeyError, TypeError):
             shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True)
@@ -97,7 +122,10 @@ class Store:
 
 def key_of(*parts) -> str:
     """A key for what was computed from `parts`: plain values, modules (their weights count) or hashes."""
-    told = [weights_hash(part) if isinstance(part, nn.Module) else str(part) for part in (FORMAT, *parts)]
+    told = [
+        weights_hash(part) if isinstance(part, nn.Module) else str(part)
+        for part in (FORMAT, *parts)
+    ]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
 
 
@@ -113,8 +141,10 @@ def weights_hash(module: nn.Module) -> str:
 
 def images_hash(images: datasets.Dataset) -> str:
     """A hash of the content of a Dataset's images, in their order."""
-    return hashes(_content(row["image"]) for row in images.select_columns("image").cast_column(
-        "image", datasets.Image(decode=False)))
+    return hashes(
+        _content(row["image"])
+        for row in images.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    )
 
 
 def hashes(contents: Iterable[bytes]) -> str:

@@ -1,4 +1,5 @@
 """What happens between the steps of a run: looking at the loss, saving, measuring, drawing."""
+
 import math
 import warnings
 from collections.abc import Callable
@@ -78,9 +79,14 @@ class Watch:
         Raises: FloatingPointError.
         """
         self._read_losses()
-        flat = torch.cat([value.detach().flatten() for value in self.weights.values()]).cpu()  # one copy from the device
+        flat = torch.cat(
+            [value.detach().flatten() for value in self.weights.values()]
+        ).cpu()  # one copy from the device
         parts = flat.split([value.numel() for value in self.weights.values()])
-        weights = {key: part.view(value.shape) for (key, value), part in zip(self.weights.items(), parts, strict=True)}
+        weights = {
+            key: part.view(value.shape)
+            for (key, value), part in zip(self.weights.items(), parts, strict=True)
+        }
         if not flat.isfinite().all():
             raise FloatingPointError(_reason(self.progress.step, "weights are not finite"))
         self.good, self.good_step = weights, self.progress.step
@@ -96,17 +102,25 @@ class Watch:
 
     def _tell_minutes(self) -> None:
         """Say once, after the first steps, how long the rest will take."""
-        steps = [record["seconds"] for record in self.progress.history if "seconds" in record][-LOOK_EVERY:]
+        steps = [record["seconds"] for record in self.progress.history if "seconds" in record][
+            -LOOK_EVERY:
+        ]
         left = self.steps - self.progress.step
         if not self.told and len(steps) >= LOOK_EVERY and left * median(steps) > 20:
-            self.display.tell(f"{median(steps):.2f} s a step; about {median(steps) * left / 60:.1f} minutes to go")
+            self.display.tell(
+                f"{median(steps):.2f} s a step; about {median(steps) * left / 60:.1f} minutes to go"
+            )
             self.told = True
 
     def _read_losses(self) -> None:
-        pending = [record for record in self.progress.history if isinstance(record.get("loss"), Tensor)]
+        pending = [
+            record for record in self.progress.history if isinstance(record.get("loss"), Tensor)
+        ]
         if not pending:
             return
-        values = self.setup.accelerator.reduce(torch.stack([record["loss"] for record in pending]), "mean").tolist()
+        values = self.setup.accelerator.reduce(
+            torch.stack([record["loss"] for record in pending]), "mean"
+        ).tolist()
         for record, value in zip(pending, values, strict=True):
             record["loss"] = value
             report(self.setup.accelerator, record)
@@ -147,8 +161,11 @@ class Watch:
         try:
             self.save()
         except OSError as error:
-            warnings.warn(f"checkpoint {self.progress.step} could not be written ({error.strerror or error}); training "
-                          "goes on, the checkpoints before it are as they were", stacklevel=3)
+            warnings.warn(
+                f"checkpoint {self.progress.step} could not be written ({error.strerror or error}); training "
+                "goes on, the checkpoints before it are as they were",
+                stacklevel=3,
+            )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 """Checkpoints: written beside and renamed whole, found again, and put back to the same bits."""
+
 import hashlib
 import json
 import os
@@ -38,7 +39,11 @@ class Progress:
 def pack(weights: dict[str, Tensor], **stateful) -> tuple[dict[str, Tensor], dict]:
     """Weights, and the state of optimiser, schedule and scaler, as tensors and as what JSON can hold."""
     tensors = {f"weights/{name}": value.detach().clone() for name, value in weights.items()}
-    numbers = {name: _take_tensors(thing.state_dict(), name, tensors) for name, thing in stateful.items() if thing}
+    numbers = {
+        name: _take_tensors(thing.state_dict(), name, tensors)
+        for name, thing in stateful.items()
+        if thing
+    }
     return tensors, numbers
 
 
@@ -57,12 +62,21 @@ def _take_tensors(value, path: str, tensors: dict[str, Tensor]):
         tensors[path] = value.detach().clone()
         return {"tensor": path}
     if isinstance(value, dict):
-        return {"dict": [[key, _take_tensors(entry, f"{path}/{key}", tensors)] for key, entry in value.items()]}
+        return {
+            "dict": [
+                [key, _take_tensors(entry, f"{path}/{key}", tensors)]
+                for key, entry in value.items()
+            ]
+        }
     if isinstance(value, (list, tuple)):
-        return [_take_tensors(entry, f"{path}/{number}", tensors) for number, entry in enumerate(value)]
+        return [
+            _take_tensors(entry, f"{path}/{number}", tensors) for number, entry in enumerate(value)
+        ]
     if not isinstance(value, (int, float, str, bool, type(None))):
-        raise ValueError(f"a checkpoint cannot hold {path}, which is of type {type(value).__name__}; train with another "
-                         "optimizer or schedule")
+        raise ValueError(
+            f"a checkpoint cannot hold {path}, which is of type {type(value).__name__}; train with another "
+            "optimizer or schedule"
+        )
     return value
 
 
@@ -70,12 +84,17 @@ def _give_tensors(value, tensors: dict[str, Tensor]):
     if isinstance(value, list):
         return [_give_tensors(entry, tensors) for entry in value]
     if isinstance(value, dict):
-        return tensors[value["tensor"]] if "tensor" in value else {
-            key: _give_tensors(entry, tensors) for key, entry in value["dict"]}
+        return (
+            tensors[value["tensor"]]
+            if "tensor" in value
+            else {key: _give_tensors(entry, tensors) for key, entry in value["dict"]}
+        )
     return value
 
 
-def save_checkpoint(folder: Path, progress: Progress, identity: dict, write_adapter, limit: int | None) -> Path:
+def save_checkpoint(
+    folder: Path, progress: Progress, identity: dict, write_adapter, limit: int | None
+) -> Path:
     """Write `checkpoint-<step>`; it appears whole or not at all. Then remove the oldest beyond `limit`.
 
     Args:
@@ -94,7 +113,9 @@ def save_checkpoint(folder: Path, progress: Progress, identity: dict, write_adap
         save_tensors(unfinished / STATE, progress.tensors, {"about": json.dumps(about)})
         (unfinished / HISTORY).write_text(json.dumps(progress.history))
         names = sorted(path.name for path in unfinished.iterdir())
-        (unfinished / SUMS).write_text("".join(f"{_sha(unfinished / name)}  {name}\n" for name in names))
+        (unfinished / SUMS).write_text(
+            "".join(f"{_sha(unfinished / name)}  {name}\n" for name in names)
+        )
         _flush(unfinished)
         if final.exists():
             os.replace(final, old)
@@ -109,7 +130,9 @@ def save_checkpoint(folder: Path, progress: Progress, identity: dict, write_adap
 def _remove_oldest(folder: Path, limit: int | None) -> None:
     by_age = sorted(_checkpoints(folder), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for extra in by_age[limit:] if limit else ():
-        gone = folder / f".{extra.name}.old"  # renamed first: a half removed checkpoint must not look like one
+        gone = (
+            folder / f".{extra.name}.old"
+        )  # renamed first: a half removed checkpoint must not look like one
         os.replace(extra, gone)
         shutil.rmtree(gone, ignore_errors=True)
 
@@ -127,11 +150,15 @@ def find_checkpoint(folder: Path, asked: str | None, identity: dict) -> Progress
     if asked is None:
         return Progress()
     if asked != "latest":
-        path = next((p for p in (Path(asked).expanduser(), folder / Path(asked).name) if p.is_dir()), None)
+        path = next(
+            (p for p in (Path(asked).expanduser(), folder / Path(asked).name) if p.is_dir()), None
+        )
         if path is None:
             there = ", ".join(p.name for p in _checkpoints(folder)) or "none"
-            raise FileNotFoundError(f"resume_from_checkpoint: no folder {asked!r}, and none of that name in {folder}, "
-                                    f"which has {there}")
+            raise FileNotFoundError(
+                f"resume_from_checkpoint: no folder {asked!r}, and none of that name in {folder}, "
+                f"which has {there}"
+            )
         return _same_run(path, _read(path), identity)
     return _latest(folder, identity)
 
@@ -156,33 +183,48 @@ def _latest(folder: Path, identity: dict) -> Progress:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, by step."""
-    found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
+    found = [
+        p
+        for p in folder.glob("checkpoint-*")
+        if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)
+    ]
     return sorted(found, key=lambda p: int(p.name.split("-")[1]))
 
 
 def _read(path: Path) -> tuple[Progress, dict]:
     """A checkpoint and the identity of its run."""
     try:
-        sums = {name: checksum for checksum, name in (line.split("  ") for line in (path / SUMS).read_text().splitlines())}
+        sums = {
+            name: checksum
+            for checksum, name in (
+                line.split("  ") for line in (path / SUMS).read_text().splitlines()
+            )
+        }
         for name in {STATE, HISTORY, WEIGHT_NAME, *sums}:
             if _sha(path / name) != sums.get(name):
                 raise ValueError(f"{name} is not as it was written")
         with safe_open(path / STATE, "pt") as file:
             about = json.loads(file.metadata()["about"])
         history = json.loads((path / HISTORY).read_text())
-        return Progress(about["step"], history, load_file(path / STATE), about["numbers"]), about["identity"]
+        return Progress(about["step"], history, load_file(path / STATE), about["numbers"]), about[
+            "identity"
+        ]
     except Exception as error:  # whatever a cut or changed file makes its reader raise
         raise ValueError(f"checkpoint {path} is damaged ({str(error)[:120]})") from error
 
 
 def _same_run(path: Path, found: tuple[Progress, dict], identity: dict) -> Progress:
     progress, other = found
-    differs = [f"{name} is {_short(other.get(name))} there and {_short(identity.get(name))} here"
-               for name in sorted({*other, *identity} - ({"seed"} - identity.keys()))
-               if other.get(name) != identity.get(name)]
+    differs = [
+        f"{name} is {_short(other.get(name))} there and {_short(identity.get(name))} here"
+        for name in sorted({*other, *identity} - ({"seed"} - identity.keys()))
+        if other.get(name) != identity.get(name)
+    ]
     if differs:
-        raise ValueError(f"checkpoint {path} belongs to another run: {'; '.join(differs[:4])}; give the same settings, "
-                         "or another output_dir")
+        raise ValueError(
+            f"checkpoint {path} belongs to another run: {'; '.join(differs[:4])}; give the same settings, "
+            "or another output_dir"
+        )
     return progress
 
 
@@ -213,6 +255,9 @@ def written_elsewhere(write: Callable[[Path], Path], folders: list[Path]) -> Pat
         except OSError as error:
             if number == len(folders) - 1:
                 raise
-            warnings.warn(f"{folder} cannot take the adapter ({error.strerror or error}); it is written to "
-                          f"{folders[number + 1]}", stacklevel=2)
+            warnings.warn(
+                f"{folder} cannot take the adapter ({error.strerror or error}); it is written to "
+                f"{folders[number + 1]}",
+                stacklevel=2,
+            )
     raise ValueError("no folder was given")

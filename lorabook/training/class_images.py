@@ -1,4 +1,5 @@
 """Pictures of a class, drawn by the base model itself where a folder has too few: what prior preservation learns from."""
+
 import os
 import re
 from pathlib import Path
@@ -14,7 +15,12 @@ from lorabook.training.config import DreamBoothConfig
 from lorabook.training.memory import placed
 from lorabook.training.setup import Setup
 
-PRECISIONS = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {
+    "no": torch.float32,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 def class_images(setup: Setup) -> datasets.Dataset:
@@ -52,23 +58,42 @@ def _draw(setup: Setup, config: DreamBoothConfig, folder: Path, missing: list[in
     if dtype == setup.dtype:
         return _draw_with(setup.family.pipe, setup, config, folder, missing)
     with placed(setup.family, ("unet", *setup.family.encoders), "cpu"):
-        pipe = load_pipeline(config.pretrained_model_name_or_path, device=setup.accelerator.device, dtype=dtype,
-                             revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
+        pipe = load_pipeline(
+            config.pretrained_model_name_or_path,
+            device=setup.accelerator.device,
+            dtype=dtype,
+            revision=config.revision,
+            variant=config.variant,
+            cache_dir=config.cache_dir,
+        )
         _draw_with(pipe, setup, config, folder, missing)
         del pipe
 
 
-def _draw_with(pipe, setup: Setup, config: DreamBoothConfig, folder: Path, missing: list[int]) -> None:
+def _draw_with(
+    pipe, setup: Setup, config: DreamBoothConfig, folder: Path, missing: list[int]
+) -> None:
     size, accelerator = config.sample_batch_size, setup.accelerator
-    batches = sorted({number // size for number in missing})[accelerator.process_index::accelerator.num_processes]
+    batches = sorted({number // size for number in missing})[
+        accelerator.process_index :: accelerator.num_processes
+    ]
     world, bar = world_of(pipe), getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
     pipe.vae.enable_slicing()  # images are decoded one by one: less memory than a step of training
-    for batch in tqdm(batches, desc="drawing class images", disable=not accelerator.is_local_main_process):
+    for batch in tqdm(
+        batches, desc="drawing class images", disable=not accelerator.is_local_main_process
+    ):
         numbers = range(batch * size, (batch + 1) * size)
-        seeds = [torch.Generator("cpu").manual_seed((setup.given_seed or 0) + number) for number in numbers]
-        images = pipe([config.class_prompt] * size, generator=seeds, num_inference_steps=world.num_inference_steps,
-                      guidance_scale=world.guidance_scale).images
+        seeds = [
+            torch.Generator("cpu").manual_seed((setup.given_seed or 0) + number)
+            for number in numbers
+        ]
+        images = pipe(
+            [config.class_prompt] * size,
+            generator=seeds,
+            num_inference_steps=world.num_inference_steps,
+            guidance_scale=world.guidance_scale,
+        ).images
         for number, image in zip(numbers, images, strict=True):
             if number in missing:
                 unfinished = folder / f".class-{number:04}.part"
@@ -81,4 +106,6 @@ def _draw_with(pipe, setup: Setup, config: DreamBoothConfig, folder: Path, missi
 def _precision(setup: Setup, config: DreamBoothConfig) -> torch.dtype:
     """The precision to draw in: as asked, else half on a GPU and full elsewhere."""
     half = torch.float16 if setup.accelerator.device.type == "cuda" else torch.float32
-    return PRECISIONS[config.prior_generation_precision] if config.prior_generation_precision else half
+    return (
+        PRECISIONS[config.prior_generation_precision] if config.prior_generation_precision else half
+    )

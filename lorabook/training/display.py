@@ -1,4 +1,5 @@
 """What a person sees while a run goes on: in a notebook a curve and a film strip that redraw in place, else a line."""
+
 import time
 
 from tqdm.auto import tqdm
@@ -7,7 +8,9 @@ from lorabook.show.grid import ImageGrid
 from lorabook.show.plots import plot_losses
 
 SHARE = 20  # a curve is drawn again after this many times the seconds that drawing it took
-PATIENCE = 60  # seconds before the first curve; a shorter run has the bar alone, unless it draws pictures
+PATIENCE = (
+    60  # seconds before the first curve; a shorter run has the bar alone, unless it draws pictures
+)
 
 
 def in_notebook() -> bool:
@@ -57,6 +60,7 @@ class Display:
 
     def _show(self, what: str, thing) -> None:
         from IPython.display import display
+
         if what in self.handles:
             self.handles[what].update(thing)
         else:

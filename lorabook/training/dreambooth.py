@@ -3,6 +3,7 @@
 accelerate launch --quiet -m lorabook.training.dreambooth --instance_data_dir=… takes the flags of diffusers'
 train_dreambooth_lora.py and train_dreambooth_lora_sdxl.py.
 """
+
 import datasets
 
 from lorabook.images import load_instance_images
@@ -30,11 +31,18 @@ def train_dreambooth(config: DreamBoothConfig) -> TrainingRun:
     if not source:
         raise ValueError("instance_data_dir is missing: give a folder with pictures of the subject")
     if not config.instance_prompt:
-        raise ValueError("instance_prompt is missing: give a prompt that names the subject, as in «a photo of sks dog»")
+        raise ValueError(
+            "instance_prompt is missing: give a prompt that names the subject, as in «a photo of sks dog»"
+        )
     check_early(config)
-    images = load_instance_images(source, config.instance_prompt, caption_column=config.caption_column,
-                                  image_column=config.image_column, config_name=config.dataset_config_name,
-                                  **({"cache_dir": config.cache_dir} if config.cache_dir else {}))
+    images = load_instance_images(
+        source,
+        config.instance_prompt,
+        caption_column=config.caption_column,
+        image_column=config.image_column,
+        config_name=config.dataset_config_name,
+        **({"cache_dir": config.cache_dir} if config.cache_dir else {}),
+    )
     learned, held_out = split(images, config.validation_split)
     check_batch(config, len(learned) * config.repeats)
     setup = set_up(config)
@@ -48,7 +56,13 @@ def _lesson(setup: Setup, learned: datasets.Dataset, held_out: datasets.Dataset 
         return Lesson(learned, (len(learned),), held_out=held_out, repeats=config.repeats)
     classes = class_images(setup)
     both = datasets.concatenate_datasets([learned, classes])
-    return Lesson(both, (len(learned), len(classes)), (1.0, config.prior_loss_weight), held_out, config.repeats)
+    return Lesson(
+        both,
+        (len(learned), len(classes)),
+        (1.0, config.prior_loss_weight),
+        held_out,
+        config.repeats,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """What differs between model families in training, each in one small object."""
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,7 +7,12 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
@@ -27,7 +33,9 @@ class StableDiffusion:
     pipeline_class: ClassVar[type] = StableDiffusionPipeline
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     defaults: ClassVar[dict[str, dict]] = {
-        "text_to_image": {}, "dreambooth": {"learning_rate": 5e-4, "adam_weight_decay": 1e-2}}
+        "text_to_image": {},
+        "dreambooth": {"learning_rate": 5e-4, "adam_weight_decay": 1e-2},
+    }
 
     @classmethod
     def of(cls, pipe: DiffusionPipeline, prediction_type: str | None = None) -> "StableDiffusion":
@@ -35,7 +43,9 @@ class StableDiffusion:
         noise = DDPMScheduler.from_config(pipe.scheduler.config)
         if prediction_type:  # of the pipeline's own too, which draws the validation pictures
             noise.register_to_config(prediction_type=prediction_type)
-            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction_type)
+            pipe.scheduler = type(pipe.scheduler).from_config(
+                pipe.scheduler.config, prediction_type=prediction_type
+            )
         return cls(pipe, noise)
 
     @cached_property
@@ -55,7 +65,9 @@ class StableDiffusion:
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
         """Prompt embeddings: one tensor, (prompts, tokens, width)."""
-        return self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[:1]
+        return self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[
+            :1
+        ]
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -75,7 +87,9 @@ class StableDiffusion:
             return noisy, self.noise.get_velocity(latents, noise, timesteps)
         return noisy, noise
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: tuple[Tensor, ...], geometry: Tensor) -> Tensor:
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, prompts: tuple[Tensor, ...], geometry: Tensor
+    ) -> Tensor:
         """The UNet's prediction.
 
         Args:
@@ -86,8 +100,14 @@ class StableDiffusion:
         """
         return self.pipe.unet(noisy, timesteps, prompts[0], return_dict=False)[0]
 
-    def losses(self, prediction: Tensor, target: Tensor, timesteps: Tensor, snr_gamma: float | None = None,
-               denoised: bool = False) -> Tensor:
+    def losses(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        timesteps: Tensor,
+        snr_gamma: float | None = None,
+        denoised: bool = False,
+    ) -> Tensor:
         """The squared error of each image, (batch,).
 
         Args:
@@ -111,8 +131,15 @@ class StableDiffusionXL(StableDiffusion):
 
     pipeline_class = StableDiffusionXLPipeline
     text_encoders = ("text_encoder", "text_encoder_2")
-    defaults = {"text_to_image": {}, "dreambooth": {
-        "learning_rate": 1e-4, "adam_weight_decay": 1e-4, "text_encoder_lr": 5e-6, "adam_weight_decay_text_encoder": 1e-3}}
+    defaults = {
+        "text_to_image": {},
+        "dreambooth": {
+            "learning_rate": 1e-4,
+            "adam_weight_decay": 1e-4,
+            "text_encoder_lr": 5e-6,
+            "adam_weight_decay_text_encoder": 1e-3,
+        },
+    }
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """As above; a VAE that overflows in half precision works in float32."""
@@ -122,20 +149,33 @@ class StableDiffusionXL(StableDiffusion):
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
         """Prompt embeddings, (prompts, tokens, width), and the second encoder's pooled ones, (prompts, width)."""
-        embeddings, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device,
-                                                           do_classifier_free_guidance=False)
+        embeddings, _, pooled, _ = self.pipe.encode_prompt(
+            prompts, device=self.device, do_classifier_free_guidance=False
+        )
         return embeddings, pooled
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: tuple[Tensor, ...], geometry: Tensor) -> Tensor:
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, prompts: tuple[Tensor, ...], geometry: Tensor
+    ) -> Tensor:
         """The UNet's prediction; arguments as above."""
-        size = [noisy.new_full((len(noisy), 1), side * self.pipe.vae_scale_factor) for side in noisy.shape[-2:]]
+        size = [
+            noisy.new_full((len(noisy), 1), side * self.pipe.vae_scale_factor)
+            for side in noisy.shape[-2:]
+        ]
         time_ids = torch.cat([geometry.to(noisy), *size], 1)
         added = {"text_embeds": prompts[1], "time_ids": time_ids}
-        return self.pipe.unet(noisy, timesteps, prompts[0], added_cond_kwargs=added, return_dict=False)[0]
+        return self.pipe.unet(
+            noisy, timesteps, prompts[0], added_cond_kwargs=added, return_dict=False
+        )[0]
 
 
 FAMILIES = (StableDiffusion, StableDiffusionXL)
-MORE_CHANNELS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an instruct-pix2pix model", 9: "an inpainting model"}
+MORE_CHANNELS = {
+    5: "a depth-to-image model",
+    7: "an upscaler",
+    8: "an instruct-pix2pix model",
+    9: "an inpainting model",
+}
 
 
 def family_of(pipe: DiffusionPipeline, prediction_type: str | None = None) -> StableDiffusion:
@@ -163,12 +203,16 @@ def check_trainable(index: Mapping, unet: Mapping) -> None:
     seen, predicted = unet.get("in_channels", 4), unet.get("out_channels", 4)
     if seen != predicted:
         kind = MORE_CHANNELS.get(seen, "made for another task")
-        raise ValueError(f"the base model is {kind}: its UNet takes {seen} channels, and training gives it the "
-                         f"{predicted} of noisy latents; train on the plain text-to-image model that it comes from, whose "
-                         "adapter loads on both unless it holds conv_in")
+        raise ValueError(
+            f"the base model is {kind}: its UNet takes {seen} channels, and training gives it the "
+            f"{predicted} of noisy latents; train on the plain text-to-image model that it comes from, whose "
+            "adapter loads on both unless it holds conv_in"
+        )
     if unet.get("class_embed_type") or unet.get("num_class_embeds"):
-        raise ValueError("the base model's UNet takes class labels beside the prompt, and training has none; train on a "
-                         "plain text-to-image model")
+        raise ValueError(
+            "the base model's UNet takes class labels beside the prompt, and training has none; train on a "
+            "plain text-to-image model"
+        )
 
 
 def _untrainable(kind: str) -> ValueError:

@@ -1,4 +1,5 @@
 """Dataclasses as command lines: fields that are flags, checked and parsed."""
+
 import math
 import shlex
 import sys
@@ -13,7 +14,9 @@ from transformers import HfArgumentParser
 def flag(default, help_text: str, **kwargs):
     """A dataclass field that is a flag; `choices` names its values, `repr=False` keeps it out of all that is shown."""
     shown = kwargs.pop("repr", True)
-    return field(default=default, repr=shown, metadata={"help": help_text.replace("%", "%%"), **kwargs})
+    return field(
+        default=default, repr=shown, metadata={"help": help_text.replace("%", "%%"), **kwargs}
+    )
 
 
 def check_types(config) -> None:
@@ -30,10 +33,12 @@ def check_numbers(config, **rules: tuple[str, ...]) -> None:
 
     None passes: it means that the model, the data or the method decide.
     """
-    tests = {"at_least_one": (lambda value: value >= 1, "at least 1"),
-             "at_least_zero": (lambda value: math.isfinite(value) and value >= 0, "0 or more"),
-             "above_zero": (lambda value: math.isfinite(value) and value > 0, "a number above 0"),
-             "share": (lambda value: 0 <= value < 1, "0 or more and below 1")}
+    tests = {
+        "at_least_one": (lambda value: value >= 1, "at least 1"),
+        "at_least_zero": (lambda value: math.isfinite(value) and value >= 0, "0 or more"),
+        "above_zero": (lambda value: math.isfinite(value) and value > 0, "a number above 0"),
+        "share": (lambda value: 0 <= value < 1, "0 or more and below 1"),
+    }
     for rule, names in rules.items():
         holds, expected = tests[rule]
         for name in names:
@@ -45,13 +50,18 @@ def check(config, name: str, holds: bool, expected: str) -> None:
     """Raise ValueError, naming the field and its value, unless `holds`."""
     if not holds:
         value = " ".join(repr(getattr(config, name)).split())
-        raise ValueError(f"{name} must be {expected}, not {value if len(value) < 120 else value[:120] + ' …'}")
+        raise ValueError(
+            f"{name} must be {expected}, not {value if len(value) < 120 else value[:120] + ' …'}"
+        )
 
 
 def told(config) -> dict:
     """The fields that were given, as plain data; without those that are secret."""
-    return {option.name: value for option in fields(config)
-            if option.repr and (value := asdict(config)[option.name]) != option.default}
+    return {
+        option.name: value
+        for option in fields(config)
+        if option.repr and (value := asdict(config)[option.name]) != option.default
+    }
 
 
 def command(config, module: str) -> str:
@@ -70,8 +80,14 @@ def command(config, module: str) -> str:
 def filled(config, defaults: dict):
     """The config with what it leaves open (None) taken from `defaults`; names it does not have are passed over."""
     names = {option.name for option in fields(config)}
-    return replace(config, **{name: value for name, value in defaults.items()
-                              if name in names and getattr(config, name) is None})
+    return replace(
+        config,
+        **{
+            name: value
+            for name, value in defaults.items()
+            if name in names and getattr(config, name) is None
+        },
+    )
 
 
 def _fits(value, option) -> bool:
@@ -97,12 +113,20 @@ class _Parser(HfArgumentParser):
 
 def parse(config_class: type, arguments: list[str] | None = None):
     """A config from a command line; unknown and abbreviated flags and bad values end the program with one sentence."""
-    parser = _Parser(config_class, allow_abbrev=False, description=config_class.__doc__.splitlines()[0])
+    parser = _Parser(
+        config_class, allow_abbrev=False, description=config_class.__doc__.splitlines()[0]
+    )
     config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
         name = unknown[0].split("=")[0]
-        near = [f"--{f.name}" for f in fields(config_class) if len(name) > 3 and f"--{f.name}".startswith(name)][:3]
-        parser.error(f"unknown flag {unknown[0]}{'; did you mean ' + ' or '.join(near) + '?' if near else ''}")
+        near = [
+            f"--{f.name}"
+            for f in fields(config_class)
+            if len(name) > 3 and f"--{f.name}".startswith(name)
+        ][:3]
+        parser.error(
+            f"unknown flag {unknown[0]}{'; did you mean ' + ' or '.join(near) + '?' if near else ''}"
+        )
     return config
 
 

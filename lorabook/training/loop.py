@@ -1,4 +1,5 @@
 """The one training loop."""
+
 import signal
 import threading
 import time
@@ -17,9 +18,20 @@ from lorabook.training.prefetch import sent
 from lorabook.training.sampler import Order, seed_of
 
 
-def train(accelerator: Accelerator, family: StableDiffusion, examples: Examples, order: Order, config: TrainingConfig,
-          optimizer: torch.optim.Optimizer, schedule, progress: Progress, steps: int, after_step: Callable[[], None], *,
-          group_weights: tuple[float, ...] = (1.0,)) -> None:
+def train(
+    accelerator: Accelerator,
+    family: StableDiffusion,
+    examples: Examples,
+    order: Order,
+    config: TrainingConfig,
+    optimizer: torch.optim.Optimizer,
+    schedule,
+    progress: Progress,
+    steps: int,
+    after_step: Callable[[], None],
+    *,
+    group_weights: tuple[float, ...] = (1.0,),
+) -> None:
     """Train the optimiser's parameters from where `progress` stands.
 
     Args:
@@ -35,10 +47,22 @@ def train(accelerator: Accelerator, family: StableDiffusion, examples: Examples,
         group_weights: weight of each of the order's groups in the loss.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    every, weights = config.gradient_accumulation_steps, torch.tensor(group_weights, device=accelerator.device)
-    batches = examples.batches(order, progress.step * every, steps * every, workers=config.dataloader_num_workers,
-                               dropout=config.caption_dropout)
-    drops = config.lora_dropout or config.train_text_encoder or getattr(family.pipe.unet.config, "dropout", 0)
+    every, weights = (
+        config.gradient_accumulation_steps,
+        torch.tensor(group_weights, device=accelerator.device),
+    )
+    batches = examples.batches(
+        order,
+        progress.step * every,
+        steps * every,
+        workers=config.dataloader_num_workers,
+        dropout=config.caption_dropout,
+    )
+    drops = (
+        config.lora_dropout
+        or config.train_text_encoder
+        or getattr(family.pipe.unet.config, "dropout", 0)
+    )
     losses: list[Tensor] = []
     rows: list[int] = []
     with noted_interrupts() as noted:
@@ -47,7 +71,9 @@ def train(accelerator: Accelerator, family: StableDiffusion, examples: Examples,
             if noted:
                 raise KeyboardInterrupt
             if drops:  # seeding every kind of device takes longer than all else beside the UNet
-                torch.manual_seed(seed_of(order.seed, 3, batch.number, order.process))  # whatever ran before
+                torch.manual_seed(
+                    seed_of(order.seed, 3, batch.number, order.process)
+                )  # whatever ran before
             with accelerator.autocast():
                 loss = training_loss(family, examples, batch, order, config, weights)
             accelerator.backward(loss)
@@ -63,16 +89,28 @@ def train(accelerator: Accelerator, family: StableDiffusion, examples: Examples,
                 schedule.step()
                 optimizer.zero_grad()
                 progress.step += 1
-                progress.history.append({"step": progress.step, "loss": torch.stack(losses).mean(), "learning_rate": rate,
-                                         "seconds": time.perf_counter() - started}
-                                        | ({"rows": rows} if getattr(config, "debug_loss", False) else {}))
+                progress.history.append(
+                    {
+                        "step": progress.step,
+                        "loss": torch.stack(losses).mean(),
+                        "learning_rate": rate,
+                        "seconds": time.perf_counter() - started,
+                    }
+                    | ({"rows": rows} if getattr(config, "debug_loss", False) else {})
+                )
             losses, rows = [], []
             after_step()
             started = time.perf_counter()
 
 
-def training_loss(family: StableDiffusion, examples: Examples, batch: Batch, order: Order, config: TrainingConfig,
-                  group_weights: Tensor) -> Tensor:
+def training_loss(
+    family: StableDiffusion,
+    examples: Examples,
+    batch: Batch,
+    order: Order,
+    config: TrainingConfig,
+    group_weights: Tensor,
+) -> Tensor:
     """The loss of one batch: the mean over each group of its rows, weighed and summed."""
     draws = order.draws(batch.number, purpose=2)
     mean, deviation = batch.moments.float().unbind(1)
@@ -85,8 +123,13 @@ def training_loss(family: StableDiffusion, examples: Examples, batch: Batch, ord
     noisy, target = family.add_noise(latents, sent(noise, mean.device), timesteps)
     prompts = batch.prompts or examples.prompts(batch.captions)
     prediction = family.predict(noisy, timesteps, prompts, batch.geometry)
-    errors = family.losses(prediction, target, timesteps, config.snr_gamma,
-                           denoised=getattr(config, "do_edm_style_training", False))
+    errors = family.losses(
+        prediction,
+        target,
+        timesteps,
+        config.snr_gamma,
+        denoised=getattr(config, "do_edm_style_training", False),
+    )
     return (errors.unflatten(0, (len(group_weights), -1)).mean(1) * group_weights).sum()
 
 
@@ -124,7 +167,10 @@ def noted_interrupts():
     """
     noted: list[int] = []
     before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or before is not signal.default_int_handler
+    ):
         yield noted
         return
 

@@ -1,4 +1,5 @@
 """The LoRA that is trained: put on a pipeline's UNet and text encoders, and written as diffusers writes it."""
+
 import json
 import math
 from collections.abc import Iterator
@@ -31,15 +32,20 @@ def chosen_layers(unet: nn.Module, config: TrainingConfig) -> list[str]:
     Raises: ValueError if a block is unknown or has no such layers, or if the rank is larger than a layer.
     """
     endings = tuple(f".{ending}" for ending in target_modules(config.target))
-    names = [name for name, module in unet.named_modules()
-             if f".{name}".endswith(endings) and isinstance(module, (nn.Linear, nn.Conv2d))]
+    names = [
+        name
+        for name, module in unet.named_modules()
+        if f".{name}".endswith(endings) and isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
     blocks = block_map(names)
     for block in config.target_blocks or ():
         if block not in blocks:
             known = sorted({block_of(name) for name, _ in unet.named_modules()} - {"outside"})
             reason = "has no layer for" if block in known else "is no block of this UNet; for"
-            raise ValueError(f"target_blocks: {block!r} {reason} target {config.target!r} the blocks are: "
-                             f"{', '.join(blocks)}")
+            raise ValueError(
+                f"target_blocks: {block!r} {reason} target {config.target!r} the blocks are: "
+                f"{', '.join(blocks)}"
+            )
     if config.target_blocks:
         names = [name for name in names if block_of(name) in config.target_blocks]
     _check_rank(unet, names, config.rank)
@@ -51,7 +57,11 @@ def check_layers(family: StableDiffusion, config: TrainingConfig) -> None:
     chosen_layers(family.pipe.unet, config)
     for part in family.text_encoders if config.train_text_encoder else ():
         model = getattr(family.pipe, part)
-        _check_rank(model, [name for name, _ in model.named_modules() if name.endswith(TEXT_TARGETS)], config.rank)
+        _check_rank(
+            model,
+            [name for name, _ in model.named_modules() if name.endswith(TEXT_TARGETS)],
+            config.rank,
+        )
 
 
 def add_lora(family: StableDiffusion, config: TrainingConfig) -> dict[str, nn.Module]:
@@ -67,9 +77,17 @@ def add_lora(family: StableDiffusion, config: TrainingConfig) -> dict[str, nn.Mo
         targets |= dict.fromkeys(family.text_encoders, list(TEXT_TARGETS))
     carriers = {part: getattr(pipe, part) for part in targets}
     for part, model in carriers.items():
-        model.add_adapter(LoraConfig(
-            r=config.rank, lora_alpha=config.alpha or config.rank, init_lora_weights="gaussian", use_dora=config.use_dora,
-            lora_dropout=config.lora_dropout, target_modules=targets[part]), adapter_name=NAME)
+        model.add_adapter(
+            LoraConfig(
+                r=config.rank,
+                lora_alpha=config.alpha or config.rank,
+                init_lora_weights="gaussian",
+                use_dora=config.use_dora,
+                lora_dropout=config.lora_dropout,
+                target_modules=targets[part],
+            ),
+            adapter_name=NAME,
+        )
         cast_training_params(model, torch.float32)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing() if part == "unet" else model.gradient_checkpointing_enable()
@@ -87,8 +105,11 @@ def trained(carriers: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]
 def lora_weights(carriers: dict[str, nn.Module]) -> dict[str, Tensor]:
     """The LoRA's weights by the keys of an adapter file."""
     # lora_A / lora_B throughout: diffusers' own renaming knows attention only and cannot read the mixture it leaves
-    return {f"{part}.{_full(part, key)}": value.detach() for part, model in carriers.items()
-            for key, value in get_peft_model_state_dict(model, adapter_name=NAME).items()}
+    return {
+        f"{part}.{_full(part, key)}": value.detach()
+        for part, model in carriers.items()
+        for key, value in get_peft_model_state_dict(model, adapter_name=NAME).items()
+    }
 
 
 def write_lora(folder: Path, carriers: dict[str, nn.Module], config: TrainingConfig) -> Path:
@@ -98,17 +119,29 @@ def write_lora(folder: Path, carriers: dict[str, nn.Module], config: TrainingCon
     """
     weights = lora_weights(carriers)
     base = config.pretrained_model_name_or_path or world().model
-    told = {key: public_name(value) if isinstance(value, str) else value for key, value in config.told.items()}
-    about = {"base_model": public_name(base), "lorabook_version": lorabook.__version__, "training": json.dumps(told)}
+    told = {
+        key: public_name(value) if isinstance(value, str) else value
+        for key, value in config.told.items()
+    }
+    about = {
+        "base_model": public_name(base),
+        "lorabook_version": lorabook.__version__,
+        "training": json.dumps(told),
+    }
     if prompt := getattr(config, "instance_prompt", None):
         about |= {"instance_prompt": prompt, "trigger_words": json.dumps([prompt])}
     about = outgoing(about)
-    settings = {part: model.peft_config[NAME].to_dict() | {"base_model_name_or_path": None}  # a path on this machine
-                for part, model in carriers.items()}
+    settings = {
+        part: model.peft_config[NAME].to_dict()
+        | {"base_model_name_or_path": None}  # a path on this machine
+        for part, model in carriers.items()
+    }
     adapter = parse(weights, configs=settings)
     if config.output_kohya_format:
         write_adapter(folder / KOHYA_NAME, to_kohya(adapter), config={}, about=about)
-    return write_adapter(folder / WEIGHT_NAME, to_diffusers(adapter)[0], config=settings, about=about)
+    return write_adapter(
+        folder / WEIGHT_NAME, to_diffusers(adapter)[0], config=settings, about=about
+    )
 
 
 def _full(part: str, key: str) -> str:
@@ -122,5 +155,7 @@ def _check_rank(model: nn.Module, names: list[str], rank: int) -> None:
         weight = modules[name].weight
         most = min(weight.shape[0], math.prod(weight.shape[1:]))
         if rank > most:
-            raise ValueError(f"rank {rank} is larger than layer {name} of shape {tuple(weight.shape)}, whose rank is at "
-                             f"most {most}; give a rank up to {most}")
+            raise ValueError(
+                f"rank {rank} is larger than layer {name} of shape {tuple(weight.shape)}, whose rank is at "
+                f"most {most}; give a rank up to {most}"
+            )

@@ -1,4 +1,5 @@
 """Which parts of a pipeline take the training device's memory, and when."""
+
 from collections.abc import Iterable
 from contextlib import contextmanager
 
@@ -25,7 +26,9 @@ def placed(family: StableDiffusion, parts: Iterable[str], device: torch.device |
     give_back()
 
 
-def idle_parts(family: StableDiffusion, config: TrainingConfig, *examples: Examples | None) -> list[str]:
+def idle_parts(
+    family: StableDiffusion, config: TrainingConfig, *examples: Examples | None
+) -> list[str]:
     """The parts that training has no use for between validation pictures: all is encoded, and they do not learn."""
     busy = set(family.text_encoders) if config.train_text_encoder else set()
     busy.update(*(found.needs for found in examples if found))
@@ -38,8 +41,12 @@ def input_casts(models: Iterable[nn.Module], enabled: bool):
 
     Under autocast that is two passes over the activations for nothing: the products bring it back to half precision.
     """
-    before = {layer: layer.cast_input_dtype_enabled for model in models for layer in model.modules()
-              if isinstance(layer, LoraLayer)}
+    before = {
+        layer: layer.cast_input_dtype_enabled
+        for model in models
+        for layer in model.modules()
+        if isinstance(layer, LoraLayer)
+    }
     for layer in before:
         layer.cast_input_dtype_enabled = enabled
     try:

@@ -3,6 +3,7 @@
 PEFT computes W x + s B (A x), five passes over activations forward and more backward. On a CPU, and where a layer is
 narrow, (W + s B A) x costs less: one pass, and a sum of two small matrices. Both are the same up to rounding.
 """
+
 from collections.abc import Iterable
 from contextlib import contextmanager
 from types import MethodType
@@ -33,9 +34,17 @@ def _fits(layer: nn.Module) -> bool:
     if type(layer) not in (Linear, Conv2d) or len(layer.active_adapters) != 1:
         return False
     name, weight = layer.active_adapter[0], layer.base_layer.weight
-    plain = isinstance(layer.lora_dropout[name], nn.Identity) and name not in layer.lora_magnitude_vector
-    return (plain and weight.device.type == "cpu" and weight.dtype == torch.float32 and min(weight.shape[:2]) <= NARROW
-            and getattr(layer.base_layer, "groups", 1) == 1)
+    plain = (
+        isinstance(layer.lora_dropout[name], nn.Identity)
+        and name not in layer.lora_magnitude_vector
+    )
+    return (
+        plain
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and min(weight.shape[:2]) <= NARROW
+        and getattr(layer.base_layer, "groups", 1) == 1
+    )
 
 
 def _weight(layer) -> Tensor:

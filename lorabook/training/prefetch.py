@@ -1,4 +1,5 @@
 """The next batch made ready while a GPU is busy with this one, and brought to it without waiting."""
+
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -26,4 +27,8 @@ def ahead(things: Iterator[T]) -> Iterator[T]:
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device; to a GPU from pinned memory, so that nobody waits for the copy."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    return (
+        values.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else values.to(device)
+    )

@@ -1,4 +1,5 @@
 """What a run changes for the whole process, and puts back."""
+
 import random
 from collections.abc import Callable
 
@@ -12,9 +13,19 @@ def process_state() -> Callable[[], None]:
 
     Several processes stay connected: the next run in them needs that.
     """
-    shared = [(state, dict(state._shared_state)) for state in (AcceleratorState, PartialState, GradientState)]
-    numbers, python, tf32 = np.random.get_state(), random.getstate(), torch.backends.cuda.matmul.allow_tf32
-    cpu, gpus = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    shared = [
+        (state, dict(state._shared_state))
+        for state in (AcceleratorState, PartialState, GradientState)
+    ]
+    numbers, python, tf32 = (
+        np.random.get_state(),
+        random.getstate(),
+        torch.backends.cuda.matmul.allow_tf32,
+    )
+    cpu, gpus = (
+        torch.get_rng_state(),
+        torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    )
 
     def put_back() -> None:
         connected = PartialState._shared_state.get("num_processes", 1) > 1

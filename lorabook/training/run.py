@@ -1,4 +1,5 @@
 """What a training call returns."""
+
 import html
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,9 @@ class TrainingRun:
             told += f", validation loss {self.validation_losses[0]:.3f} to {self.validation_losses[-1]:.3f}"
         if not self.finished:
             told = f"stopped: {told}"
-        return f"{told}; adapter: {self.adapter}{f', pushed to {self.pushed}' if self.pushed else ''}"
+        return (
+            f"{told}; adapter: {self.adapter}{f', pushed to {self.pushed}' if self.pushed else ''}"
+        )
 
     def _repr_html_(self):
         pictures = [self.plot(), *([self.grid] if self.grid else [])]

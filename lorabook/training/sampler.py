@@ -3,6 +3,7 @@
 Nothing is drawn from a generator that lives on. So a run that was cut short goes on as if it had not been, and several
 processes that each take their part of a batch do what one process does with the whole of it.
 """
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,10 +57,17 @@ class Order:
     def rows(self, number: int) -> Tensor:
         """The data set's rows in batch `number`, this process's part: `batch` of the first group, then of the next."""
         first = (number * self.processes + self.process) * self.batch
-        places = [_permutation(self.seed, place // self.epoch, self.epoch)[place % self.epoch]
-                  for place in range(first, first + self.batch)]
+        places = [
+            _permutation(self.seed, place // self.epoch, self.epoch)[place % self.epoch]
+            for place in range(first, first + self.batch)
+        ]
         starts = np.cumsum((0, *self.groups[:-1]))
-        return torch.cat([torch.stack(places) % size + start for start, size in zip(starts, self.groups, strict=True)])
+        return torch.cat(
+            [
+                torch.stack(places) % size + start
+                for start, size in zip(starts, self.groups, strict=True)
+            ]
+        )
 
     def draws(self, number: int, purpose: int) -> "Draws":
         """The random numbers of batch `number`, for one purpose."""
@@ -83,11 +91,15 @@ class Draws:
 
     def integers(self, stop: int) -> Tensor:
         """Whole numbers from 0 to `stop`, without it, (rows,)."""
-        return self._mine(lambda shape, generator: torch.randint(stop, shape, generator=generator), ())
+        return self._mine(
+            lambda shape, generator: torch.randint(stop, shape, generator=generator), ()
+        )
 
     def _mine(self, draw, shape: tuple[int, ...]) -> Tensor:
         order = self.order
-        drawn = draw((len(order.groups), order.processes, order.batch, *shape), generator=self.generator)
+        drawn = draw(
+            (len(order.groups), order.processes, order.batch, *shape), generator=self.generator
+        )
         return drawn[:, order.process].flatten(0, 1)
 
 
@@ -113,4 +125,9 @@ class Batches(Sampler):
     def __iter__(self) -> Iterator[Chosen]:
         for number in self.numbers:
             draws = self.order.draws(number, purpose=0)
-            yield Chosen(number, self.order.rows(number), draws.integers(2) * self.random_flip, draws.uniform(2))
+            yield Chosen(
+                number,
+                self.order.rows(number),
+                draws.integers(2) * self.random_flip,
+                draws.uniform(2),
+            )

@@ -1,4 +1,5 @@
 """What both kinds of training begin with: devices, the base model, and every check that needs no images."""
+
 import os
 import random
 import re
@@ -75,8 +76,11 @@ def _set_up(config: TrainingConfig, put_back: Callable[[], None]) -> Setup:
     for sentence in config.without_effect:
         warnings.warn(sentence, stacklevel=3)
     accelerator = _accelerator(config)
-    repository = (open_repository(_repository(config), config.hub_token)
-                  if config.push_to_hub and accelerator.is_main_process else None)
+    repository = (
+        open_repository(_repository(config), config.hub_token)
+        if config.push_to_hub and accelerator.is_main_process
+        else None
+    )
     dtype = DTYPES.get(accelerator.mixed_precision, torch.float32)
     family = family_of(_pipeline(config, accelerator, dtype), config.prediction_type)
     given, told = config.seed, replace(config, seed=_common_seed(config.seed))
@@ -86,8 +90,17 @@ def _set_up(config: TrainingConfig, put_back: Callable[[], None]) -> Setup:
     check_layers(family, config)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
-    return Setup(config, told, given, accelerator, family, dtype, checked_resolution(family, config.resolution), repository,
-                 put_back)
+    return Setup(
+        config,
+        told,
+        given,
+        accelerator,
+        family,
+        dtype,
+        checked_resolution(family, config.resolution),
+        repository,
+        put_back,
+    )
 
 
 def check_early(config: TrainingConfig) -> None:
@@ -109,10 +122,16 @@ def _check_base(config: TrainingConfig) -> None:
     asked = {"revision": config.revision, "cache_dir": config.cache_dir}
     if not Path(found).is_dir():
         check_hub(found, **asked)
-        asked["local_files_only"] = isinstance(try_to_load_from_cache(found, "unet/config.json", **asked), str)
+        asked["local_files_only"] = isinstance(
+            try_to_load_from_cache(found, "unet/config.json", **asked), str
+        )
     try:
         index = DiffusionPipeline.load_config(found, **asked)
-        unet = UNet2DConditionModel.load_config(found, subfolder="unet", **asked) if "unet" in index else {}
+        unet = (
+            UNet2DConditionModel.load_config(found, subfolder="unet", **asked)
+            if "unet" in index
+            else {}
+        )
     except (OSError, ValueError):  # loading the model will say what is missing
         return
     check_trainable(index, unet)
@@ -142,19 +161,28 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     AcceleratorState._reset_state()  # else a second run in one process keeps the precision of the first, or fails
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
     if precision == "fp16" and not _takes_half():
-        warnings.warn("the launcher asks for mixed precision fp16, which the CPU does not have: training in float32",
-                      stacklevel=4)
+        warnings.warn(
+            "the launcher asks for mixed precision fp16, which the CPU does not have: training in float32",
+            stacklevel=4,
+        )
         precision = "no"
     logs = str(Path(config.output_dir, config.logging_dir))
     project = ProjectConfiguration(project_dir=config.output_dir, logging_dir=logs)
-    accelerator = Accelerator(gradient_accumulation_steps=config.gradient_accumulation_steps, mixed_precision=precision,
-                              log_with=trackers_of(config) or None, project_config=project,
-                              kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])  # one encodes, all wait
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mixed_precision=precision,
+        log_with=trackers_of(config) or None,
+        project_config=project,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+    )  # one encodes, all wait
     asked = _processes_asked_for()
     if asked > accelerator.num_processes == 1:
-        warnings.warn(f"{asked} processes were asked for and one runs: accelerate launch starts a single one on CPUs; "
-                      f"«torchrun --standalone --nproc_per_node {asked} -m lorabook.training.{config.method} …» starts "
-                      "them all", stacklevel=4)
+        warnings.warn(
+            f"{asked} processes were asked for and one runs: accelerate launch starts a single one on CPUs; "
+            f"«torchrun --standalone --nproc_per_node {asked} -m lorabook.training.{config.method} …» starts "
+            "them all",
+            stacklevel=4,
+        )
     return accelerator
 
 
@@ -175,11 +203,22 @@ def _pipeline(config: TrainingConfig, accelerator: Accelerator, dtype: torch.dty
     parts = {}
     if config.pretrained_vae_model_name_or_path:
         with read_whole(config.pretrained_vae_model_name_or_path):
-            parts["vae"] = _part(AutoencoderKL, config.pretrained_vae_model_name_or_path, "VAE", torch_dtype=dtype)
+            parts["vae"] = _part(
+                AutoencoderKL, config.pretrained_vae_model_name_or_path, "VAE", torch_dtype=dtype
+            )
     if getattr(config, "tokenizer_name", None):
-        parts["tokenizer"] = _part(AutoTokenizer, config.tokenizer_name, "tokenizer", use_fast=False)
-    pipe = load_pipeline(config.pretrained_model_name_or_path, device=accelerator.device, dtype=dtype,
-                         revision=config.revision, variant=config.variant, cache_dir=config.cache_dir, **parts)
+        parts["tokenizer"] = _part(
+            AutoTokenizer, config.tokenizer_name, "tokenizer", use_fast=False
+        )
+    pipe = load_pipeline(
+        config.pretrained_model_name_or_path,
+        device=accelerator.device,
+        dtype=dtype,
+        revision=config.revision,
+        variant=config.variant,
+        cache_dir=config.cache_dir,
+        **parts,
+    )
     if getattr(pipe, "safety_checker", None):  # what it blackens would be learned
         pipe.safety_checker = None
     if getattr(config, "tokenizer_max_length", None):
@@ -199,12 +238,17 @@ def _part(loader, name: str, what: str, **kwargs):
     try:
         return loader.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{looked} the Hub did not give it: {' '.join(str(error).split())[:120]}") from error
+        raise FileNotFoundError(
+            f"{looked} the Hub did not give it: {' '.join(str(error).split())[:120]}"
+        ) from error
 
 
 def _use_attention_mask(pipe) -> None:
     if hasattr(pipe, "text_encoder_2"):
-        warnings.warn("text_encoder_use_attention_mask has no effect: SDXL's text encoders see the padding", stacklevel=6)
+        warnings.warn(
+            "text_encoder_use_attention_mask has no effect: SDXL's text encoders see the padding",
+            stacklevel=6,
+        )
     pipe.text_encoder.config.use_attention_mask = True
 
 
@@ -213,15 +257,22 @@ def _use_xformers(pipe) -> None:
         pipe.unet.enable_xformers_memory_efficient_attention()
     except (ImportError, ValueError) as error:
         reason = "it needs a GPU" if isinstance(error, ValueError) else "it is not installed"
-        warnings.warn(f"enable_xformers_memory_efficient_attention has no effect, {reason}: torch's own attention, which "
-                      "needs as little memory, is used", stacklevel=6)
+        warnings.warn(
+            f"enable_xformers_memory_efficient_attention has no effect, {reason}: torch's own attention, which "
+            "needs as little memory, is used",
+            stacklevel=6,
+        )
 
 
 def checked_resolution(family: StableDiffusion, asked: int | None) -> int:
     """The training resolution in pixels; the VAE and the UNet both halve it, so that not every number will do."""
     resolution = asked or family.resolution
-    factor = family.pipe.vae_scale_factor * 2 ** (len(family.pipe.unet.config.block_out_channels) - 1)
+    factor = family.pipe.vae_scale_factor * 2 ** (
+        len(family.pipe.unet.config.block_out_channels) - 1
+    )
     if resolution % family.pipe.vae_scale_factor:
-        raise ValueError(f"resolution {resolution} is not a multiple of {family.pipe.vae_scale_factor}, the factor by "
-                         f"which this model's VAE shrinks images; try {max(factor, round(resolution / factor) * factor)}")
+        raise ValueError(
+            f"resolution {resolution} is not a multiple of {family.pipe.vae_scale_factor}, the factor by "
+            f"which this model's VAE shrinks images; try {max(factor, round(resolution / factor) * factor)}"
+        )
     return resolution

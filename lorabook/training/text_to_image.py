@@ -3,6 +3,7 @@
 accelerate launch --quiet -m lorabook.training.text_to_image --train_data_dir=… takes the flags of diffusers'
 train_text_to_image_lora.py and train_text_to_image_lora_sdxl.py.
 """
+
 from lorabook.images import load_captioned_images
 from lorabook.training.config import TextToImageConfig
 from lorabook.training.flags import run_command_line
@@ -28,10 +29,15 @@ def train_text_to_image(config: TextToImageConfig) -> TrainingRun:
     """
     check_early(config)
     source = config.train_data_dir or config.dataset_name or world().data
-    images = load_captioned_images(source, caption_column=config.caption_column, image_column=config.image_column,
-                                   config_name=config.dataset_config_name, max_samples=config.max_train_samples,
-                                   allow_empty_captions=config.allow_empty_captions,
-                                   **({"cache_dir": config.cache_dir} if config.cache_dir else {}))
+    images = load_captioned_images(
+        source,
+        caption_column=config.caption_column,
+        image_column=config.image_column,
+        config_name=config.dataset_config_name,
+        max_samples=config.max_train_samples,
+        allow_empty_captions=config.allow_empty_captions,
+        **({"cache_dir": config.cache_dir} if config.cache_dir else {}),
+    )
     learned, held_out = split(images, config.validation_split)
     check_batch(config, len(learned))
     return fit(set_up(config), Lesson(learned, (len(learned),), held_out=held_out))

@@ -1,4 +1,5 @@
 """Films the studio for the README: python tests/browser/film.py docs/studio.gif"""
+
 import io
 import sys
 import tempfile
@@ -10,8 +11,18 @@ from playwright.sync_api import sync_playwright
 from servers import chromium, serving, write_notebook
 
 PROMPT, WIDTH = "a cartoon purple creature with horns and wings", 760  # pixels
-MOVES = (("up.1", 0.7), ("up.1", 0.35), ("up.1", 0.0), ("up.2", 0.7), ("up.2", 0.35), ("up.2", 0.0),
-         ("up.1", 0.5), ("up.1", 1.0), ("up.2", 0.5), ("up.2", 1.0))
+MOVES = (
+    ("up.1", 0.7),
+    ("up.1", 0.35),
+    ("up.1", 0.0),
+    ("up.2", 0.7),
+    ("up.2", 0.35),
+    ("up.2", 0.0),
+    ("up.1", 0.5),
+    ("up.1", 1.0),
+    ("up.2", 0.5),
+    ("up.2", 1.0),
+)
 
 
 def film(target: Path) -> None:
@@ -28,8 +39,14 @@ def film(target: Path) -> None:
             browser.close()
     palette = frames[0].quantize(128)
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    frames[0].save(target, save_all=True, append_images=frames[1:], duration=[1500] + [600] * len(MOVES), loop=0,
-                   optimize=True)
+    frames[0].save(
+        target,
+        save_all=True,
+        append_images=frames[1:],
+        duration=[1500] + [600] * len(MOVES),
+        loop=0,
+        optimize=True,
+    )
 
 
 def move(hand: Hand, block: str, scale: float) -> Image.Image:
@@ -45,7 +62,9 @@ def shot(hand: Hand, before: str | None) -> Image.Image:
     """A screenshot of the studio, once its picture is another one and final."""
     picture = hand.studio.locator("img.lorabook-now").first
     picture.wait_for(timeout=60_000)
-    hand.page.wait_for_function("([image, before]) => image.src != before", arg=[picture.element_handle(), before])
+    hand.page.wait_for_function(
+        "([image, before]) => image.src != before", arg=[picture.element_handle(), before]
+    )
     hand.page.wait_for_timeout(2500)
     seen = Image.open(io.BytesIO(hand.studio.screenshot())).convert("RGB")
     return seen.resize((WIDTH, round(seen.height * WIDTH / seen.width)), Image.Resampling.LANCZOS)

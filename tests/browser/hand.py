@@ -1,4 +1,5 @@
 """A hand on the studio in a browser, and the pictures that it should see."""
+
 import io
 import re
 import time
@@ -20,7 +21,11 @@ class Expected:
     """Draws by ordinary calls of a pipeline of its own."""
 
     def __init__(self, prompt: str, steps: int):
-        self.pipe, self.prompt, self.steps = lb.load_pipeline("tiny-sd", device="cpu"), prompt, steps
+        self.pipe, self.prompt, self.steps = (
+            lb.load_pipeline("tiny-sd", device="cpu"),
+            prompt,
+            steps,
+        )
         self.pipe.set_progress_bar_config(disable=True)
         for name in ("ink", "creatures"):
             lb.load_adapter(self.pipe, name)
@@ -28,8 +33,12 @@ class Expected:
     def __call__(self, *, prompt: str | None = None, seed: int = 0, **scales) -> Image.Image:
         """The picture with these scales; an adapter that is not named is at 1."""
         lb.set_scales(self.pipe, {"ink": 1.0, "creatures": 1.0} | scales, only=True)
-        return self.pipe(prompt or self.prompt, num_inference_steps=self.steps, guidance_scale=4.0,
-                         generator=torch.Generator("cpu").manual_seed(seed)).images[0]
+        return self.pipe(
+            prompt or self.prompt,
+            num_inference_steps=self.steps,
+            guidance_scale=4.0,
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images[0]
 
 
 class Hand:
@@ -44,7 +53,9 @@ class Hand:
         """Wait until the picture shown is this one, to rounding; the bytes are the browser's own."""
         end = time.monotonic() + 60
         while (off := apart(self.picture(what), wanted)) > _NEAR:
-            assert time.monotonic() < end, f"the picture shown is {off} of 255 off what the settings draw"
+            assert time.monotonic() < end, (
+                f"the picture shown is {off} of 255 off what the settings draw"
+            )
             self.page.wait_for_timeout(50)
 
     def picture(self, what: str = "now") -> Image.Image:
@@ -54,7 +65,9 @@ class Hand:
 
     def slider(self, block: str) -> Locator:
         """A block's slider."""
-        return self.studio.locator(f".lorabook-scale.lorabook-block-{block.replace('.', '-')}").first
+        return self.studio.locator(
+            f".lorabook-scale.lorabook-block-{block.replace('.', '-')}"
+        ).first
 
     def value(self, block: str) -> float:
         """The number beside a block's slider."""
@@ -78,11 +91,15 @@ class Hand:
 
     def press(self, name: str, exact: bool = True) -> None:
         """Press a button that can be seen."""
-        self.studio.get_by_role("button", name=name, exact=exact).locator("visible=true").first.click()
+        self.studio.get_by_role("button", name=name, exact=exact).locator(
+            "visible=true"
+        ).first.click()
 
     def turn_to(self, tab: str) -> None:
         """Open a tab."""
-        self.studio.locator(".lm-TabBar-tab, .p-TabBar-tab", has_text=re.compile(f"^{tab}$")).first.click()
+        self.studio.locator(
+            ".lm-TabBar-tab, .p-TabBar-tab", has_text=re.compile(f"^{tab}$")
+        ).first.click()
 
     def type(self, label: str, text: str) -> None:
         """Type into a line and press Enter."""
@@ -92,7 +109,9 @@ class Hand:
 
     def line(self, label: str) -> Locator:
         """A line to type into, by the label beside it."""
-        found = self.studio.locator(".widget-text", has=self.page.locator("label", has_text=re.compile(f"^{label}$")))
+        found = self.studio.locator(
+            ".widget-text", has=self.page.locator("label", has_text=re.compile(f"^{label}$"))
+        )
         return found.locator("input").locator("visible=true").first
 
     def choose(self, label: str, option: str) -> None:
@@ -101,10 +120,16 @@ class Hand:
 
     def chosen(self, label: str) -> str:
         """What a menu shows."""
-        return self._menu(label).evaluate("menu => menu.selectedOptions[0]?.textContent ?? ``").replace("\xa0", " ")
+        return (
+            self._menu(label)
+            .evaluate("menu => menu.selectedOptions[0]?.textContent ?? ``")
+            .replace("\xa0", " ")
+        )
 
     def _menu(self, label: str) -> Locator:
-        found = self.studio.locator(".widget-dropdown", has=self.page.locator("label", has_text=re.compile(f"^{label}$")))
+        found = self.studio.locator(
+            ".widget-dropdown", has=self.page.locator("label", has_text=re.compile(f"^{label}$"))
+        )
         return found.locator("select").locator("visible=true").first
 
     def is_well(self) -> None:

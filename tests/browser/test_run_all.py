@@ -1,4 +1,5 @@
 """A notebook in JupyterLab, opened as `make lab` opens it: Run All, then its slider."""
+
 import os
 import re
 
@@ -27,7 +28,11 @@ def notebook(tmp_path):
 
 
 def test_make_lab_opens_the_first_notebook():
-    assert re.search(r"^lab:.*\n\t.*jupyter lab notebooks/00_start_here\.ipynb$", (ROOT / "Makefile").read_text(), re.M)
+    assert re.search(
+        r"^lab:.*\n\t.*jupyter lab notebooks/00_start_here\.ipynb$",
+        (ROOT / "Makefile").read_text(),
+        re.M,
+    )
 
 
 def test_run_all_of_the_first_notebook_and_its_slider(page, notebook):
@@ -51,4 +56,6 @@ def move_the_slider(page):
     before = page.evaluate(_SHOWN)
     slider.focus()
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function(f"before => {{ const now = ({_SHOWN})(); return now && now != before }}", arg=before)
+    page.wait_for_function(
+        f"before => {{ const now = ({_SHOWN})(); return now && now != before }}", arg=before
+    )

@@ -1,4 +1,5 @@
 """The studio in real browsers: each test opens it once and does all that a person would, in one go."""
+
 import os
 import re
 import statistics
@@ -44,7 +45,9 @@ def test_in_voila_with_ipywidgets_7(page, tmp_path):
         python = old_python()
     except subprocess.SubprocessError as error:
         lacking(f"no environment with ipywidgets 7.7.1 can be made: {str(error):.200}")
-    version = subprocess.check_output([python, "-c", "import ipywidgets; print(ipywidgets.__version__)"], text=True)
+    version = subprocess.check_output(
+        [python, "-c", "import ipywidgets; print(ipywidgets.__version__)"], text=True
+    )
     assert version.strip() == "7.7.1"
     with serving("voila", write_notebook(tmp_path, PROMPT, STEPS), python) as address:
         page.goto(address)
@@ -175,7 +178,9 @@ def switch_and_choose(hand, expected):
     hand.shot("6-single-layers")
     hand.press("single layers")
     hand.turn_to("mix")
-    fade = hand.studio.locator(".widget-slider", has=hand.page.locator("label", has_text=re.compile("^crossfade$")))
+    fade = hand.studio.locator(
+        ".widget-slider", has=hand.page.locator("label", has_text=re.compile("^crossfade$"))
+    )
     hand.handle(fade).focus()
     hand.page.keyboard.press("ArrowRight")
     hand.sees(expected(ink=0.45, creatures=0.55))
@@ -222,7 +227,11 @@ def take_it_away(hand, folder):
     hand.press("save adapter")
     expect(hand.status).to_contain_text("studio-adapter")
     hand.shot("10-take-away")
-    assert set(lb.ScaleStudio.settings_in(folder / "studio.png").adapters) == {"ink", "creatures", "mosaic"}
+    assert set(lb.ScaleStudio.settings_in(folder / "studio.png").adapters) == {
+        "ink",
+        "creatures",
+        "mosaic",
+    }
     assert "diffusers" in lb.inspect_adapter(folder / "studio-adapter")._repr_html_()
 
 

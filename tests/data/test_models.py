@@ -9,8 +9,11 @@ from transformers import CLIPModel, CLIPTokenizer
 import lorabook as lb
 from judge import drawings, generated, judge, wanted
 
-SD15_BLOCKS = (["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "UNetMidBlock2DCrossAttn",
-               ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
+SD15_BLOCKS = (
+    ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "UNetMidBlock2DCrossAttn",
+    ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+)
 
 
 def test_all_components_together_take_at_most_30_megabytes():
@@ -20,13 +23,20 @@ def test_all_components_together_take_at_most_30_megabytes():
 
 def test_the_unet_has_the_topology_of_stable_diffusion_1_5():
     config = UNet2DConditionModel.load_config(lb.bundled("tiny-sd"), subfolder="unet")
-    assert (list(config["down_block_types"]), config["mid_block_type"], list(config["up_block_types"])) == SD15_BLOCKS
+    assert (
+        list(config["down_block_types"]),
+        config["mid_block_type"],
+        list(config["up_block_types"]),
+    ) == SD15_BLOCKS
     assert config["layers_per_block"] == 2
 
 
 def test_the_text_encoder_is_the_text_tower_of_tiny_clip(pipe):
     tower = CLIPModel.from_pretrained(lb.bundled("tiny-clip")).text_model.state_dict()
-    ours = {key.removeprefix("text_model."): value for key, value in pipe.text_encoder.state_dict().items()}
+    ours = {
+        key.removeprefix("text_model."): value
+        for key, value in pipe.text_encoder.state_dict().items()
+    }
     assert tower.keys() == ours.keys() and all(torch.equal(tower[key], ours[key]) for key in tower)
 
 
@@ -40,15 +50,20 @@ def test_the_tokenizers_files_for_transformers_4_hold_what_tokenizer_json_holds(
     folder = lb.bundled(folder)
     pieces = json.loads((folder / "tokenizer.json").read_text())["model"]
     assert json.loads((folder / "vocab.json").read_text()) == pieces["vocab"]
-    assert (folder / "merges.txt").read_text().splitlines()[1:] == [" ".join(pair) for pair in pieces["merges"]]
+    assert (folder / "merges.txt").read_text().splitlines()[1:] == [
+        " ".join(pair) for pair in pieces["merges"]
+    ]
 
 
-@pytest.mark.parametrize("text", ["", "éclair, 日本 🎉", "a photo of an astronaut riding a horse, masterpiece, 8k"])
+@pytest.mark.parametrize(
+    "text", ["", "éclair, 日本 🎉", "a photo of an astronaut riding a horse, masterpiece, 8k"]
+)
 def test_any_text_tokenises(text):
     tokenizer = CLIPTokenizer.from_pretrained(lb.bundled("tiny-sd"), subfolder="tokenizer")
     ids = tokenizer(text).input_ids
-    assert max(ids) < len(tokenizer) and tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(
-        " ", "")
+    assert max(ids) < len(tokenizer) and tokenizer.decode(ids, skip_special_tokens=True).replace(
+        " ", ""
+    ) == text.replace(" ", "")
 
 
 def test_sks_is_made_of_pieces_and_cat_is_whole(pipe):

@@ -27,7 +27,9 @@ def test_every_folder_of_data_has_a_card():
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_is_an_imagefolder_whose_pictures_all_have_captions(name):
     rows = [json.loads(line) for line in (DATA / name / "metadata.jsonl").read_text().splitlines()]
-    assert sorted(row["file_name"] for row in rows) == sorted(p.name for p in (DATA / name).glob("*.png"))
+    assert sorted(row["file_name"] for row in rows) == sorted(
+        p.name for p in (DATA / name).glob("*.png")
+    )
     assert len(rows) == SETS[name][1] and all(row["text"] for row in rows)
 
 
@@ -43,7 +45,9 @@ def test_a_set_is_what_its_script_draws(name):
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_a_subject_has_five_different_pictures(name):
     pictures = [Image.open(path) for path in sorted((DATA / "subjects" / name).glob("*.png"))]
-    assert len({picture.tobytes() for picture in pictures}) == 5 and {p.size for p in pictures} == {(64, 64)}
+    assert len({picture.tobytes() for picture in pictures}) == 5 and {p.size for p in pictures} == {
+        (64, 64)
+    }
 
 
 def test_the_base_world_never_shows_or_tells_of_a_creature():

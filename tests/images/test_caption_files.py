@@ -1,4 +1,5 @@
 """Captions are found where people and programs put them; the first source wins, and whatever is left out is named."""
+
 import json
 
 import datasets
@@ -31,12 +32,23 @@ def captions(folder, **kwargs):
     return list(lb.load_captioned_images(folder, **kwargs)["text"])
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("metadata1000.jsonl", LINES), ("captions.jsonl", LINES.replace("file_name", "image").replace("text", "caption")),
-    ("metadata.json", json.dumps(ROWS)), ("data.json", LINES), ("metadata.json", '{"a.png": "A", "b.png": "B"}'),
-    ("captions.csv", "file_name,text\na.png,A\nb.png,B\n"), ("words.csv", "\ufeffFile Path;Prompt\na.png;A\nb.png;B\n"),
-    ("captions.tsv", "path\tcaption\nb.png\tB\na.png\tA\n"),
-    ("meta_cap.json", '{"/home/me/a.png": {"caption": "A"}, "b": {"caption": "B", "train_resolution": [8, 8]}}')])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata1000.jsonl", LINES),
+        ("captions.jsonl", LINES.replace("file_name", "image").replace("text", "caption")),
+        ("metadata.json", json.dumps(ROWS)),
+        ("data.json", LINES),
+        ("metadata.json", '{"a.png": "A", "b.png": "B"}'),
+        ("captions.csv", "file_name,text\na.png,A\nb.png,B\n"),
+        ("words.csv", "\ufeffFile Path;Prompt\na.png;A\nb.png;B\n"),
+        ("captions.tsv", "path\tcaption\nb.png\tB\na.png\tA\n"),
+        (
+            "meta_cap.json",
+            '{"/home/me/a.png": {"caption": "A"}, "b": {"caption": "B", "train_resolution": [8, 8]}}',
+        ),
+    ],
+)
 def test_a_list_that_names_the_pictures_is_read(folder, silent, name, content):
     (folder / name).write_text(content)
     assert sorted(captions(folder)) == ["A", "B"]
@@ -49,17 +61,23 @@ def test_a_parquet_of_names_is_a_list_and_no_data_set(folder, silent, name):
 
 
 def test_sd_scripts_tags_follow_the_caption(folder):
-    (folder / "meta_cap.json").write_text('{"a": {"caption": "A", "tags": "x, y"}, "b": {"tags": "z"}}')
+    (folder / "meta_cap.json").write_text(
+        '{"a": {"caption": "A", "tags": "x, y"}, "b": {"tags": "z"}}'
+    )
     assert captions(folder) == ["A, x, y", "z"]
 
 
 def test_metadata_in_folders_below_is_what_datasets_reads(folder, silent):
     (moved(folder, "one") / "metadata.jsonl").write_text(LINES)
-    read = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(folder / ".cache"))
+    read = datasets.load_dataset(
+        "imagefolder", data_dir=str(folder), split="train", cache_dir=str(folder / ".cache")
+    )
     assert captions(folder) == list(read["text"]) == ["A", "B"]
 
 
-@pytest.mark.parametrize("names", [("a.caption", "b.caption"), ("a.TXT", "b.Caption"), ("a.png.txt", "b.txt")])
+@pytest.mark.parametrize(
+    "names", [("a.caption", "b.caption"), ("a.TXT", "b.Caption"), ("a.png.txt", "b.txt")]
+)
 def test_a_text_beside_each_picture_is_read(folder, silent, names):
     for name, text in zip(names, "AB", strict=True):
         (folder / name).write_text(f"{text}\n")
@@ -81,7 +99,10 @@ def test_captions_in_the_folder_above_are_for_its_train_part(folder, silent):
 def test_of_two_captions_the_warning_says_which_is_taken(folder):
     (folder / "metadata.jsonl").write_text(LINES)
     (folder / "captions.csv").write_text("file_name,text\na.png,other\nb.png,B\n")
-    with pytest.warns(UserWarning, match="1 image.* that of metadata.jsonl is taken, not that of captions.csv: a.png"):
+    with pytest.warns(
+        UserWarning,
+        match="1 image.* that of metadata.jsonl is taken, not that of captions.csv: a.png",
+    ):
         assert captions(folder) == ["A", "B"]
 
 
@@ -89,7 +110,10 @@ def test_a_txt_goes_before_a_caption_file(folder):
     for ending, text in (("txt", "A"), ("caption", "other")):
         for name in "ab":
             (folder / f"{name}.{ending}").write_text(text)
-    with pytest.warns(UserWarning, match="the .txt beside it is taken, not that of the .caption beside it: a.png, b.png"):
+    with pytest.warns(
+        UserWarning,
+        match="the .txt beside it is taken, not that of the .caption beside it: a.png, b.png",
+    ):
         assert captions(folder) == ["A", "A"]
 
 

@@ -1,4 +1,5 @@
 """Pictures in memory, in whatever form libraries have them."""
+
 import itertools
 
 import datasets
@@ -30,14 +31,27 @@ class Pairs(torch.utils.data.Dataset):
 
 
 FORMS = {
-    "dictionaries": lambda rows: rows, "pairs": lambda rows: [(row["image"], row["text"]) for row in rows],
-    "a generator": lambda rows: (row for row in rows), "torch's data set": Pairs,
-    "a DataFrame": pandas.DataFrame, "columns": lambda rows: {name: [row[name] for row in rows] for name in rows[0]},
+    "dictionaries": lambda rows: rows,
+    "pairs": lambda rows: [(row["image"], row["text"]) for row in rows],
+    "a generator": lambda rows: (row for row in rows),
+    "torch's data set": Pairs,
+    "a DataFrame": pandas.DataFrame,
+    "columns": lambda rows: {name: [row[name] for row in rows] for name in rows[0]},
     "a stream": lambda rows: datasets.Dataset.from_list(rows).to_iterable_dataset(),
-    "a generator's stream": lambda rows: datasets.IterableDataset.from_generator(lambda: iter(rows)),
-    "arrays": lambda rows: [{"image": np.asarray(row["image"]), "text": row["text"]} for row in rows],
-    "tensors": lambda rows: [{"pixel_values": torch.tensor(np.array(row["image"])).permute(2, 0, 1) / 255,
-                              "text": row["text"]} for row in rows]}
+    "a generator's stream": lambda rows: datasets.IterableDataset.from_generator(
+        lambda: iter(rows)
+    ),
+    "arrays": lambda rows: [
+        {"image": np.asarray(row["image"]), "text": row["text"]} for row in rows
+    ],
+    "tensors": lambda rows: [
+        {
+            "pixel_values": torch.tensor(np.array(row["image"])).permute(2, 0, 1) / 255,
+            "text": row["text"],
+        }
+        for row in rows
+    ],
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -74,7 +88,10 @@ def test_a_stream_without_an_end_is_refused(picture, monkeypatch):
 
 def test_a_dictionary_of_splits_lists_them(rows):
     splits = datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)})
-    for given in (splits, datasets.IterableDatasetDict({"train": splits["train"].to_iterable_dataset()})):
+    for given in (
+        splits,
+        datasets.IterableDatasetDict({"train": splits["train"].to_iterable_dataset()}),
+    ):
         with pytest.raises(ValueError, match="pass one of its splits: train"):
             lb.load_captioned_images(given)
 
@@ -84,10 +101,18 @@ def test_a_saved_data_set_is_read_from_its_folder(rows, tmp_path):
     assert list(lb.load_captioned_images(tmp_path / "saved")["text"]) == ["A", "B"]
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    (5, "cannot be read from int"), ([], "is empty"), ([{"text": "a"}], "row 0 has no picture; it has: text"),
-    ({"image": 3}, "a list for each column"), ([torch.full((3, 8, 8), -1.0)], "numbers from -1 to -1; give 0 to 1"),
-    ([torch.zeros(2, 3, 8, 8)], "row 0.*not a picture: float32 of shape"), ([None], "row 0")])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (5, "cannot be read from int"),
+        ([], "is empty"),
+        ([{"text": "a"}], "row 0 has no picture; it has: text"),
+        ({"image": 3}, "a list for each column"),
+        ([torch.full((3, 8, 8), -1.0)], "numbers from -1 to -1; give 0 to 1"),
+        ([torch.zeros(2, 3, 8, 8)], "row 0.*not a picture: float32 of shape"),
+        ([None], "row 0"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:.*no caption")
 def test_what_holds_no_pictures_is_refused_in_a_sentence(given, said):
     with pytest.raises(ValueError, match=said):
@@ -96,4 +121,7 @@ def test_what_holds_no_pictures_is_refused_in_a_sentence(given, said):
 
 def test_a_damaged_picture_among_rows_is_named(rows):
     with pytest.warns(UserWarning, match="1 image.*row 0"):
-        assert list(lb.load_captioned_images([{"image": b"junk", "text": "x"}, *rows])["text"]) == ["A", "B"]
+        assert list(lb.load_captioned_images([{"image": b"junk", "text": "x"}, *rows])["text"]) == [
+            "A",
+            "B",
+        ]

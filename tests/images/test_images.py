@@ -33,13 +33,15 @@ def test_bundled_creatures_have_images_and_texts():
 def test_metadata_jsonl_gives_the_captions_in_its_order(folder, picture):
     for name in "ab":
         picture().save(folder / f"{name}.png")
-    write_metadata(folder, {"file_name": "b.png", "text": "second"}, {"file_name": "a.png", "text": "first"})
+    write_metadata(
+        folder, {"file_name": "b.png", "text": "second"}, {"file_name": "a.png", "text": "first"}
+    )
     assert list(lb.load_captioned_images(folder)["text"]) == ["second", "first"]
 
 
 def test_metadata_csv_with_another_caption_column(folder, picture):
     picture().save(folder / "a.png")
-    (folder / "metadata.csv").write_text("file_name,caption\na.png,\"one, two\"\n")
+    (folder / "metadata.csv").write_text('file_name,caption\na.png,"one, two"\n')
     assert lb.load_captioned_images(folder)[0]["text"] == "one, two"
 
 
@@ -106,7 +108,9 @@ def test_a_transparent_palette_is_laid_on_white(folder):
 
 
 @pytest.mark.filterwarnings("ignore:.*no caption")
-@pytest.mark.parametrize(("mode", "ending"), [("L", "png"), ("P", "png"), ("CMYK", "jpg"), ("1", "png"), ("LA", "png")])
+@pytest.mark.parametrize(
+    ("mode", "ending"), [("L", "png"), ("P", "png"), ("CMYK", "jpg"), ("1", "png"), ("LA", "png")]
+)
 def test_other_modes_become_rgb_of_the_same_look(folder, picture, mode, ending):
     picture("white", (8, 8), mode).save(folder / f"a.{ending}")
     image = only_image(folder)
@@ -128,11 +132,17 @@ def test_a_dataset_passes_through_with_its_caption_column_found(picture):
 
 def test_a_folder_shaped_like_a_hub_data_set_is_read(folder, picture):
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
-    source = datasets.Dataset.from_dict({"image": [picture("blue"), picture("red")], "text": ["blue", "red"]}, features)
+    source = datasets.Dataset.from_dict(
+        {"image": [picture("blue"), picture("red")], "text": ["blue", "red"]}, features
+    )
     (folder / "data").mkdir()
     source.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
     images = lb.load_captioned_images(folder)
-    assert list(images["text"]) == ["blue", "red"] and images[1]["image"].getpixel((0, 0)) == (255, 0, 0)
+    assert list(images["text"]) == ["blue", "red"] and images[1]["image"].getpixel((0, 0)) == (
+        255,
+        0,
+        0,
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*no caption")
@@ -194,15 +204,19 @@ def test_a_dataset_with_damaged_and_missing_images_names_their_rows(picture):
     good = io.BytesIO()
     picture().save(good, "PNG")
     rows = [{"bytes": b"junk", "path": None}, {"bytes": good.getvalue(), "path": None}, None]
-    source = datasets.Dataset.from_dict({"image": rows, "text": ["a", "b", "c"]}, features=datasets.Features(
-        {"image": datasets.Image(), "text": datasets.Value("string")}))
+    source = datasets.Dataset.from_dict(
+        {"image": rows, "text": ["a", "b", "c"]},
+        features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")}),
+    )
     with pytest.warns(UserWarning, match="row 0.*row 2"):
         assert list(lb.load_captioned_images(source)["text"]) == ["b"]
 
 
 def test_an_image_column_that_is_not_there_lists_the_columns(picture):
     source = datasets.Dataset.from_dict({"image": [picture()], "text": ["x"]})
-    with pytest.raises(ValueError, match="no column of images 'imgae'; its columns are: image, text"):
+    with pytest.raises(
+        ValueError, match="no column of images 'imgae'; its columns are: image, text"
+    ):
         lb.load_captioned_images(source, image_column="imgae")
 
 
@@ -245,7 +259,9 @@ def test_instance_images_can_have_captions_of_their_own(folder, picture):
 
 
 def test_instance_images_come_from_a_dataset_or_a_bundled_name_too(picture):
-    dataset = datasets.Dataset.from_dict({"picture": [picture()]}).cast_column("picture", datasets.Image())
+    dataset = datasets.Dataset.from_dict({"picture": [picture()]}).cast_column(
+        "picture", datasets.Image()
+    )
     assert lb.load_instance_images(dataset, "x")["text"] == ["x"]
     assert len(lb.load_instance_images("subjects/striped_boat")) == 5
 

@@ -1,4 +1,5 @@
 """Pictures with a colour profile are brought to sRGB, as ImageCms does it; what Pillow cannot open is named."""
+
 import io
 
 import numpy as np
@@ -14,15 +15,17 @@ def swapped() -> bytes:
     """A profile whose red and green are exchanged: sRGB's with the tags of two primaries exchanged."""
     raw = bytearray(ImageCms.ImageCmsProfile(SRGB).tobytes())
     count = int.from_bytes(raw[128:132], "big")
-    places = {bytes(raw[132 + 12 * i:136 + 12 * i]): 136 + 12 * i for i in range(count)}
+    places = {bytes(raw[132 + 12 * i : 136 + 12 * i]): 136 + 12 * i for i in range(count)}
     red, green = places[b"rXYZ"], places[b"gXYZ"]
-    raw[red:red + 8], raw[green:green + 8] = raw[green:green + 8], raw[red:red + 8]
+    raw[red : red + 8], raw[green : green + 8] = raw[green : green + 8], raw[red : red + 8]
     return bytes(raw)
 
 
 def grey_of_gamma_one() -> bytes:
     """A profile of linear grey: the header of sRGB's for GRAY, with a white point and a curve of gamma 1."""
-    white = b"XYZ \0\0\0\0" + b"".join(int(value * 65536).to_bytes(4, "big") for value in (0.9642, 1, 0.8249))
+    white = b"XYZ \0\0\0\0" + b"".join(
+        int(value * 65536).to_bytes(4, "big") for value in (0.9642, 1, 0.8249)
+    )
     curve = b"curv\0\0\0\0\0\0\0\0"
     head = bytearray(ImageCms.ImageCmsProfile(SRGB).tobytes()[:128])
     head[16:20] = b"GRAY"
@@ -46,8 +49,16 @@ def colours():
 @pytest.mark.parametrize("ending", ["png", "tif", "webp"])
 def test_a_profile_is_applied_as_imagecms_applies_it(tmp_path, colours, silent, ending):
     profile = swapped()
-    right = np.asarray(ImageCms.profileToProfile(colours, ImageCms.ImageCmsProfile(io.BytesIO(profile)), SRGB)).astype(int)
-    found = kept(tmp_path, colours, ending, icc_profile=profile, **({"lossless": True} if ending == "webp" else {}))
+    right = np.asarray(
+        ImageCms.profileToProfile(colours, ImageCms.ImageCmsProfile(io.BytesIO(profile)), SRGB)
+    ).astype(int)
+    found = kept(
+        tmp_path,
+        colours,
+        ending,
+        icc_profile=profile,
+        **({"lossless": True} if ending == "webp" else {}),
+    )
     assert abs(found - right).max() == 0 and abs(found - np.asarray(colours)).max() > 50
 
 
@@ -57,13 +68,17 @@ def test_transparent_and_palette_pictures_have_profiles_too(tmp_path, silent):
     red.putpixel((0, 0), (255, 0, 0, 0))
     found = kept(tmp_path, red, icc_profile=swapped())
     assert (found[0, 0] == 255).all() and found[2, 2, 1] > 200 > 100 > found[2, 2, 0]
-    found = kept(tmp_path / "b", Image.new("RGB", (4, 4), "red").convert("P"), icc_profile=swapped())
+    found = kept(
+        tmp_path / "b", Image.new("RGB", (4, 4), "red").convert("P"), icc_profile=swapped()
+    )
     assert found[2, 2, 1] > 200 > 100 > found[2, 2, 0]
 
 
 def test_a_grey_profile_is_applied(tmp_path, silent):
     found = kept(tmp_path, Image.new("L", (4, 4), 128), icc_profile=grey_of_gamma_one())
-    assert abs(found - 188).max() <= 2  # what sRGB's curve makes of 0.5: 1.055 * 0.5 ** (1 / 2.4) - 0.055
+    assert (
+        abs(found - 188).max() <= 2
+    )  # what sRGB's curve makes of 0.5: 1.055 * 0.5 ** (1 / 2.4) - 0.055
 
 
 def test_a_picture_that_says_srgb_stays_the_file_that_it_is(tmp_path, colours, silent):
@@ -73,9 +88,14 @@ def test_a_picture_that_says_srgb_stays_the_file_that_it_is(tmp_path, colours, s
     assert stored["bytes"] is None and stored["path"] == str(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize(("profile", "said"), [(b"no profile", "cannot be read"), (grey_of_gamma_one(), "is for GRAY")],
-                         ids=["none", "grey"])  # a profile holds the second at which it was made
-def test_a_picture_whose_profile_is_no_use_is_taken_as_it_is_with_a_word(tmp_path, colours, profile, said):
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [(b"no profile", "cannot be read"), (grey_of_gamma_one(), "is for GRAY")],
+    ids=["none", "grey"],
+)  # a profile holds the second at which it was made
+def test_a_picture_whose_profile_is_no_use_is_taken_as_it_is_with_a_word(
+    tmp_path, colours, profile, said
+):
     with pytest.warns(UserWarning, match=f"1 image.* colours as they are: a.png .*{said}"):
         assert (kept(tmp_path, colours, icc_profile=profile) == np.asarray(colours)).all()
 

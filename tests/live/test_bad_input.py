@@ -1,11 +1,12 @@
 """Whatever is wrong with what is given: one sentence with the remedy, and a pipeline as before."""
+
 import pytest
 import torch
-from adapter_files import add_random, plain
-from conftest import tiny_sdxl
 from safetensors.torch import load_file, save_file
 
 import lorabook as lb
+from adapter_files import add_random, plain
+from conftest import tiny_sdxl
 from lorabook.live.layers import adapter_names
 from lorabook.lora.source import read_source
 
@@ -13,7 +14,12 @@ KEY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_{}.w
 
 
 def draw(pipe):
-    return pipe("a red cat", num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    return pipe(
+        "a red cat",
+        num_inference_steps=2,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +61,45 @@ def write(folder, change=None, name="a.safetensors"):
 
 FILES = {
     "not a LoRA": (lambda w: {"model.weight": torch.ones(2)}, "is not a LoRA: none of its 1 keys"),
-    "no key matches": (lambda w: {k.replace("unet.", "unet.no."): v for k, v in w.items()},
-                       "none of its 279 layers is there"),
-    "part of the keys matches": (lambda w: {k.replace("mid_block", "no_block"): v for k, v in w.items()},
-                                 "only 261 of its 279 layers are there"),
-    "half a layer": (lambda w: {k: v for k, v in w.items() if k != KEY.format("B")}, "incomplete: layer .*to_q lacks up"),
-    "NaN": (lambda w: w | {KEY.format("A"): w[KEY.format("A")] * float("nan")}, "not finite.*earlier checkpoint"),
-    "rank 0": (lambda w: w | {KEY.format(h): w[KEY.format(h)][:0] if h == "A" else w[KEY.format(h)][:, :0] for h in "AB"},
-               "to_q has rank 0"),
-    "halves of different rank": (lambda w: w | {KEY.format("A"): w[KEY.format("A")][:3]}, "3 rows in one half and 8"),
-    "another width": (lambda w: w | {KEY.format(h): torch.ones(*((8, 7) if h == "A" else (7, 8))) for h in "AB"},
-                      r"to_q has the shape \(32, 32\) and the adapter \(7, 7\)"),
-    "a kind that is not read": (lambda w: {"lora_unet_mid_block_attentions_0_proj_in.oft_blocks": torch.ones(2, 2, 2)} | w,
-                                "weights of a kind that is not read here, for example lora_unet_mid")}
+    "no key matches": (
+        lambda w: {k.replace("unet.", "unet.no."): v for k, v in w.items()},
+        "none of its 279 layers is there",
+    ),
+    "part of the keys matches": (
+        lambda w: {k.replace("mid_block", "no_block"): v for k, v in w.items()},
+        "only 261 of its 279 layers are there",
+    ),
+    "half a layer": (
+        lambda w: {k: v for k, v in w.items() if k != KEY.format("B")},
+        "incomplete: layer .*to_q lacks up",
+    ),
+    "NaN": (
+        lambda w: w | {KEY.format("A"): w[KEY.format("A")] * float("nan")},
+        "not finite.*earlier checkpoint",
+    ),
+    "rank 0": (
+        lambda w: (
+            w
+            | {
+                KEY.format(h): w[KEY.format(h)][:0] if h == "A" else w[KEY.format(h)][:, :0]
+                for h in "AB"
+            }
+        ),
+        "to_q has rank 0",
+    ),
+    "halves of different rank": (
+        lambda w: w | {KEY.format("A"): w[KEY.format("A")][:3]},
+        "3 rows in one half and 8",
+    ),
+    "another width": (
+        lambda w: w | {KEY.format(h): torch.ones(*((8, 7) if h == "A" else (7, 8))) for h in "AB"},
+        r"to_q has the shape \(32, 32\) and the adapter \(7, 7\)",
+    ),
+    "a kind that is not read": (
+        lambda w: {"lora_unet_mid_block_attentions_0_proj_in.oft_blocks": torch.ones(2, 2, 2)} | w,
+        "weights of a kind that is not read here, for example lora_unet_mid",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -82,18 +114,27 @@ def test_a_file_with_the_wrong_weights(unchanged, tmp_path, case):
 def test_a_damaged_file(unchanged, tmp_path, content):
     path = write(tmp_path)
     path.write_bytes(path.read_bytes()[:5000] if content == "truncated" else content)
-    refused(ValueError, r"a\.safetensors cannot be read as safetensors", lambda: lb.load_adapter(unchanged, path))
+    refused(
+        ValueError,
+        r"a\.safetensors cannot be read as safetensors",
+        lambda: lb.load_adapter(unchanged, path),
+    )
 
 
 @pytest.mark.parametrize("ending", [".bin", ".pt", ".ckpt"])
-def test_a_pickle_is_not_opened_unless_allowed_and_then_as_weights_only(unchanged, tmp_path, ending):
+def test_a_pickle_is_not_opened_unless_allowed_and_then_as_weights_only(
+    unchanged, tmp_path, ending
+):
     path, marker = tmp_path / f"old{ending}", tmp_path / "opened"
 
     class Trap:
         def __reduce__(self):
             return (open, (str(marker), "w"))
+
     torch.save({"weights": Trap()}, path)
-    refused(ValueError, "is a pickle file.*allow_pickle=True", lambda: lb.load_adapter(unchanged, path))
+    refused(
+        ValueError, "is a pickle file.*allow_pickle=True", lambda: lb.load_adapter(unchanged, path)
+    )
     refused(ValueError, f"old{ending}", lambda: lb.load_adapter(unchanged, path, allow_pickle=True))
     assert not marker.exists()
 
@@ -115,41 +156,109 @@ def large(tmp_path):
 
 
 def test_another_architectures_adapter_names_both(large, unchanged, tmp_path):
-    refused(ValueError, "large.safetensors does not fit StableDiffusionPipeline.*made for Stable Diffusion XL.*this is "
-            "Stable Diffusion", lambda: lb.load_adapter(unchanged, tmp_path / "large.safetensors"))
-    refused(ValueError, "does not fit StableDiffusionXLPipeline.*made for Stable Diffusion .*tiny-sd.*this is Stable "
-            "Diffusion XL", lambda: lb.load_adapter(large, "ink"))
+    refused(
+        ValueError,
+        "large.safetensors does not fit StableDiffusionPipeline.*made for Stable Diffusion XL.*this is "
+        "Stable Diffusion",
+        lambda: lb.load_adapter(unchanged, tmp_path / "large.safetensors"),
+    )
+    refused(
+        ValueError,
+        "does not fit StableDiffusionXLPipeline.*made for Stable Diffusion .*tiny-sd.*this is Stable "
+        "Diffusion XL",
+        lambda: lb.load_adapter(large, "ink"),
+    )
     assert adapter_names(large) == []
 
 
 CALLS = {
-    "a name that is taken": (ValueError, "has an adapter 'creatures' already",
-                             lambda p: lb.load_adapter(p, "ink", "creatures")),
-    "a missing adapter": (FileNotFoundError, "'nothing' not found", lambda p: lb.load_adapter(p, "nothing")),
-    "an unknown component": (ValueError, "unknown component 'vae'", lambda p: lb.load_adapter(p, "ink", components=["vae"])),
-    "a component it lacks": (ValueError, "has nothing for text_encoder; it has: unet",
-                             lambda p: lb.load_adapter(p, "ink", components=["text_encoder"])),
-    "a Hub id without network": (FileNotFoundError, "'someone/else' not found",
-                                 lambda p: lb.load_adapter(p, "someone/else", local_files_only=True)),
-    "a weight name that climbs": (ValueError, "'../ink/x.safetensors' climbs out",
-                                  lambda p: lb.load_adapter(p, "creatures", weight_name="../ink/x.safetensors")),
-    "a subfolder that climbs": (ValueError, "climbs out", lambda p: lb.load_adapter(p, "creatures", subfolder="../ink")),
-    "an absolute weight name": (ValueError, "climbs out",
-                                lambda p: lb.load_adapter(p, "creatures", weight_name="/etc/passwd")),
-    "unknown adapter": (ValueError, "no adapter 'quack'; it has: creatures", lambda p: lb.set_scales(p, {"quack": 1})),
-    "unknown block": (ValueError, "no 'block_7'",
-                      lambda p: lb.set_scales(p, {"creatures": {"unet": {"up": {"block_7": 1}}}})),
-    "unknown layer": (ValueError, "no 'conv_inn'", lambda p: lb.set_scales(p, {"creatures": {"unet": {"conv_inn": 1}}})),
-    "a scale that is no number": (ValueError, "finite number", lambda p: lb.set_scales(p, {"creatures": None})),
-    "fusing what is not there": (ValueError, "no adapter 'quack'", lambda p: lb.fuse(p, {"quack": 1})),
+    "a name that is taken": (
+        ValueError,
+        "has an adapter 'creatures' already",
+        lambda p: lb.load_adapter(p, "ink", "creatures"),
+    ),
+    "a missing adapter": (
+        FileNotFoundError,
+        "'nothing' not found",
+        lambda p: lb.load_adapter(p, "nothing"),
+    ),
+    "an unknown component": (
+        ValueError,
+        "unknown component 'vae'",
+        lambda p: lb.load_adapter(p, "ink", components=["vae"]),
+    ),
+    "a component it lacks": (
+        ValueError,
+        "has nothing for text_encoder; it has: unet",
+        lambda p: lb.load_adapter(p, "ink", components=["text_encoder"]),
+    ),
+    "a Hub id without network": (
+        FileNotFoundError,
+        "'someone/else' not found",
+        lambda p: lb.load_adapter(p, "someone/else", local_files_only=True),
+    ),
+    "a weight name that climbs": (
+        ValueError,
+        "'../ink/x.safetensors' climbs out",
+        lambda p: lb.load_adapter(p, "creatures", weight_name="../ink/x.safetensors"),
+    ),
+    "a subfolder that climbs": (
+        ValueError,
+        "climbs out",
+        lambda p: lb.load_adapter(p, "creatures", subfolder="../ink"),
+    ),
+    "an absolute weight name": (
+        ValueError,
+        "climbs out",
+        lambda p: lb.load_adapter(p, "creatures", weight_name="/etc/passwd"),
+    ),
+    "unknown adapter": (
+        ValueError,
+        "no adapter 'quack'; it has: creatures",
+        lambda p: lb.set_scales(p, {"quack": 1}),
+    ),
+    "unknown block": (
+        ValueError,
+        "no 'block_7'",
+        lambda p: lb.set_scales(p, {"creatures": {"unet": {"up": {"block_7": 1}}}}),
+    ),
+    "unknown layer": (
+        ValueError,
+        "no 'conv_inn'",
+        lambda p: lb.set_scales(p, {"creatures": {"unet": {"conv_inn": 1}}}),
+    ),
+    "a scale that is no number": (
+        ValueError,
+        "finite number",
+        lambda p: lb.set_scales(p, {"creatures": None}),
+    ),
+    "fusing what is not there": (
+        ValueError,
+        "no adapter 'quack'",
+        lambda p: lb.fuse(p, {"quack": 1}),
+    ),
     "unfusing nothing": (ValueError, "nothing is fused", lambda p: lb.unfuse(p)),
-    "blending one that is not there": (ValueError, "no adapter 'quack'", lambda p: lb.blend(p, {"quack": 1}, new_name="x")),
-    "density outside 0 to 1": (ValueError, "density must be a number from 0 to 1",
-                               lambda p: lb.blend(p, {"creatures": 1}, method="ties", new_name="x", density=1.5)),
-    "an unknown method": (ValueError, "unknown method 'mean'", lambda p: lb.blend(p, {"creatures": 1}, method="mean",
-                                                                               new_name="x")),
-    "a blend's name that is taken": (ValueError, "give the blend another name",
-                                     lambda p: lb.blend(p, {"creatures": 1}, new_name="creatures"))}
+    "blending one that is not there": (
+        ValueError,
+        "no adapter 'quack'",
+        lambda p: lb.blend(p, {"quack": 1}, new_name="x"),
+    ),
+    "density outside 0 to 1": (
+        ValueError,
+        "density must be a number from 0 to 1",
+        lambda p: lb.blend(p, {"creatures": 1}, method="ties", new_name="x", density=1.5),
+    ),
+    "an unknown method": (
+        ValueError,
+        "unknown method 'mean'",
+        lambda p: lb.blend(p, {"creatures": 1}, method="mean", new_name="x"),
+    ),
+    "a blend's name that is taken": (
+        ValueError,
+        "give the blend another name",
+        lambda p: lb.blend(p, {"creatures": 1}, new_name="creatures"),
+    ),
+}
 
 
 @pytest.mark.parametrize("case", CALLS)
@@ -162,6 +271,12 @@ def test_adapters_for_different_bases_are_not_blended_unless_told_to(pipe, tmp_p
     for name in ("one", "two"):
         save_file(ink(), tmp_path / f"{name}.safetensors", {"base_model": f"models/{name}"})
         lb.load_adapter(pipe, tmp_path / f"{name}.safetensors")
-    refused(ValueError, "'one' was made for models/one and 'two' for models/two",
-            lambda: lb.blend(pipe, {"one": 0.5, "two": 0.5}, new_name="x"))
-    assert lb.blend(pipe, {"one": 0.5, "two": 0.5}, new_name="x", across_bases=True).error["total"] < 1e-6
+    refused(
+        ValueError,
+        "'one' was made for models/one and 'two' for models/two",
+        lambda: lb.blend(pipe, {"one": 0.5, "two": 0.5}, new_name="x"),
+    )
+    assert (
+        lb.blend(pipe, {"one": 0.5, "two": 0.5}, new_name="x", across_bases=True).error["total"]
+        < 1e-6
+    )

@@ -7,7 +7,12 @@ from lorabook.lora.merge import METHODS
 
 
 def draw(pipe):
-    return pipe("a red cat", num_inference_steps=3, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    return pipe(
+        "a red cat",
+        num_inference_steps=3,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images
 
 
 @pytest.fixture
@@ -26,7 +31,10 @@ def test_cat_is_what_both_at_these_scales_draw(loaded):
 
 
 def test_weights_may_be_by_block(loaded):
-    scales = {"creatures": {"unet": {"down": 0, "mid": 0.5}}, "patch_cat": {"unet": {"up": 0}, "text_encoder": 0.5}}
+    scales = {
+        "creatures": {"unet": {"down": 0, "mid": 0.5}},
+        "patch_cat": {"unet": {"up": 0}, "text_encoder": 0.5},
+    }
     lb.set_scales(loaded, scales)
     expected = draw(loaded)
     lb.blend(loaded, scales, new_name="mix")
@@ -35,7 +43,9 @@ def test_weights_may_be_by_block(loaded):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_adapters_of_different_rank(loaded, method):
-    report = lb.blend(loaded, {"creatures": 0.5, "patch_cat": 0.5}, method=method, new_name="mix", seed=1)
+    report = lb.blend(
+        loaded, {"creatures": 0.5, "patch_cat": 0.5}, method=method, new_name="mix", seed=1
+    )
     assert report.method == method and draw(loaded).isfinite().all()
     assert {layer.r["mix"] for layer in layers_of(loaded, "mix")["unet"].values()} <= {8, 16, 24}
     assert (report.error["total"] < 1e-6) == (method == "cat")
@@ -45,7 +55,11 @@ def test_dare_is_seeded_and_leaves_the_global_generator_alone(loaded):
     before = torch.get_rng_state()
     errors = []
     for number, seed in enumerate((0, 0, 1)):
-        errors.append(lb.blend(loaded, {"creatures": 1}, method="dare_linear", new_name=f"mix{number}", seed=seed).error)
+        errors.append(
+            lb.blend(
+                loaded, {"creatures": 1}, method="dare_linear", new_name=f"mix{number}", seed=seed
+            ).error
+        )
     assert errors[0] == errors[1] != errors[2] and torch.equal(before, torch.get_rng_state())
 
 

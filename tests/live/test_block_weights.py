@@ -1,16 +1,19 @@
 import random
 
 import pytest
-from adapter_files import modules_of
-from conftest import tiny_sdxl
 
 import lorabook as lb
+from adapter_files import modules_of
+from conftest import tiny_sdxl
 from lorabook.live.block_weights import NAMES, from_block_weights, to_block_weights
 from lorabook.live.expand import expand
 
 # what the extension calls the layers of each of its blocks, as Stability's own code names them
-THEIRS = {f"{short}{i:02}": f"{long}_blocks.{i}." for short, long in (("IN", "input"), ("OUT", "output"))
-          for i in range(12)} | {"MID": "middle_block."}
+THEIRS = {
+    f"{short}{i:02}": f"{long}_blocks.{i}."
+    for short, long in (("IN", "input"), ("OUT", "output"))
+    for i in range(12)
+} | {"MID": "middle_block."}
 
 
 def stability_names(modules, layers_per_block=2):
@@ -20,10 +23,17 @@ def stability_names(modules, layers_per_block=2):
         for block in range(sum(f"{side}_blocks.{b}.resnets.0.conv1" in modules for b in range(9))):
             samplers = [m for m in modules if m.startswith(f"{side}_blocks.{block}.{side}samplers")]
             for i in range(most):
-                inside = [m for m in modules for part in ("resnets", "attentions")
-                          if m.startswith(f"{side}_blocks.{block}.{part}.{i}.")]
+                inside = [
+                    m
+                    for m in modules
+                    for part in ("resnets", "attentions")
+                    if m.startswith(f"{side}_blocks.{block}.{part}.{i}.")
+                ]
                 if side == "up":
-                    found[f"output_blocks.{out}."], out = inside + samplers * (i == most - 1), out + 1
+                    found[f"output_blocks.{out}."], out = (
+                        inside + samplers * (i == most - 1),
+                        out + 1,
+                    )
                 else:
                     found[f"input_blocks.{into}."], into = inside, into + 1
             if side == "down" and samplers:
@@ -35,11 +45,15 @@ def stability_names(modules, layers_per_block=2):
 def layers(tmp_path_factory):
     """The layers of both families."""
     sdxl = tiny_sdxl(tmp_path_factory.mktemp("models"))
-    return {"sd": modules_of(lb.load_pipeline("tiny-sd", device="cpu")),
-            "sdxl": modules_of(lb.load_pipeline(sdxl, device="cpu"))}
+    return {
+        "sd": modules_of(lb.load_pipeline("tiny-sd", device="cpu")),
+        "sdxl": modules_of(lb.load_pipeline(sdxl, device="cpu")),
+    }
 
 
-@pytest.mark.parametrize("count, family", [(17, "sd"), (26, "sd"), (12, "sdxl"), (20, "sdxl"), (26, "sdxl"), (20, "sd")])
+@pytest.mark.parametrize(
+    "count, family", [(17, "sd"), (26, "sd"), (12, "sdxl"), (20, "sdxl"), (26, "sdxl"), (20, "sd")]
+)
 def test_every_layer_gets_the_number_of_its_block(layers, count, family):
     numbers = [n / 7 for n in range(1, count + 1)]
     factors = expand(from_block_weights(numbers, family=family), layers[family])
@@ -62,7 +76,9 @@ def test_there_and_back_is_the_same_vector(layers, count, family):
 
 def test_a_short_vector_reads_as_a_long_one_with_zeros():
     long = to_block_weights(from_block_weights([0.5] * 17), 26)
-    assert dict(zip(NAMES[26], long, strict=True)) == {name: 0.5 * (name in NAMES[17]) for name in NAMES[26]}
+    assert dict(zip(NAMES[26], long, strict=True)) == {
+        name: 0.5 * (name in NAMES[17]) for name in NAMES[26]
+    }
 
 
 def test_set_scales_takes_a_vector_and_gives_it_back(pipe):
@@ -73,36 +89,64 @@ def test_set_scales_takes_a_vector_and_gives_it_back(pipe):
 
 
 def test_an_adapter_without_layers_in_a_block_gives_one_there():
-    assert to_block_weights({"unet": {"mid_block.attentions.0.proj_in": 0.3}}, 12) == [1] * 5 + [0.3] + [1] * 6
+    assert (
+        to_block_weights({"unet": {"mid_block.attentions.0.proj_in": 0.3}}, 12)
+        == [1] * 5 + [0.3] + [1] * 6
+    )
 
 
 def test_a_number_is_that_number_throughout():
-    assert to_block_weights(0.5, 17) == [0.5] * 17 and to_block_weights({"unet": 0.5}, 26) == [1] + [0.5] * 25
+    assert (
+        to_block_weights(0.5, 17) == [0.5] * 17
+        and to_block_weights({"unet": 0.5}, 26) == [1] + [0.5] * 25
+    )
 
 
-@pytest.mark.parametrize("scales, count, message", [
-    ({"unet": {"cross-attention": 0}}, 17, "one number for MID, where .* at 1 and unet.mid_block.*attn2.to_q at 0"),
-    ({"unet": {"resnet": 0}}, 17, "one number for MID"),
-    ({"text_encoder": {"layer_3": 0}}, 26, "one number for BASE"),
-    ({"text_encoder": 0.5}, 12, "one number for BASE"),
-    ({"unet": {"conv_out": 0.5}}, 26, "unet.conv_out is at 0.5; block weights leave what is outside the blocks at 1"),
-    ({"unet": {"down_blocks.0.downsamplers.0.conv": 1.0}}, 17, "17 block weights leave IN03 at 0, where .* at 1; use 26"),
-    ({"unet": {"up_blocks.2.resnets.0.conv1": 1.0}}, 12, "leave OUT06 at 0, where .* at 1; use 20 or 26"),
-    ({"steps": [[0, 0.5, 1.0]]}, 17, "over the denoising"),
-    (1, 16, "12, 17, 20 or 26 numbers, not 16"),
-])
+@pytest.mark.parametrize(
+    "scales, count, message",
+    [
+        (
+            {"unet": {"cross-attention": 0}},
+            17,
+            "one number for MID, where .* at 1 and unet.mid_block.*attn2.to_q at 0",
+        ),
+        ({"unet": {"resnet": 0}}, 17, "one number for MID"),
+        ({"text_encoder": {"layer_3": 0}}, 26, "one number for BASE"),
+        ({"text_encoder": 0.5}, 12, "one number for BASE"),
+        (
+            {"unet": {"conv_out": 0.5}},
+            26,
+            "unet.conv_out is at 0.5; block weights leave what is outside the blocks at 1",
+        ),
+        (
+            {"unet": {"down_blocks.0.downsamplers.0.conv": 1.0}},
+            17,
+            "17 block weights leave IN03 at 0, where .* at 1; use 26",
+        ),
+        (
+            {"unet": {"up_blocks.2.resnets.0.conv1": 1.0}},
+            12,
+            "leave OUT06 at 0, where .* at 1; use 20 or 26",
+        ),
+        ({"steps": [[0, 0.5, 1.0]]}, 17, "over the denoising"),
+        (1, 16, "12, 17, 20 or 26 numbers, not 16"),
+    ],
+)
 def test_what_a_vector_cannot_say_is_named(scales, count, message):
     with pytest.raises(ValueError, match=message):
         to_block_weights(scales, count)
 
 
-@pytest.mark.parametrize("numbers, family, message", [
-    ([1] * 16, None, "12, 17, 20 or 26 numbers, not 16"),
-    ([1] * 16 + [float("nan")], None, "block weight OUT11 must be a finite number, not nan"),
-    ([1, "R"] + [1] * 10, None, "block weight IN04 must be a finite number, not 'R'"),
-    ([True] * 12, None, "block weight BASE"),
-    ([1] * 12, "flux", "unknown family 'flux'; the families are: sd, sdxl"),
-])
+@pytest.mark.parametrize(
+    "numbers, family, message",
+    [
+        ([1] * 16, None, "12, 17, 20 or 26 numbers, not 16"),
+        ([1] * 16 + [float("nan")], None, "block weight OUT11 must be a finite number, not nan"),
+        ([1, "R"] + [1] * 10, None, "block weight IN04 must be a finite number, not 'R'"),
+        ([True] * 12, None, "block weight BASE"),
+        ([1] * 12, "flux", "unknown family 'flux'; the families are: sd, sdxl"),
+    ],
+)
 def test_what_is_no_vector_is_refused(numbers, family, message):
     with pytest.raises(ValueError, match=message):
         from_block_weights(numbers, family=family)

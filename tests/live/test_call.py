@@ -2,7 +2,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from lorabook.live.call import check_prompt, chunks_of, is_guided, is_plain, step_count, told_prompts, words_of
+from lorabook.live.call import (
+    check_prompt,
+    chunks_of,
+    is_guided,
+    is_plain,
+    step_count,
+    told_prompts,
+    words_of,
+)
 
 
 def test_a_plain_prompt_is_one_that_the_pipeline_encodes_alike(pipe):
@@ -17,10 +25,16 @@ def test_words_are_left_without_the_syntax():
 
 def test_the_negative_prompt_is_encoded_where_the_call_is_guided(pipe):
     assert set(told_prompts(pipe, "a cat", None, {"guidance_scale": 1})) == {"prompt_embeds"}
-    assert set(told_prompts(pipe, "a cat", None, {"guidance_scale": 2})) == {"prompt_embeds", "negative_prompt_embeds"}
+    assert set(told_prompts(pipe, "a cat", None, {"guidance_scale": 2})) == {
+        "prompt_embeds",
+        "negative_prompt_embeds",
+    }
     assert is_guided(pipe, {}) and not is_guided(pipe, {"guidance_scale": 1.0})
     long = "red " * 80
-    assert chunks_of(pipe, "a cat", long, {"guidance_scale": 1}) == 1 and chunks_of(pipe, "a cat", long, {}) == 2
+    assert (
+        chunks_of(pipe, "a cat", long, {"guidance_scale": 1}) == 1
+        and chunks_of(pipe, "a cat", long, {}) == 2
+    )
 
 
 def test_steps_are_those_of_the_call_or_the_pipelines_own(pipe):
@@ -44,10 +58,21 @@ def test_texts_for_one_encoder_of_several_stand_beside_a_text(pipe):
     assert told == {"prompt": "a cat", "negative_prompt": "dark", "prompt_2": "(red)"}
 
 
-@pytest.mark.parametrize("prompt, message", [
-    ("a cat <lora:ink:0.8>", "'<lora:ink:0.8>' is not read here: take it out and set ink to 0.8"),
-    ("a cat <lyco:ink>", "set ink to 1"), ("<lora:ink:x>", "no finite number"), ("<hypernet:a:1>", "begins with one of"),
-    ("a cat AND a dog", "composed prompt"), ("[a:b:0.5]", "prompt editing"), (SimpleNamespace(), "a prompt is a text")])
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        (
+            "a cat <lora:ink:0.8>",
+            "'<lora:ink:0.8>' is not read here: take it out and set ink to 0.8",
+        ),
+        ("a cat <lyco:ink>", "set ink to 1"),
+        ("<lora:ink:x>", "no finite number"),
+        ("<hypernet:a:1>", "begins with one of"),
+        ("a cat AND a dog", "composed prompt"),
+        ("[a:b:0.5]", "prompt editing"),
+        (SimpleNamespace(), "a prompt is a text"),
+    ],
+)
 def test_where_scales_are_set_otherwise_a_prompt_names_no_adapter(prompt, message):
     with pytest.raises(ValueError, match=message) as error:
         check_prompt(prompt, "prompt", "set {name} to {weight}")

@@ -12,8 +12,13 @@ def draw(pipe, scale=None):
     told = {} if scale is None else {"cross_attention_kwargs": {"scale": scale}}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        picture = pipe("a red cat", num_inference_steps=3, output_type="pt", generator=torch.Generator().manual_seed(0),
-                       **told).images
+        picture = pipe(
+            "a red cat",
+            num_inference_steps=3,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(0),
+            **told,
+        ).images
     return picture, [str(one.message) for one in caught if "fused" in str(one.message)]
 
 

@@ -21,7 +21,9 @@ def two(pipe):
 
 
 def picture(pipe):
-    return np.asarray(draw(pipe, prompt="a red boat", seed=0, num_inference_steps=2, guidance_scale=4.0), int)
+    return np.asarray(
+        draw(pipe, prompt="a red boat", seed=0, num_inference_steps=2, guidance_scale=4.0), int
+    )
 
 
 def scalings(pipe):
@@ -39,11 +41,19 @@ def test_the_picture_is_the_same_and_no_adapter_works(two):
 
 def test_all_is_as_before_afterwards(two):
     before, checksum, active = scalings(two), lb.base_checksum(two), active_adapters(two)
-    weights = [layer.get_base_layer().weight.data_ptr() for layer in lora_layers(two)["unet"].values()]
+    weights = [
+        layer.get_base_layer().weight.data_ptr() for layer in lora_layers(two)["unet"].values()
+    ]
     with folded(two):
         assert lb.base_checksum(two) == checksum
-    assert lb.base_checksum(two) == checksum and scalings(two) == before and active_adapters(two) == active
-    assert weights == [layer.get_base_layer().weight.data_ptr() for layer in lora_layers(two)["unet"].values()]
+    assert (
+        lb.base_checksum(two) == checksum
+        and scalings(two) == before
+        and active_adapters(two) == active
+    )
+    assert weights == [
+        layer.get_base_layer().weight.data_ptr() for layer in lora_layers(two)["unet"].values()
+    ]
 
 
 def test_another_thread_draws_the_same_while_layers_are_folded_and_unfolded(two):
@@ -66,7 +76,10 @@ def test_a_model_too_large_for_the_room_has_no_second_copy(two, monkeypatch):
 def test_where_there_is_no_memory_for_the_sums_nothing_is_folded(two, monkeypatch):
     plain, room = picture(two), {}
     with monkeypatch.context() as small:
-        small.setattr("torch.addmm", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("MPS backend out of memory")))
+        small.setattr(
+            "torch.addmm",
+            lambda *_, **__: (_ for _ in ()).throw(RuntimeError("MPS backend out of memory")),
+        )
         with folded(two, room=room) as done:
             assert not done and not room
     assert (picture(two) == plain).all()
@@ -114,6 +127,7 @@ def test_nothing_is_folded_where_it_cannot_be(two):
         with folded(two) as done:
             assert done or lb.base_checksum(two) == checksum
         return done
+
     lb.set_scales(two, {"ink": {"steps": [[0, 0.5, 0.3]]}})
     assert not is_folded()
     lb.set_scales(two, {"ink": 0.3})

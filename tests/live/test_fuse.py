@@ -2,18 +2,26 @@ import random
 
 import pytest
 import torch
-from adapter_files import plain
-from conftest import tiny_sdxl
 from diffusers import StableDiffusionPipeline
 
 import lorabook as lb
+from adapter_files import plain
+from conftest import tiny_sdxl
 from lorabook.live.layers import layers_of
 
-SCALES = {"creatures": {"unet": {"down": 0.5, "up": {"block_1": [0.4, 0.8, 1.0]}}}, "patch_cat": 0.6}
+SCALES = {
+    "creatures": {"unet": {"down": 0.5, "up": {"block_1": [0.4, 0.8, 1.0]}}},
+    "patch_cat": 0.6,
+}
 
 
 def draw(pipe):
-    return pipe("a red cat", num_inference_steps=3, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    return pipe(
+        "a red cat",
+        num_inference_steps=3,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images
 
 
 def close(a, b) -> bool:
@@ -89,15 +97,27 @@ def test_others_are_free_to_load_scale_and_remove_meanwhile(loaded):
     assert lb.base_checksum(loaded) == checksum
 
 
-@pytest.mark.parametrize("move", ["set_scales", "remove_adapter", "swap_adapter", "disable_adapters", "move_adapter",
-                                  "blend", "fuse"])
+@pytest.mark.parametrize(
+    "move",
+    [
+        "set_scales",
+        "remove_adapter",
+        "swap_adapter",
+        "disable_adapters",
+        "move_adapter",
+        "blend",
+        "fuse",
+    ],
+)
 def test_what_would_move_a_fused_adapter_is_refused_with_the_remedy(loaded, move):
     lb.fuse(loaded)
     checksum = lb.base_checksum(loaded)
     named = dict.fromkeys(["set_scales", "blend", "fuse"], ({"creatures": 0.1},))
     named |= {"swap_adapter": ("creatures", "ink"), "move_adapter": ("creatures", "cpu")}
     arguments = named.get(move, ("creatures",))
-    with pytest.raises(ValueError, match=r"'creatures' is fused.*call unfuse\(pipe, 'creatures'\) first"):
+    with pytest.raises(
+        ValueError, match=r"'creatures' is fused.*call unfuse\(pipe, 'creatures'\) first"
+    ):
         getattr(lb, move)(loaded, *arguments, **{"new_name": "x"} if move == "blend" else {})
     assert lb.base_checksum(loaded) == checksum
 
@@ -107,14 +127,18 @@ def test_components_that_are_not_fused_stay_on(loaded):
     lb.fuse(loaded, components="unet")
     assert layers_of(loaded, "patch_cat").keys() == {"text_encoder"} and close(draw(loaded), before)
     lb.unfuse(loaded)
-    assert layers_of(loaded, "patch_cat").keys() == {"unet", "text_encoder"} and torch.equal(draw(loaded), before)
+    assert layers_of(loaded, "patch_cat").keys() == {"unet", "text_encoder"} and torch.equal(
+        draw(loaded), before
+    )
 
 
 def test_partly_fused_adapters_are_named_and_undone_in_their_order(loaded, tmp_path):
     before = draw(loaded)
     lb.fuse(loaded, {"patch_cat": 0.6}, components=["unet"])
     lb.fuse(loaded)  # what is not fused yet: creatures
-    assert [row.fused for row in lb.list_adapters(loaded)] == [True, True] and close(draw(loaded), before)
+    assert [row.fused for row in lb.list_adapters(loaded)] == [True, True] and close(
+        draw(loaded), before
+    )
     with pytest.raises(ValueError, match="'patch_cat' is fused"):
         lb.save_adapter(loaded, tmp_path / "x", name="patch_cat")
     lb.disable_adapters(loaded)  # there is none that is free
@@ -134,7 +158,10 @@ def test_a_fused_pipeline_takes_save_pretraineds_own_arguments(loaded, tmp_path)
     assert (tmp_path / "text_encoder/model.fp16.safetensors").is_file()
 
 
-@pytest.mark.parametrize("call", [lambda p: lb.fuse(p, ["creatures"]), lambda p: lb.fuse(p, 0.5), lambda p: lb.unfuse(p, 3)])
+@pytest.mark.parametrize(
+    "call",
+    [lambda p: lb.fuse(p, ["creatures"]), lambda p: lb.fuse(p, 0.5), lambda p: lb.unfuse(p, 3)],
+)
 def test_what_are_no_names_and_scales_is_one_sentence(loaded, call):
     with pytest.raises(ValueError, match="must be a|must be an"):
         call(loaded)
@@ -181,6 +208,7 @@ def test_what_shares_the_model_knows_what_is_fused(loaded):
 
 def test_sdxl_is_fused_with_both_text_encoders(tmp_path):
     from adapter_files import add_random
+
     pipe = plain(tiny_sdxl(tmp_path))
     checksum = lb.base_checksum(pipe)
     add_random(pipe)
@@ -197,7 +225,9 @@ def test_weights_that_are_not_finite_are_refused_before_anything_changes(loaded)
     layer.lora_B["patch_cat"].weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="'patch_cat' has weights that are not finite in layer"):
         lb.fuse(loaded)
-    assert lb.base_checksum(loaded) == checksum and not any(row.fused for row in lb.list_adapters(loaded))
+    assert lb.base_checksum(loaded) == checksum and not any(
+        row.fused for row in lb.list_adapters(loaded)
+    )
 
 
 def test_an_overflow_in_half_precision_is_refused():
@@ -247,11 +277,15 @@ def play(pipe, rng: random.Random, moves: int) -> None:
         elif move == "unfuse":
             lb.unfuse(pipe, rng.choice(fused))
         elif move == "scale":
-            lb.set_scales(pipe, {rng.choice(free): rng.choice([0, 0.5, -1, {"unet": {"down": 0.3}}])})
+            lb.set_scales(
+                pipe, {rng.choice(free): rng.choice([0, 0.5, -1, {"unet": {"down": 0.3}}])}
+            )
         elif move == "fuse":
             lb.fuse(pipe, {rng.choice(free): rng.uniform(-1, 2)})
         elif move == "swap":
-            lb.swap_adapter(pipe, rng.choice(free), rng.choice(["creatures", "ink", "mosaic", "patch_cat"]))
+            lb.swap_adapter(
+                pipe, rng.choice(free), rng.choice(["creatures", "ink", "mosaic", "patch_cat"])
+            )
         else:
             lb.remove_adapter(pipe, rng.choice(free))
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from adapter_files import ATTENTION, add_random
 
 import lorabook as lb
+from adapter_files import ATTENTION, add_random
 from lorabook.live import fused_weights
 from lorabook.live.inject import source_of
 from lorabook.live.layers import lora_layers
@@ -22,9 +22,16 @@ def two(small, tmp_path):
 
 def state(pipe) -> tuple:
     """The weights, what is fused, what is beside them and how strongly."""
-    beside = {(part, module): (dict(layer.scaling), list(layer.active_adapters))
-              for part, layers in lora_layers(pipe).items() for module, layer in layers.items()}
-    return lb.base_checksum(pipe), [(row.name, row.fused, row.active) for row in lb.list_adapters(pipe)], beside
+    beside = {
+        (part, module): (dict(layer.scaling), list(layer.active_adapters))
+        for part, layers in lora_layers(pipe).items()
+        for module, layer in layers.items()
+    }
+    return (
+        lb.base_checksum(pipe),
+        [(row.name, row.fused, row.active) for row in lb.list_adapters(pipe)],
+        beside,
+    )
 
 
 def fails_once(monkeypatch, place, error, calls: int):
@@ -35,14 +42,26 @@ def fails_once(monkeypatch, place, error, calls: int):
         if next(count) == calls:
             raise error
         return whole(*args, **kwargs)
+
     monkeypatch.setattr(fused_weights, place, failing)
 
 
-@pytest.mark.parametrize("place, calls, error", [
-    ("take_off", 0, RuntimeError()), ("take_off", 1, KeyboardInterrupt()), ("original", 20, RuntimeError()),
-    ("_write", 1, KeyboardInterrupt()), ("base_weight", 100, KeyboardInterrupt()), ("put_on", 0, RuntimeError()),
-    ("put_on", 2, KeyboardInterrupt()), ("put_in_order", 1, RuntimeError())])
-def test_a_failure_on_the_way_leaves_weights_and_record_as_they_were(two, monkeypatch, place, calls, error):
+@pytest.mark.parametrize(
+    "place, calls, error",
+    [
+        ("take_off", 0, RuntimeError()),
+        ("take_off", 1, KeyboardInterrupt()),
+        ("original", 20, RuntimeError()),
+        ("_write", 1, KeyboardInterrupt()),
+        ("base_weight", 100, KeyboardInterrupt()),
+        ("put_on", 0, RuntimeError()),
+        ("put_on", 2, KeyboardInterrupt()),
+        ("put_in_order", 1, RuntimeError()),
+    ],
+)
+def test_a_failure_on_the_way_leaves_weights_and_record_as_they_were(
+    two, monkeypatch, place, calls, error
+):
     base, before = lb.base_checksum(two), state(two)
     fails_once(monkeypatch, place, error, calls)
     if place in ("take_off", "original", "_write", "base_weight"):
@@ -67,6 +86,7 @@ def test_a_failure_that_stays_loses_no_original(two, monkeypatch):
 
     def broken(*_):
         raise MemoryError
+
     monkeypatch.setattr(fused_weights, "_write", broken)
     with pytest.raises(MemoryError):
         lb.unfuse(two)
@@ -84,7 +104,10 @@ def test_unfusing_one_that_overflows_the_rest_changes_nothing():
     fused = lb.base_checksum(pipe)
     with pytest.raises(ValueError, match="infinite in float16"):
         lb.unfuse(pipe, "minus")
-    assert lb.base_checksum(pipe) == fused and [row.fused for row in lb.list_adapters(pipe)] == [True, True]
+    assert lb.base_checksum(pipe) == fused and [row.fused for row in lb.list_adapters(pipe)] == [
+        True,
+        True,
+    ]
     lb.unfuse(pipe)
     assert lb.base_checksum(pipe) == base
 

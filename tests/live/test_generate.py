@@ -2,9 +2,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import tiny_sdxl
 
 import lorabook as lb
+from conftest import tiny_sdxl
 from lorabook.live.generate import generate
 from lorabook.live.layers import active_adapters, adapter_names, lora_layers
 from lorabook.live.scales import scales_of
@@ -31,6 +31,7 @@ def plain(pipe, prompt=PROMPT, negative=None, **more):
 @pytest.fixture
 def with_adapters():
     """The picture that a fresh pipeline draws with adapters at these scales."""
+
     def draw(scales, **more):
         pipe = lb.load_pipeline("tiny-sd", device="cpu")
         pipe.set_progress_bar_config(disable=True)
@@ -38,6 +39,7 @@ def with_adapters():
             lb.load_adapter(pipe, name)
         lb.set_scales(pipe, scales)
         return plain(pipe, **more)
+
     return draw
 
 
@@ -72,21 +74,38 @@ def test_block_weights_act(pipe, with_adapters):
     numbers = [1.0] + [n / 16 for n in range(16)]
     ours = picture(pipe, f"{PROMPT}<lora:ink:0.5:lbw={','.join(map(str, numbers))}>")
     assert torch.equal(ours, with_adapters({"ink": [n / 2 for n in numbers]}))
-    assert torch.equal(picture(pipe, f"{PROMPT}<lora:ink:1:lbw=OUTALL>"), with_adapters({"ink": "OUTALL"}))
+    assert torch.equal(
+        picture(pipe, f"{PROMPT}<lora:ink:1:lbw=OUTALL>"), with_adapters({"ink": "OUTALL"})
+    )
 
 
-@pytest.mark.parametrize("phrase, acts", [
-    ("stop=2", [1, 1, 0, 0, 0]), ("start=2", [0, 0, 1, 1, 1]), ("step=1-3", [0, 1, 1, 0, 0]),
-    ("lbw=ALL:stop=0.4", [1, 1, 0, 0, 0]), ("stop=9", [1] * 5)])
+@pytest.mark.parametrize(
+    "phrase, acts",
+    [
+        ("stop=2", [1, 1, 0, 0, 0]),
+        ("start=2", [0, 0, 1, 1, 1]),
+        ("step=1-3", [0, 1, 1, 0, 0]),
+        ("lbw=ALL:stop=0.4", [1, 1, 0, 0, 0]),
+        ("stop=9", [1] * 5),
+    ],
+)
 @pytest.mark.parametrize("scheduler", [None, "plms"])
 def test_an_adapter_acts_in_the_steps_that_the_prompt_says(pipe, phrase, acts, scheduler):
     lb.load_adapter(pipe, "ink")
-    pipe.scheduler = scheduler_like(pipe.scheduler.config, scheduler) if scheduler else pipe.scheduler
+    pipe.scheduler = (
+        scheduler_like(pipe.scheduler.config, scheduler) if scheduler else pipe.scheduler
+    )
     seen = []
     layer = next(iter(lora_layers(pipe)["unet"].values()))
-    pipe.unet.down_blocks[0].register_forward_pre_hook(lambda *_: seen.append(layer.scaling["ink"] > 0))
-    generate(pipe, f"{PROMPT}<lora:ink:1:{phrase}>", num_inference_steps=5, output_type="latent", seed=0)
-    assert seen[-5:] == [bool(act) for act in acts]  # PLMS asks the model once more at the beginning
+    pipe.unet.down_blocks[0].register_forward_pre_hook(
+        lambda *_: seen.append(layer.scaling["ink"] > 0)
+    )
+    generate(
+        pipe, f"{PROMPT}<lora:ink:1:{phrase}>", num_inference_steps=5, output_type="latent", seed=0
+    )
+    assert seen[-5:] == [
+        bool(act) for act in acts
+    ]  # PLMS asks the model once more at the beginning
     assert not scales_of(pipe).steps
 
 
@@ -95,13 +114,17 @@ def test_an_adapter_on_the_pipeline_is_used_and_its_scale_put_back(pipe, with_ad
     lb.set_scales(pipe, {"mine": 0.1})
     before = plain(pipe)
     assert torch.equal(picture(pipe, f"{PROMPT}<lora:mine:0.8>"), with_adapters({"ink": 0.8}))
-    assert torch.equal(plain(pipe), before) and set(scales_of(pipe)["mine"]["unet"].values()) == {0.1}
+    assert torch.equal(plain(pipe), before) and set(scales_of(pipe)["mine"]["unet"].values()) == {
+        0.1
+    }
 
 
 def test_an_adapter_that_is_not_named_keeps_taking_part(pipe, with_adapters):
     lb.load_adapter(pipe, "mosaic")
     lb.set_scales(pipe, {"mosaic": 0.5})
-    torch.testing.assert_close(picture(pipe, f"{PROMPT}<lora:ink>"), with_adapters({"mosaic": 0.5, "ink": 1}))
+    torch.testing.assert_close(
+        picture(pipe, f"{PROMPT}<lora:ink>"), with_adapters({"mosaic": 0.5, "ink": 1})
+    )
     assert adapter_names(pipe) == active_adapters(pipe) == ["mosaic"]
 
 
@@ -119,7 +142,9 @@ def test_emphasis_changes_the_picture(pipe):
 def test_a_seed_is_the_cpus_noise(pipe):
     assert torch.equal(picture(pipe, seed=7), pipe(PROMPT, generator=noise(7), **CALL).images)
     assert not torch.equal(picture(pipe, seed=7), picture(pipe, seed=8))
-    assert torch.equal(generate(pipe, PROMPT, generator=noise(7), **CALL).images, picture(pipe, seed=7))
+    assert torch.equal(
+        generate(pipe, PROMPT, generator=noise(7), **CALL).images, picture(pipe, seed=7)
+    )
 
 
 def test_the_calls_own_arguments_pass_through(pipe):
@@ -142,34 +167,54 @@ def test_after_an_error_the_pipeline_is_as_before(pipe, tmp_path):
     lb.load_adapter(pipe, "mosaic")
     lb.set_scales(pipe, {"mosaic": 0.5})
     before = plain(pipe)
+
     def fail(*args):
         raise KeyError("while drawing")
 
     with pytest.raises(KeyError, match="while drawing"):
         generate(pipe, f"{PROMPT}<lora:ink:1><lora:mosaic:2>", callback_on_step_end=fail)
-    shutil.copy(lb.bundled("adapters/ink") / "pytorch_lora_weights.safetensors", tmp_path / "ink.safetensors")
+    shutil.copy(
+        lb.bundled("adapters/ink") / "pytorch_lora_weights.safetensors",
+        tmp_path / "ink.safetensors",
+    )
     (tmp_path / "zebra.safetensors").write_bytes(b"cut short")
     with pytest.raises(ValueError, match="zebra"):
         generate(pipe, f"{PROMPT}<lora:ink:1><lora:zebra:1>", adapters_folder=tmp_path)
     assert adapter_names(pipe) == ["mosaic"] and torch.equal(plain(pipe), before)
 
 
-@pytest.mark.parametrize("prompt, error, message", [
-    ("a cat <lora:inks:1>", FileNotFoundError, "adapter 'inks', which is neither on the pipeline .*the nearest are: ink"),
-    ("a cat <lora:qqqq:1>", FileNotFoundError, "'qqqq'.*there are: creatures"),
-    ("a cat <lora:ink:x>", ValueError, "'<lora:ink:x>' cannot be used"),
-    (["a cat"], ValueError, "one prompt, a text, not"),
-    ("a [cat:dog:0.5]<lora:ink>", ValueError, "prompt editing"), ("a cat AND a dog<lora:ink>", ValueError, "composed"),
-    ("a cat <lora:ink:1:step=3-2>", ValueError, "it would end, at 2, before it begins")])
+@pytest.mark.parametrize(
+    "prompt, error, message",
+    [
+        (
+            "a cat <lora:inks:1>",
+            FileNotFoundError,
+            "adapter 'inks', which is neither on the pipeline .*the nearest are: ink",
+        ),
+        ("a cat <lora:qqqq:1>", FileNotFoundError, "'qqqq'.*there are: creatures"),
+        ("a cat <lora:ink:x>", ValueError, "'<lora:ink:x>' cannot be used"),
+        (["a cat"], ValueError, "one prompt, a text, not"),
+        ("a [cat:dog:0.5]<lora:ink>", ValueError, "prompt editing"),
+        ("a cat AND a dog<lora:ink>", ValueError, "composed"),
+        ("a cat <lora:ink:1:step=3-2>", ValueError, "it would end, at 2, before it begins"),
+    ],
+)
 def test_what_is_wrong_with_a_prompt_is_said_and_nothing_left(pipe, prompt, error, message):
     with pytest.raises(error, match=message):
         generate(pipe, prompt, **CALL)
     assert adapter_names(pipe) == []
 
 
-@pytest.mark.parametrize("name, message", [
-    ("num_inference_step", "no 'num_inference_step' to StableDiffusionPipeline; the nearest are: num_inference_steps"),
-    ("prompt_embeds", "no 'prompt_embeds'")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (
+            "num_inference_step",
+            "no 'num_inference_step' to StableDiffusionPipeline; the nearest are: num_inference_steps",
+        ),
+        ("prompt_embeds", "no 'prompt_embeds'"),
+    ],
+)
 def test_an_argument_that_the_pipeline_would_pass_over_is_an_error(pipe, name, message):
     with pytest.raises(ValueError, match=message):
         generate(pipe, PROMPT, **{name: 3})

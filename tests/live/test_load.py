@@ -16,7 +16,12 @@ def draw(pipe):
 
 def test_the_report_says_what_was_loaded(pipe, quick_run):
     report = lb.load_adapter(pipe, quick_run)
-    assert (report.name, report.rank, report.alpha, report.base_model) == ("quick", 2, (2.0,), "tiny-sd")
+    assert (report.name, report.rank, report.alpha, report.base_model) == (
+        "quick",
+        2,
+        (2.0,),
+        "tiny-sd",
+    )
     assert report.layers == {"unet": 128} and report.matched == 256
     assert "rank 2" in report._repr_html_()
 
@@ -64,20 +69,31 @@ def test_a_name_in_use_is_an_error(pipe, quick_run):
         lb.load_adapter(pipe, quick_run, "quick")
 
 
-def test_an_adapter_for_another_architecture_leaves_the_pipeline_as_it_was(pipe, quick_run, tmp_path):
+def test_an_adapter_for_another_architecture_leaves_the_pipeline_as_it_was(
+    pipe, quick_run, tmp_path
+):
     lb.load_adapter(pipe, quick_run, "quick")
     before = draw(pipe)
     weights = load_file(quick_run.adapter)
-    save_file({key: torch.randn(*(2 * n if n > 2 else n for n in value.shape)) for key, value in weights.items()},
-              tmp_path / "wide.safetensors")
+    save_file(
+        {
+            key: torch.randn(*(2 * n if n > 2 else n for n in value.shape))
+            for key, value in weights.items()
+        },
+        tmp_path / "wide.safetensors",
+    )
     with pytest.raises(ValueError, match="wide.safetensors does not fit StableDiffusionPipeline"):
         lb.load_adapter(pipe, tmp_path / "wide.safetensors")
-    assert adapter_names(pipe) == active_adapters(pipe) == ["quick"] and np.array_equal(before, draw(pipe))
+    assert adapter_names(pipe) == active_adapters(pipe) == ["quick"] and np.array_equal(
+        before, draw(pipe)
+    )
 
 
 def test_keys_that_match_nothing_are_an_error(pipe, tmp_path):
-    save_file({f"unet.other.{i}.lora_{ab}.weight": torch.ones(2, 2) for i in range(3) for ab in "AB"},
-              tmp_path / "other.safetensors")
+    save_file(
+        {f"unet.other.{i}.lora_{ab}.weight": torch.ones(2, 2) for i in range(3) for ab in "AB"},
+        tmp_path / "other.safetensors",
+    )
     with pytest.raises(ValueError, match="does not fit"):
         lb.load_adapter(pipe, tmp_path / "other.safetensors")
     assert adapter_names(pipe) == []

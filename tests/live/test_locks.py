@@ -19,7 +19,9 @@ def in_another_thread(act):
 
 def test_pipelines_that_share_a_unet_share_the_lock_and_others_do_not(pipe):
     other = StableDiffusionImg2ImgPipeline(**pipe.components)
-    assert lock_of(other) is lock_of(pipe) is lock_of(StableDiffusionImg2ImgPipeline.from_pipe(pipe))
+    assert (
+        lock_of(other) is lock_of(pipe) is lock_of(StableDiffusionImg2ImgPipeline.from_pipe(pipe))
+    )
     assert lock_of(lb.load_pipeline("tiny-sd", device="cpu")) is not lock_of(pipe)
 
 
@@ -30,7 +32,9 @@ def test_what_is_no_pipeline_waits_for_nobody():
 
 def test_its_owner_takes_it_again_and_others_wait(pipe):
     with lock_of(pipe), lock_of(pipe):
-        assert lock_of(pipe).is_mine() and in_another_thread(lambda: lock_of(pipe).acquire(0.01))[0] == [False]
+        assert lock_of(pipe).is_mine() and in_another_thread(lambda: lock_of(pipe).acquire(0.01))[
+            0
+        ] == [False]
     assert in_another_thread(lambda: lock_of(pipe).acquire(0.01))[0] == [True]
 
 
@@ -42,6 +46,7 @@ def test_who_lets_it_go_comes_after_who_waits():
             with lock:
                 order.append("worker")
                 time.sleep(0.05)
+
     worker = threading.Thread(target=again_and_again)
     worker.start()
     time.sleep(0.02)
@@ -55,22 +60,36 @@ def test_an_error_lets_it_go(pipe):
     @locked
     def fails(pipe):
         raise KeyError("inside")
+
     with pytest.raises(KeyError, match="inside"):
         fails(pipe=pipe)
     assert not lock_of(pipe).is_mine()
 
 
-@pytest.mark.parametrize("call", [
-    lambda pipe: lb.set_scales(pipe, {"ink": 0.5}), lambda pipe: lb.scales_of(pipe), lambda pipe: lb.list_adapters(pipe),
-    lambda pipe: lb.load_adapter(pipe, "creatures"), lambda pipe: lb.fuse(pipe), lambda pipe: lb.base_checksum(pipe),
-    lambda pipe: lb.fused(pipe).__enter__(), lambda pipe: lb.disable_adapters(pipe),
-    lambda pipe: lb.save_adapter(source=pipe, target="nowhere"), lambda pipe: lb.remove_adapter(pipe, "ink"),
-    lambda pipe: lb.sweep(pipe, "a cat", columns={"seed": [0]}, num_inference_steps=1),
-    lambda pipe: lb.generate(pipe, "a cat", num_inference_steps=1),
-    lambda pipe: lb.blend(pipe, {"ink": 1}, new_name="more"), lambda pipe: lb.move_adapter(pipe, "ink", "cpu"),
-    lambda pipe: lb.extract_adapter(pipe, lb.load_pipeline("tiny-sd", device="cpu"), 2),
-    lambda pipe: lb.interference("ink", "creatures", pipe=pipe)])
-def test_calls_wait_while_another_thread_has_the_pipeline(pipe_with_ink, call, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda pipe: lb.set_scales(pipe, {"ink": 0.5}),
+        lambda pipe: lb.scales_of(pipe),
+        lambda pipe: lb.list_adapters(pipe),
+        lambda pipe: lb.load_adapter(pipe, "creatures"),
+        lambda pipe: lb.fuse(pipe),
+        lambda pipe: lb.base_checksum(pipe),
+        lambda pipe: lb.fused(pipe).__enter__(),
+        lambda pipe: lb.disable_adapters(pipe),
+        lambda pipe: lb.save_adapter(source=pipe, target="nowhere"),
+        lambda pipe: lb.remove_adapter(pipe, "ink"),
+        lambda pipe: lb.sweep(pipe, "a cat", columns={"seed": [0]}, num_inference_steps=1),
+        lambda pipe: lb.generate(pipe, "a cat", num_inference_steps=1),
+        lambda pipe: lb.blend(pipe, {"ink": 1}, new_name="more"),
+        lambda pipe: lb.move_adapter(pipe, "ink", "cpu"),
+        lambda pipe: lb.extract_adapter(pipe, lb.load_pipeline("tiny-sd", device="cpu"), 2),
+        lambda pipe: lb.interference("ink", "creatures", pipe=pipe),
+    ],
+)
+def test_calls_wait_while_another_thread_has_the_pipeline(
+    pipe_with_ink, call, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     with lock_of(pipe_with_ink):
         found, thread = in_another_thread(lambda: call(pipe_with_ink))

@@ -3,11 +3,11 @@ import weakref
 
 import pytest
 import torch
-from adapter_files import ATTENTION, add_random, plain
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
 import lorabook as lb
+from adapter_files import ATTENTION, add_random, plain
 from lorabook.live import layers, manage
 from lorabook.live.layers import active_adapters, layers_of, models_of
 from lorabook.live.originals import fused_in
@@ -15,7 +15,12 @@ from lorabook.lora.source import read_source
 
 
 def draw(pipe):
-    return pipe("a red cat", num_inference_steps=3, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    return pipe(
+        "a red cat",
+        num_inference_steps=3,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images
 
 
 @pytest.fixture
@@ -30,7 +35,13 @@ def test_the_table_tells_what_is_there(loaded):
     lb.fuse(loaded, {"patch_cat": 0.7})
     first, second = lb.list_adapters(loaded)
     assert (first.name, first.format, first.ranks, first.active, first.scales, first.fused) == (
-        "creatures", "diffusers", (16,), True, (0.5, 1.0), False)
+        "creatures",
+        "diffusers",
+        (16,),
+        True,
+        (0.5, 1.0),
+        False,
+    )
     assert (second.name, second.fused, second.scales) == ("patch_cat", True, (0.7,))
     assert second.components == ("unet", "text_encoder")
     assert first.megabytes == pytest.approx(6.18, abs=0.02) and first.device == "cpu"
@@ -57,7 +68,9 @@ def test_removed_the_pipeline_is_plain_again(pipe):
     lb.load_adapter(pipe, "creatures")
     lb.set_scales(pipe, {"creatures": {"steps": [[0, 0.5, 0]]}})
     lb.remove_adapter(pipe, "creatures")
-    assert torch.equal(draw(pipe), base) and not any(isinstance(m, BaseTunerLayer) for m in pipe.unet.modules())
+    assert torch.equal(draw(pipe), base) and not any(
+        isinstance(m, BaseTunerLayer) for m in pipe.unet.modules()
+    )
     assert lb.load_adapter(pipe, "ink").name == "ink" and lb.scales_of(pipe).steps == {}
 
 
@@ -89,9 +102,17 @@ def test_unloaded_after_fusing_what_is_fused_stays_and_is_saved(loaded, tmp_path
 
 def test_unloaded_after_fusing_the_memory_of_the_originals_is_free(loaded):
     lb.fuse(loaded)
-    originals = [weakref.ref(weight) for model in models_of(loaded).values() for weight in fused_in(model).weights.values()]
-    halves = [weakref.ref(ready.up) for model in models_of(loaded).values() for share in fused_in(model).parts.values()
-              for ready in share.ready.values()]
+    originals = [
+        weakref.ref(weight)
+        for model in models_of(loaded).values()
+        for weight in fused_in(model).weights.values()
+    ]
+    halves = [
+        weakref.ref(ready.up)
+        for model in models_of(loaded).values()
+        for share in fused_in(model).parts.values()
+        for ready in share.ready.values()
+    ]
     assert len(originals) > 279 and len(halves) > len(originals)
     lb.unload_adapters(loaded)
     gc.collect()
@@ -130,7 +151,10 @@ def test_what_diffusers_does_itself_goes_on_working(loaded):
     lb.set_scales(loaded, {"patch_cat": 0})
     alone = draw(loaded)
     loaded.set_adapters(["creatures"], [1.0])
-    assert torch.equal(draw(loaded), alone) and loaded.get_list_adapters()["unet"] == ["creatures", "patch_cat"]
+    assert torch.equal(draw(loaded), alone) and loaded.get_list_adapters()["unet"] == [
+        "creatures",
+        "patch_cat",
+    ]
     loaded.delete_adapters("patch_cat")
     assert [row.name for row in lb.list_adapters(loaded)] == ["creatures"]
     loaded.unload_lora_weights()
@@ -146,19 +170,31 @@ def test_moving_to_where_it_is_changes_nothing_and_an_unknown_device_is_an_error
 
 
 def test_moved_away_from_its_model_it_is_switched_off(loaded, monkeypatch):
-    monkeypatch.setattr(manage, "home_of", lambda layer: torch.device("meta"))  # as if the model were elsewhere
+    monkeypatch.setattr(
+        manage, "home_of", lambda layer: torch.device("meta")
+    )  # as if the model were elsewhere
     lb.move_adapter(loaded, "creatures", "cpu")
     assert active_adapters(loaded) == ["patch_cat"]
 
 
-@pytest.mark.parametrize("bring", [lambda pipe: lb.enable_adapters(pipe, "creatures"), lb.enable_adapters,
-                                   lambda pipe: lb.set_scales(pipe, {"creatures": 0.5}),
-                                   lambda pipe: lb.set_scales(pipe, {"creatures": {"unet": {"down": 0}}}, only=True)])
-def test_what_waits_on_another_device_comes_back_when_it_takes_part_again(loaded, monkeypatch, bring):
+@pytest.mark.parametrize(
+    "bring",
+    [
+        lambda pipe: lb.enable_adapters(pipe, "creatures"),
+        lb.enable_adapters,
+        lambda pipe: lb.set_scales(pipe, {"creatures": 0.5}),
+        lambda pipe: lb.set_scales(pipe, {"creatures": {"unet": {"down": 0}}}, only=True),
+    ],
+)
+def test_what_waits_on_another_device_comes_back_when_it_takes_part_again(
+    loaded, monkeypatch, bring
+):
     there, moves = torch.device("cuda:0"), []
     for module in (manage, layers):
         monkeypatch.setattr(module, "home_of", lambda layer: there)
-        monkeypatch.setattr(module, "move", lambda layer, name, device: moves.append((name, device)))
+        monkeypatch.setattr(
+            module, "move", lambda layer, name, device: moves.append((name, device))
+        )
     lb.move_adapter(loaded, "creatures", "cpu")
     assert {device.type for name, device in moves if name == "creatures"} == {"cpu"}
     assert active_adapters(loaded) == ["patch_cat"]
@@ -175,7 +211,9 @@ def test_all_that_an_adapter_has_in_a_layer_moves(pipe):
     add_random(pipe, ATTENTION, text=False, use_dora=True)
     layer = next(iter(layers_of(pipe, "random")["unet"].values()))
     layers.move(layer, "random", torch.device("meta"))
-    own = {name: value for name, value in layer.named_parameters() if not name.startswith("base_layer")}
+    own = {
+        name: value for name, value in layer.named_parameters() if not name.startswith("base_layer")
+    }
     assert any("lora_magnitude_vector" in name for name in own)
     assert all(value.is_meta for value in own.values())
     assert not layer.get_base_layer().weight.is_meta
@@ -187,7 +225,10 @@ def test_the_meta_device_which_holds_nothing_is_refused(loaded):
     assert lb.list_adapters(loaded)["creatures"].device == "cpu"
 
 
-@pytest.mark.parametrize("move", ["remove_adapter", "enable_adapters", "disable_adapters", "swap_adapter", "move_adapter"])
+@pytest.mark.parametrize(
+    "move",
+    ["remove_adapter", "enable_adapters", "disable_adapters", "swap_adapter", "move_adapter"],
+)
 def test_an_unknown_name_lists_those_there_are(loaded, move):
     arguments = {"swap_adapter": ("ink",), "move_adapter": ("cpu",)}.get(move, ())
     with pytest.raises(ValueError, match="no adapter 'quack'; it has: creatures, patch_cat"):
@@ -195,6 +236,7 @@ def test_an_unknown_name_lists_those_there_are(loaded, move):
 
 
 # swapping
+
 
 def alone(source, name="style", scale=1.0):
     pipe = lb.load_pipeline("tiny-sd", device="cpu")
@@ -209,7 +251,10 @@ def test_a_swapped_adapter_is_the_loaded_one_at_the_olds_scale(pipe, other):
     lb.load_adapter(pipe, "creatures", "style")
     lb.set_scales(pipe, {"style": 0.6})
     report = lb.swap_adapter(pipe, "style", other)
-    assert report.name == "style" and report.layers.keys() == lb.load_adapter(pipe, other, "again").layers.keys()
+    assert (
+        report.name == "style"
+        and report.layers.keys() == lb.load_adapter(pipe, other, "again").layers.keys()
+    )
     lb.remove_adapter(pipe, "again")
     assert (draw(pipe) - alone(other, scale=0.6)).abs().max().item() < 1e-5
 
@@ -225,8 +270,13 @@ def test_a_swap_within_the_layers_and_ranks_that_are_there_is_in_place(pipe):
 def test_a_source_that_does_not_fit_leaves_the_old_one(pipe, tmp_path):
     lb.load_adapter(pipe, "creatures", "style")
     before = draw(pipe)
-    save_file({"unet.nowhere.lora_A.weight": torch.ones(1, 2), "unet.nowhere.lora_B.weight": torch.ones(2, 1)},
-              tmp_path / "other.safetensors")
+    save_file(
+        {
+            "unet.nowhere.lora_A.weight": torch.ones(1, 2),
+            "unet.nowhere.lora_B.weight": torch.ones(2, 1),
+        },
+        tmp_path / "other.safetensors",
+    )
     with pytest.raises(ValueError, match="does not fit"):
         lb.swap_adapter(pipe, "style", tmp_path / "other.safetensors")
     assert torch.equal(draw(pipe), before)
@@ -259,7 +309,9 @@ def test_what_a_swap_left_empty_is_not_saved(pipe, tmp_path):
     lb.swap_adapter(pipe, "style", "ink")
     lb.save_adapter(pipe, tmp_path / "saved")
     found = read_source(tmp_path / "saved").adapter
-    assert found.layers.keys() == {"unet"} and {layer.rank for layer in found.layers["unet"].values()} == {8}
+    assert found.layers.keys() == {"unet"} and {
+        layer.rank for layer in found.layers["unet"].values()
+    } == {8}
 
 
 @pytest.mark.parametrize("config", [{"use_dora": True}, {"use_rslora": True}])
@@ -271,8 +323,11 @@ def test_what_peft_put_on_its_own_way_is_fused_and_swapped_truly(pipe, config):
     assert (draw(pipe) - before).abs().max().item() < 1e-3
     lb.remove_adapter(pipe, "random")
     add_random(pipe, ATTENTION, text=False, **config)
-    weights = {key: value for key, value in load_file(read_source("ink").path).items()
-               if any(f"{end}.lora" in key for end in ATTENTION)}
+    weights = {
+        key: value
+        for key, value in load_file(read_source("ink").path).items()
+        if any(f"{end}.lora" in key for end in ATTENTION)
+    }
     lb.swap_adapter(pipe, "random", weights)
     assert (draw(pipe) - alone(weights)).abs().max().item() < 1e-4
 
@@ -280,7 +335,9 @@ def test_what_peft_put_on_its_own_way_is_fused_and_swapped_truly(pipe, config):
 def test_an_adapter_with_more_layers_is_told_apart_on_a_compiled_model(pipe):
     add_random(pipe, ATTENTION)
     pipe.unet = torch.compile(pipe.unet, backend="eager")
-    with pytest.warns(UserWarning, match="layers that the one in its place lacks.*compiled once more"):
+    with pytest.warns(
+        UserWarning, match="layers that the one in its place lacks.*compiled once more"
+    ):
         lb.swap_adapter(pipe, "random", "creatures")
     assert (draw(pipe) - alone("creatures")).abs().max().item() < 1e-4
 

@@ -10,7 +10,12 @@ FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]
 
 
 def draw(pipe):
-    return pipe("a red cat", num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    return pipe(
+        "a red cat",
+        num_inference_steps=2,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images
 
 
 @pytest.fixture
@@ -35,14 +40,17 @@ NEEDS_WEIGHTS = {
     "checksum": lambda pipe, folder: lb.base_checksum(pipe),
     "move": lambda pipe, folder: lb.move_adapter(pipe, "random", "cpu"),
     "swap": lambda pipe, folder: lb.swap_adapter(pipe, "random", folder / "other"),
-    "load": lambda pipe, folder: lb.load_adapter(pipe, folder / "other", "more")}
+    "load": lambda pipe, folder: lb.load_adapter(pipe, folder / "other", "more"),
+}
 
 
 def offload(pipe, how: str, folder) -> None:
     if how == "disk_offload":
         disk_offload(pipe.unet, str(folder / "disk"), execution_device="cpu")
     elif how == "group offload to disk":
-        pipe.unet.enable_group_offload("cpu", offload_type="leaf_level", offload_to_disk_path=str(folder / "groups"))
+        pipe.unet.enable_group_offload(
+            "cpu", offload_type="leaf_level", offload_to_disk_path=str(folder / "groups")
+        )
     else:
         cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
 
@@ -53,7 +61,10 @@ def test_what_needs_offloaded_weights_says_so(loaded, tmp_path, how):
     before = draw(loaded)
     offload(loaded, how, tmp_path)
     for call in NEEDS_WEIGHTS.values():
-        with pytest.raises(ValueError, match="the weights of unet are offloaded.*(remove_all_hooks|enable_group_offload)"):
+        with pytest.raises(
+            ValueError,
+            match="the weights of unet are offloaded.*(remove_all_hooks|enable_group_offload)",
+        ):
             call(loaded, tmp_path)
     lb.set_scales(loaded, {"random": 0.5})
     assert not torch.equal(draw(loaded), before)
@@ -81,7 +92,9 @@ def test_weights_that_only_wait_on_the_cpu_are_worked_with(loaded, tmp_path, how
     if how == "model":
         loaded.unet, _ = cpu_offload_with_hook(loaded.unet, "cpu")
     else:
-        loaded.unet.enable_group_offload("cpu", offload_type=f"{how.split()[-1]}_level", num_blocks_per_group=1)
+        loaded.unet.enable_group_offload(
+            "cpu", offload_type=f"{how.split()[-1]}_level", num_blocks_per_group=1
+        )
     lb.save_adapter(loaded, tmp_path / "other")
     lb.fuse(loaded)
     assert (draw(loaded) - before).abs().max().item() < 1e-4
@@ -101,6 +114,7 @@ def test_layers_that_come_after_group_offloading_are_offloaded_too(small, tmp_pa
 
 
 # 8 bits
+
 
 @pytest.mark.parametrize("dtype", FP8)
 @pytest.mark.parametrize("first", ["cast", "load"])
@@ -123,7 +137,9 @@ def test_weights_kept_in_8_bits_are_fused_and_given_back_exactly(small, tmp_path
 
 
 def test_a_scale_beyond_8_bits_is_refused(small):
-    small.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    small.unet.enable_layerwise_casting(
+        storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
+    )
     checksum = lb.base_checksum(small)
     with pytest.raises(ValueError, match="infinite in float8_e4m3fn; give a smaller scale"):
         lb.fuse(small, {"random": 1e6})
@@ -132,10 +148,17 @@ def test_a_scale_beyond_8_bits_is_refused(small):
 
 def test_adapters_on_8_bits_are_saved_blended_swept_and_extracted(small, tmp_path):
     lb.save_adapter(small, tmp_path / "before")
-    small.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    small.unet.enable_layerwise_casting(
+        storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
+    )
     lb.save_adapter(small, tmp_path / "after")
-    before, after = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("before", "after"))
-    assert before.keys() == after.keys() and all(torch.equal(after[key], value) for key, value in before.items())
+    before, after = (
+        load_file(tmp_path / name / "pytorch_lora_weights.safetensors")
+        for name in ("before", "after")
+    )
+    assert before.keys() == after.keys() and all(
+        torch.equal(after[key], value) for key, value in before.items()
+    )
     grid = lb.sweep(small, "a cat", columns={"random": [0, 1]}, num_inference_steps=2)
     assert len(grid.images[0]) == 2
     base = lb.load_pipeline("tiny-sd", device="cpu")
@@ -150,13 +173,16 @@ def test_adapters_on_8_bits_are_saved_blended_swept_and_extracted(small, tmp_pat
 
 # quantised
 
+
 class Packed(nn.Linear):
     """As bitsandbytes keeps a layer in 4 bits: a weight of bytes in another shape."""
 
     def __init__(self, layer: nn.Linear):
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None)
         self.kept = layer
-        self.weight = nn.Parameter(torch.zeros(layer.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+        self.weight = nn.Parameter(
+            torch.zeros(layer.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False
+        )
 
     def forward(self, x):
         return self.kept(x)
@@ -170,7 +196,9 @@ def test_a_quantised_base_carries_adapters_and_refuses_to_fuse_them(small, tmp_p
     attention.to_q = Packed(attention.to_q)
     lb.load_adapter(small, tmp_path / "other", "random")
     assert (draw(small) - before).abs().max().item() < 1e-5
-    with pytest.raises(ValueError, match="the weights of unet are quantised.*fuse before quantising"):
+    with pytest.raises(
+        ValueError, match="the weights of unet are quantised.*fuse before quantising"
+    ):
         lb.fuse(small)
     assert (draw(small) - before).abs().max().item() < 1e-5
     assert lb.list_adapters(small)["random"].active

@@ -4,11 +4,16 @@ import io
 import numpy as np
 import pytest
 import torch
-from adapter_files import ATTENTION, add_random
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
 from PIL import Image
 
 import lorabook as lb
+from adapter_files import ATTENTION, add_random
 from lorabook.blocks import block_of
 from lorabook.live.layers import active_adapters, layers_of
 from lorabook.live.scales import kept_scales
@@ -66,20 +71,26 @@ def test_setting_scales_twice_is_setting_them_once(loaded):
 
 def test_a_scale_multiplies_alpha_over_rank_and_may_be_negative(loaded):
     lb.set_scales(loaded, {"creatures": -0.25})
-    assert {layer.scaling["creatures"] for layer in layers_of(loaded, "creatures")["unet"].values()} == {-0.25}
+    assert {
+        layer.scaling["creatures"] for layer in layers_of(loaded, "creatures")["unet"].values()
+    } == {-0.25}
 
 
 def test_an_adapter_that_is_not_named_keeps_scale_and_state_unless_only(loaded):
     lb.set_scales(loaded, {"creatures": 0.3})
     lb.set_scales(loaded, {"patch_cat": 0.7})
     layer = next(iter(layers_of(loaded, "creatures")["unet"].values()))
-    assert layer.scaling == {"creatures": 0.3, "patch_cat": 0.7} and len(active_adapters(loaded)) == 2
+    assert (
+        layer.scaling == {"creatures": 0.3, "patch_cat": 0.7} and len(active_adapters(loaded)) == 2
+    )
     lb.set_scales(loaded, {"patch_cat": 0.7}, only=True)
     assert active_adapters(loaded) == ["patch_cat"] and layer.scaling["creatures"] == 0.3
 
 
 def test_the_table_shows_what_is_in_force(loaded):
-    table = lb.set_scales(loaded, {"creatures": {"unet": {"down": 0.5, "up": {"block_1": [0, 0.5, 1]}}}})
+    table = lb.set_scales(
+        loaded, {"creatures": {"unet": {"down": 0.5, "up": {"block_1": [0, 0.5, 1]}}}}
+    )
     assert table.by_block("creatures")["down.1"] == (0.5, 0.5)
     assert table.by_block("creatures")["up.1 attentions.1"] == (0.5, 0.5)
     assert "up.1 attentions.0" in table._repr_html_() and "down.0 0.5" in str(table)
@@ -91,7 +102,9 @@ def test_the_table_shows_what_is_in_force(loaded):
 def test_a_preset_and_a_block_weight_vector_set_scales(loaded):
     lb.set_scales(loaded, {"creatures": "cross-attention only"})
     scales = lb.scales_of(loaded)["creatures"]["unet"]
-    assert {name for name, scale in scales.items() if scale} == {name for name in scales if ".attn2." in name}
+    assert {name for name, scale in scales.items() if scale} == {
+        name for name in scales if ".attn2." in name
+    }
     lb.set_scales(loaded, {"patch_cat": [0.5] + [0.25] * 16})
     table = lb.scales_of(loaded)["patch_cat"]
     assert set(table["text_encoder"].values()) == {0.5}
@@ -151,6 +164,7 @@ def test_a_dora_put_on_by_peft_scales_its_whole_delta(pipe):
 
 # over the denoising
 
+
 def seen(pipe, scheduler, steps=10, **call):
     """The scale of a layer at each call of the UNet."""
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
@@ -195,6 +209,7 @@ def test_an_interrupt_in_the_middle_of_a_run_leaves_the_scales_as_they_were(load
 
     def stop(*_):
         raise KeyboardInterrupt
+
     hook = loaded.unet.conv_in.register_forward_pre_hook(stop)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -242,8 +257,18 @@ def test_scales_are_kept_of_an_adapter_with_room_for_swapping_too(pipe):
     assert all(scale == pytest.approx(0.8) for scale in lb.scales_of(pipe)["ink"]["unet"].values())
 
 
-@pytest.mark.parametrize("scales", [0.5, None, "ink", ["ink"], {"creatures": {"steps": 0.5}},
-                                    {"creatures": {"unet": {3: 1}}}, {"creatures": 10**400}])
+@pytest.mark.parametrize(
+    "scales",
+    [
+        0.5,
+        None,
+        "ink",
+        ["ink"],
+        {"creatures": {"steps": 0.5}},
+        {"creatures": {"unet": {3: 1}}},
+        {"creatures": 10**400},
+    ],
+)
 def test_what_are_no_scales_is_one_sentence(loaded, scales):
     with pytest.raises(ValueError) as caught:
         lb.set_scales(loaded, scales)
@@ -252,7 +277,13 @@ def test_what_are_no_scales_is_one_sentence(loaded, scales):
 
 def test_moves_are_refused_while_diffusers_own_fusing_is_on(loaded):
     loaded.fuse_lora(adapter_names=["creatures"])
-    for move in (lambda: lb.set_scales(loaded, {"creatures": 1}), lambda: lb.remove_adapter(loaded, "creatures"),
-                 lambda: lb.swap_adapter(loaded, "creatures", "ink"), lambda: lb.disable_adapters(loaded, "creatures")):
-        with pytest.raises(ValueError, match=r"fused by diffusers itself; call pipe.unfuse_lora\(\) first"):
+    for move in (
+        lambda: lb.set_scales(loaded, {"creatures": 1}),
+        lambda: lb.remove_adapter(loaded, "creatures"),
+        lambda: lb.swap_adapter(loaded, "creatures", "ink"),
+        lambda: lb.disable_adapters(loaded, "creatures"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"fused by diffusers itself; call pipe.unfuse_lora\(\) first"
+        ):
             move()

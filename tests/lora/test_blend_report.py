@@ -25,8 +25,14 @@ def adapters():
 
 def test_the_error_is_that_of_the_matrices(adapters):
     merged = merge(adapters, WEIGHTS, method="linear")
-    deltas = [[layer.delta().flatten() for part in x.layers for _, layer in sorted(x.layers[part].items())]
-              for x in (merged.only(["unet"]), adapters["a"].only(["unet"]), adapters["b"].only(["unet"]))]
+    deltas = [
+        [
+            layer.delta().flatten()
+            for part in x.layers
+            for _, layer in sorted(x.layers[part].items())
+        ]
+        for x in (merged.only(["unet"]), adapters["a"].only(["unet"]), adapters["b"].only(["unet"]))
+    ]
     got, a, b = (torch.cat(rows) for rows in deltas)
     whole = 0.5 * a - 0.7 * b
     error = relative_error(merged, adapters, WEIGHTS)
@@ -59,5 +65,8 @@ def test_the_report_shows_itself(adapters):
     weights = WEIGHTS | {"b": {"unet": {DOWN: 0.5}}}
     report = blend_report("<mix>", "cat", merge(adapters, weights, method="cat"), adapters, weights)
     assert report.ranks == {"a": 3, "b": 5} and report.rank == 8
-    assert "blend '<mix>' by cat, rank 8, of 'a' (weight 0.5, rank 3), 'b' (weight by layer, rank 5)" in str(report)
+    assert (
+        "blend '<mix>' by cat, rank 8, of 'a' (weight 0.5, rank 3), 'b' (weight by layer, rank 5)"
+        in str(report)
+    )
     assert "&lt;mix&gt;" in report._repr_html_() and "<td>down.0</td>" in report._repr_html_()

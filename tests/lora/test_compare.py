@@ -25,7 +25,9 @@ def one_layer(up, down):
 def orthogonal(*, columns=True):
     """Two adapters whose ΔW have orthogonal column spaces; their row spaces too, or the same."""
     basis, rows = torch.linalg.qr(torch.randn(20, 6))[0], torch.linalg.qr(torch.randn(30, 6))[0].T
-    return one_layer(basis[:, :3], rows[:3]), one_layer(basis[:, 3:], rows[3:] if columns else rows[:3])
+    return one_layer(basis[:, :3], rows[:3]), one_layer(
+        basis[:, 3:], rows[3:] if columns else rows[:3]
+    )
 
 
 @pytest.mark.parametrize("factor, cosine", [(1.0, 1.0), (2.5, 1.0), (-1.0, -1.0)])
@@ -41,25 +43,36 @@ def test_orthogonal_adapters_have_cosine_zero_and_right_angles():
     total = compare_adapters(*orthogonal()).total
     assert total.cosine == pytest.approx(0, abs=1e-6)
     for side in (total.output, total.input):
-        assert side.angle == pytest.approx(math.pi / 2, abs=1e-5) and side.overlap == pytest.approx(0, abs=1e-9)
+        assert side.angle == pytest.approx(math.pi / 2, abs=1e-5) and side.overlap == pytest.approx(
+            0, abs=1e-9
+        )
 
 
 def test_the_output_side_is_told_from_the_input_side():
     total = compare_adapters(*orthogonal(columns=False)).total
     assert total.cosine == pytest.approx(0, abs=1e-6)
-    assert total.output.angle == pytest.approx(math.pi / 2, abs=1e-5) and total.input.angle == pytest.approx(0, abs=1e-3)
+    assert total.output.angle == pytest.approx(
+        math.pi / 2, abs=1e-5
+    ) and total.input.angle == pytest.approx(0, abs=1e-3)
 
 
 def test_a_known_angle_is_found():
     first, second, row = torch.eye(5)[:, :1], torch.eye(5)[:, 1:2], torch.ones(1, 4)
     turned = one_layer(first * math.cos(0.3) + second * math.sin(0.3), row)
     total = compare_adapters(one_layer(first, row), turned).total
-    assert total.output.angle == pytest.approx(0.3, abs=1e-6) and total.cosine == pytest.approx(math.cos(0.3), abs=1e-6)
+    assert total.output.angle == pytest.approx(0.3, abs=1e-6) and total.cosine == pytest.approx(
+        math.cos(0.3), abs=1e-6
+    )
 
 
 def test_random_adapters_overlap_as_chance_has_it():
-    found = [compare_adapters(random_adapter(2 * i, rank=4), random_adapter(2 * i + 1, rank=8)).total for i in range(40)]
-    assert found[0].output.chance == pytest.approx(8 / 40) and found[0].input.chance == pytest.approx(8 / 50)
+    found = [
+        compare_adapters(random_adapter(2 * i, rank=4), random_adapter(2 * i + 1, rank=8)).total
+        for i in range(40)
+    ]
+    assert found[0].output.chance == pytest.approx(8 / 40) and found[
+        0
+    ].input.chance == pytest.approx(8 / 50)
     for side in ("output", "input"):
         mean = sum(getattr(total, side).overlap for total in found) / len(found)
         assert mean == pytest.approx(getattr(found[0], side).chance, rel=0.1)
@@ -67,13 +80,27 @@ def test_random_adapters_overlap_as_chance_has_it():
 
 def test_the_cosine_is_that_of_the_whole_delta():
     a, b = random_adapter(1), random_adapter(2)
-    wholes = [torch.cat([layer.delta().flatten() for part in ("text_encoder", "unet") for layer in x.layers[part].values()])
-              for x in (a, b)]
-    assert compare_adapters(a, b).total.cosine == pytest.approx(float(torch.cosine_similarity(*wholes, dim=0)), abs=1e-6)
+    wholes = [
+        torch.cat(
+            [
+                layer.delta().flatten()
+                for part in ("text_encoder", "unet")
+                for layer in x.layers[part].values()
+            ]
+        )
+        for x in (a, b)
+    ]
+    assert compare_adapters(a, b).total.cosine == pytest.approx(
+        float(torch.cosine_similarity(*wholes, dim=0)), abs=1e-6
+    )
 
 
 def test_blocks_stand_in_the_models_order_and_text_encoders_last():
-    assert list(compare_adapters(random_adapter(1), random_adapter(2)).blocks) == ["down.0", "mid", "text_encoder"]
+    assert list(compare_adapters(random_adapter(1), random_adapter(2)).blocks) == [
+        "down.0",
+        "mid",
+        "text_encoder",
+    ]
     assert by_block({"unet": [], "text_encoder": []}) == {}
 
 
@@ -101,9 +128,18 @@ def test_columns_that_repeat_are_one_direction():
 
 def test_of_several_layers_the_smallest_angle_and_the_mean_overlap_are_told():
     def turned(*angles):
-        return Adapter({"unet": {f"down_blocks.0.attentions.{i}.proj_in": lora(
-            torch.tensor([[math.cos(angle)], [math.sin(angle)], [0.0]]), torch.ones(1, 4))
-            for i, angle in enumerate(angles)}})
+        return Adapter(
+            {
+                "unet": {
+                    f"down_blocks.0.attentions.{i}.proj_in": lora(
+                        torch.tensor([[math.cos(angle)], [math.sin(angle)], [0.0]]),
+                        torch.ones(1, 4),
+                    )
+                    for i, angle in enumerate(angles)
+                }
+            }
+        )
+
     side = compare_adapters(turned(0, 0), turned(0.3, 0.9)).blocks["down.0"].output
     assert side.angle == pytest.approx(0.3, abs=1e-6)
     assert side.overlap == pytest.approx((math.cos(0.3) ** 2 + math.cos(0.9) ** 2) / 2)
@@ -118,7 +154,9 @@ def test_full_rank_meets_everything():
 def test_inner_products_add_up_to_that_of_the_matrices():
     a, b = (torch.randn(6, 2), torch.randn(2, 7)), (torch.randn(6, 3), torch.randn(3, 7))
     assert inner_products(a, b).shape == (2, 3)
-    assert float(inner_products(a, b).sum()) == pytest.approx(float(((a[0] @ a[1]) * (b[0] @ b[1])).sum()), rel=1e-5)
+    assert float(inner_products(a, b).sum()) == pytest.approx(
+        float(((a[0] @ a[1]) * (b[0] @ b[1])).sum()), rel=1e-5
+    )
 
 
 def test_it_shows_itself_as_a_table():
@@ -130,13 +168,20 @@ def test_it_shows_itself_as_a_table():
 
 
 def test_it_shows_itself_as_a_figure():
-    found = compare_adapters(random_adapter(1), random_adapter(1).only(["unet"]), names=("ink", "dots"))
+    found = compare_adapters(
+        random_adapter(1), random_adapter(1).only(["unet"]), names=("ink", "dots")
+    )
     assert Image.open(io.BytesIO(found._repr_png_())).width > 300
-    assert "text_encoder +0.00" in found.plot().alt and "ink and dots in all: +0.8" in found.plot().alt
+    assert (
+        "text_encoder +0.00" in found.plot().alt and "ink and dots in all: +0.8" in found.plot().alt
+    )
 
 
 def test_shapes_that_differ_are_named():
-    with pytest.raises(ValueError, match="'x' is 40 x 50 in layer down_blocks.* of unet, but adapter 'y' is 40 x 51"):
+    with pytest.raises(
+        ValueError,
+        match="'x' is 40 x 50 in layer down_blocks.* of unet, but adapter 'y' is 40 x 51",
+    ):
         compare_adapters(random_adapter(1), random_adapter(1, inside=51), names=("x", "y"))
 
 

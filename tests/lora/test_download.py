@@ -7,10 +7,10 @@ import types
 import huggingface_hub
 import pytest
 import torch
-from loopback_hub import LoopbackHub
-from loopback_site import CONTENT, Site
 from safetensors.torch import load_file, save
 
+from loopback_hub import LoopbackHub
+from loopback_site import CONTENT, Site
 from lorabook.lora import download as address
 from lorabook.lora.download import fetch_adapter, sha256_of, shareable_address
 
@@ -55,19 +55,33 @@ def test_a_file_comes_under_the_name_that_the_site_gives_it(site, tmp_path):
 
 
 def test_without_a_name_from_the_site_the_address_gives_it(site, tmp_path):
-    assert fetch_adapter(site.give("/loras/ink.safetensors?x=1"), cache_dir=tmp_path).name == "ink.safetensors"
+    assert (
+        fetch_adapter(site.give("/loras/ink.safetensors?x=1"), cache_dir=tmp_path).name
+        == "ink.safetensors"
+    )
     assert fetch_adapter(site.give("/models/15603"), cache_dir=tmp_path).name == "15603.safetensors"
 
 
 def test_a_name_in_another_alphabet_is_kept(site, tmp_path):
     headers = {"Content-Disposition": "attachment; filename*=UTF-8''%E5%A2%A8%20ink.safetensors"}
-    assert fetch_adapter(site.give("/a", **headers), cache_dir=tmp_path).name == "墨 ink.safetensors"
+    assert (
+        fetch_adapter(site.give("/a", **headers), cache_dir=tmp_path).name == "墨 ink.safetensors"
+    )
 
 
-@pytest.mark.parametrize("name, kept", [
-    ("../../x.safetensors", "x.safetensors"), ("/etc/x.safetensors", "x.safetensors"), ("..", "adapter.safetensors"),
-    (r"..\\..\\x.safetensors", "x.safetensors"), ("a:b*c.SAFETENSORS", "a_b_c.safetensors"), (".part", "part.safetensors"),
-    ("y" * 300 + ".safetensors", "y" * 150 + ".safetensors"), ("x.safetensors.part", "x.safetensors.part.safetensors")])
+@pytest.mark.parametrize(
+    "name, kept",
+    [
+        ("../../x.safetensors", "x.safetensors"),
+        ("/etc/x.safetensors", "x.safetensors"),
+        ("..", "adapter.safetensors"),
+        (r"..\\..\\x.safetensors", "x.safetensors"),
+        ("a:b*c.SAFETENSORS", "a_b_c.safetensors"),
+        (".part", "part.safetensors"),
+        ("y" * 300 + ".safetensors", "y" * 150 + ".safetensors"),
+        ("x.safetensors.part", "x.safetensors.part.safetensors"),
+    ],
+)
 def test_a_name_never_climbs_out_of_the_cache(site, tmp_path, name, kept):
     path = fetch_adapter(site.give("/a", name=name), cache_dir=tmp_path / "cache")
     assert path.name == kept and path.is_relative_to(tmp_path / "cache")
@@ -86,7 +100,10 @@ def test_other_addresses_are_other_files_but_for_a_token(site, tmp_path):
     site.give("/a?version=1", name="same.safetensors")
     site.give("/a?version=2", save({"x": torch.ones(1)}), name="same.safetensors")
     site.give("/a?version=1&token=b", name="same.safetensors")
-    paths = [fetch_adapter(f"{site.url}/a?version={end}", cache_dir=tmp_path) for end in ("1", "2", "1&token=b")]
+    paths = [
+        fetch_adapter(f"{site.url}/a?version={end}", cache_dir=tmp_path)
+        for end in ("1", "2", "1&token=b")
+    ]
     assert paths[0] == paths[2] != paths[1] and len(site.requests) == 2
 
 
@@ -96,14 +113,19 @@ def test_the_cache_is_below_the_users_cache_folder(site):
 
 
 def test_what_is_not_in_the_cache_is_not_fetched_with_local_files_only(site, tmp_path):
-    with pytest.raises(FileNotFoundError, match="a.safetensors is not in the cache .* fetch it once"):
+    with pytest.raises(
+        FileNotFoundError, match="a.safetensors is not in the cache .* fetch it once"
+    ):
         fetch_adapter(site.give("/a.safetensors"), cache_dir=tmp_path, local_files_only=True)
     assert not site.requests
 
 
 def test_two_at_once_fetch_one_file(site, tmp_path):
     url, found, site.pause = site.give("/a.safetensors"), [], 0.1
-    threads = [threading.Thread(target=lambda: found.append(fetch_adapter(url, cache_dir=tmp_path))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(fetch_adapter(url, cache_dir=tmp_path)))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -123,7 +145,10 @@ def test_a_download_that_breaks_off_leaves_nothing_and_starts_anew(site, tmp_pat
 
 def test_a_download_of_unknown_size_that_breaks_off_is_noticed(site, tmp_path):
     with pytest.raises(ValueError, match="gave no safetensors file"):
-        fetch_adapter(site.give("/a.safetensors", CONTENT[:9000], **{"Content-Length": None}), cache_dir=tmp_path)
+        fetch_adapter(
+            site.give("/a.safetensors", CONTENT[:9000], **{"Content-Length": None}),
+            cache_dir=tmp_path,
+        )
     assert not left_in(tmp_path)
 
 
@@ -131,12 +156,15 @@ def test_what_a_killed_download_left_is_not_taken_for_an_adapter(site, tmp_path)
     url = site.give("/a.safetensors")
     path = fetch_adapter(url, cache_dir=tmp_path)
     path.rename(path.with_name(path.name + ".part")).write_bytes(CONTENT[:100])
-    assert fetch_adapter(url, cache_dir=tmp_path).read_bytes() == CONTENT and left_in(tmp_path) == [path.name]
+    assert fetch_adapter(url, cache_dir=tmp_path).read_bytes() == CONTENT and left_in(tmp_path) == [
+        path.name
+    ]
 
 
 def test_ctrl_c_leaves_nothing(site, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(address.shutil, "copyfileobj", stop)
     with pytest.raises(KeyboardInterrupt):
         fetch_adapter(site.give("/a.safetensors"), cache_dir=tmp_path)
@@ -146,12 +174,20 @@ def test_ctrl_c_leaves_nothing(site, tmp_path, monkeypatch):
 def test_a_site_out_of_reach_is_named(tmp_path):
     with Site() as gone:
         url = gone.give("/a.safetensors")
-    with pytest.raises(FileNotFoundError, match="a.safetensors cannot be reached, or broke off: .*refused"):
+    with pytest.raises(
+        FileNotFoundError, match="a.safetensors cannot be reached, or broke off: .*refused"
+    ):
         fetch_adapter(url, cache_dir=tmp_path)
 
 
-@pytest.mark.parametrize("status, match", [(404, "no such file .404.*copy the link"), (500, "answered 500; try again"),
-                                           (429, "answered 429")])
+@pytest.mark.parametrize(
+    "status, match",
+    [
+        (404, "no such file .404.*copy the link"),
+        (500, "answered 500; try again"),
+        (429, "answered 429"),
+    ],
+)
 def test_a_site_that_gives_nothing_is_named(site, tmp_path, status, match):
     with pytest.raises(FileNotFoundError, match=match):
         fetch_adapter(site.give("/a", status=status), cache_dir=tmp_path)
@@ -161,7 +197,10 @@ def test_a_site_that_gives_nothing_is_named(site, tmp_path, status, match):
 def test_a_login_page_is_not_an_adapter(civitai, tmp_path):
     civitai.give("/login?reason=download-auth", PAGE)
     with pytest.raises(ValueError, match="gave a web page, not a file.*CIVITAI_TOKEN"):
-        fetch_adapter(civitai.send_on("/api/download/models/1", "/login?reason=download-auth"), cache_dir=tmp_path)
+        fetch_adapter(
+            civitai.send_on("/api/download/models/1", "/login?reason=download-auth"),
+            cache_dir=tmp_path,
+        )
     assert not left_in(tmp_path)
 
 
@@ -174,15 +213,20 @@ def test_what_is_no_adapter_file_is_not_kept(site, tmp_path, body):
 
 def test_an_adapter_whose_first_byte_looks_like_a_page_is_kept(site, tmp_path):
     size = int.from_bytes(CONTENT[:8], "little")
-    header = CONTENT[8:8 + size].ljust(256 + ord("<"))
-    body = len(header).to_bytes(8, "little") + header + CONTENT[8 + size:]
-    assert body[:1] == b"<" and fetch_adapter(site.give("/a", body), cache_dir=tmp_path).read_bytes() == body
+    header = CONTENT[8 : 8 + size].ljust(256 + ord("<"))
+    body = len(header).to_bytes(8, "little") + header + CONTENT[8 + size :]
+    assert (
+        body[:1] == b"<"
+        and fetch_adapter(site.give("/a", body), cache_dir=tmp_path).read_bytes() == body
+    )
 
 
 @pytest.mark.parametrize("ending", [".bin", ".pt", ".ckpt", ".PTH"])
 def test_a_pickle_is_refused_by_its_name_before_it_comes(site, tmp_path, ending):
     url = site.give("/a", name=f"lora{ending}")
-    with pytest.raises(ValueError, match=f"/a is a pickle file .lora{ending.lower()}.*allow_pickle=True"):
+    with pytest.raises(
+        ValueError, match=f"/a is a pickle file .lora{ending.lower()}.*allow_pickle=True"
+    ):
         fetch_adapter(url, cache_dir=tmp_path)
     assert not left_in(tmp_path)
 
@@ -194,14 +238,23 @@ def test_a_pickle_that_is_allowed_comes_and_is_refused_later_where_it_is_not(sit
         fetch_adapter(url, cache_dir=tmp_path)
 
 
-@pytest.mark.parametrize("url", ["http://example.org/a.safetensors", "http://127.0.0.1.example.org/a", "ftp://localhost/a",
-                                 "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.org/a.safetensors",
+        "http://127.0.0.1.example.org/a",
+        "ftp://localhost/a",
+        "file:///etc/passwd",
+    ],
+)
 def test_only_https_is_fetched_from_elsewhere(url, tmp_path):
     with pytest.raises(ValueError, match="only https addresses|not a web address"):
         fetch_adapter(url, cache_dir=tmp_path)
 
 
-@pytest.mark.parametrize("url", ["https://", "https://[::1/a", "https://site:port/a", "a.safetensors"])
+@pytest.mark.parametrize(
+    "url", ["https://", "https://[::1/a", "https://site:port/a", "a.safetensors"]
+)
 def test_what_is_no_address_is_an_error(url, tmp_path):
     with pytest.raises(ValueError, match="is not a web address; give https"):
         fetch_adapter(url, cache_dir=tmp_path)
@@ -216,36 +269,76 @@ def test_a_password_in_an_address_is_refused_and_not_shown(tmp_path):
 SECRET = "civ-SecretOfATest"
 
 
-@pytest.mark.parametrize("address, shown", [
-    (f"https://civitai.com/api/download/models/1?type=Model&token={SECRET}", "https://civitai.com/api/download/models/1"),
-    (f"https://site.org/a.safetensors#key={SECRET}", "https://site.org/a.safetensors"),
-    (f"https://me:{SECRET}@site.org/a", "https://site.org/a"), (f"HTTPS://{SECRET}@site.org/a@b", "HTTPS://site.org/a@b"),
-    (f"https:/site.org/a?token={SECRET}", "https:/site.org/a"), (f"civitai.com/api/1?token={SECRET}", "civitai.com/api/1"),
-    (f"https://site.org?token={SECRET}/x", "https://site.org"), ("someone/ink", "someone/ink"),
-    ("~/a#1.safetensors", "~/a#1.safetensors"),
-    ("C:\\loras\\what?.safetensors", "C:\\loras\\what?.safetensors"), ("C:/loras/a#b", "C:/loras/a#b")])
+@pytest.mark.parametrize(
+    "address, shown",
+    [
+        (
+            f"https://civitai.com/api/download/models/1?type=Model&token={SECRET}",
+            "https://civitai.com/api/download/models/1",
+        ),
+        (f"https://site.org/a.safetensors#key={SECRET}", "https://site.org/a.safetensors"),
+        (f"https://me:{SECRET}@site.org/a", "https://site.org/a"),
+        (f"HTTPS://{SECRET}@site.org/a@b", "HTTPS://site.org/a@b"),
+        (f"https:/site.org/a?token={SECRET}", "https:/site.org/a"),
+        (f"civitai.com/api/1?token={SECRET}", "civitai.com/api/1"),
+        (f"https://site.org?token={SECRET}/x", "https://site.org"),
+        ("someone/ink", "someone/ink"),
+        ("~/a#1.safetensors", "~/a#1.safetensors"),
+        ("C:\\loras\\what?.safetensors", "C:\\loras\\what?.safetensors"),
+        ("C:/loras/a#b", "C:/loras/a#b"),
+    ],
+)
 def test_an_address_is_kept_and_shown_without_user_query_and_fragment(address, shown):
     assert shareable_address(address) == shown
 
 
-@pytest.mark.parametrize("end", [f"?token={SECRET}", f"?type=Model&api_key={SECRET}", f"#token={SECRET}"])
+@pytest.mark.parametrize(
+    "end", [f"?token={SECRET}", f"?type=Model&api_key={SECRET}", f"#token={SECRET}"]
+)
 def test_no_secret_of_an_address_is_kept_or_said(pipe, site, tmp_path, end):
     import lorabook as lb
+
     body = (lb.bundled("adapters/ink") / "pytorch_lora_weights.safetensors").read_bytes()
-    url = site.give("/api/1" + end.partition("#")[0], body, name="ink.safetensors").partition("?")[0].partition("#")[0] + end
+    url = (
+        site.give("/api/1" + end.partition("#")[0], body, name="ink.safetensors")
+        .partition("?")[0]
+        .partition("#")[0]
+        + end
+    )
     report = lb.load_adapter(pipe, url, "ink", cache_dir=str(tmp_path))
     assert pipe.unet.peft_config["ink"].came_from == f"{site.url}/api/1"
-    assert SECRET not in str(report) + report._repr_html_() + str(vars(pipe.unet.peft_config["ink"]))
+    assert SECRET not in str(report) + report._repr_html_() + str(
+        vars(pipe.unet.peft_config["ink"])
+    )
     assert SECRET not in str(lb.inspect_adapter(url, cache_dir=str(tmp_path)))
-    assert lb.inspect_adapter(f"{site.url}/api/1", cache_dir=str(tmp_path)).sha256 == report.sha256  # from the cache
-    assert lb.inspect_adapter(f"{site.url}/api/1", cache_dir=str(tmp_path), local_files_only=True).sha256 == report.sha256
+    assert (
+        lb.inspect_adapter(f"{site.url}/api/1", cache_dir=str(tmp_path)).sha256 == report.sha256
+    )  # from the cache
+    assert (
+        lb.inspect_adapter(
+            f"{site.url}/api/1", cache_dir=str(tmp_path), local_files_only=True
+        ).sha256
+        == report.sha256
+    )
 
 
-@pytest.mark.parametrize("find", [{"weight_name": "../x"}, {"subfolder": "/x"}, {"local_files_only": True}])
-@pytest.mark.parametrize("start", ["http://127.0.0.1:9/a", "https://[::1/a", "https://me:pw@site.org/a", "https:/site.org/a",
-                                   "site.org/a", "ftp://site.org/a"])
+@pytest.mark.parametrize(
+    "find", [{"weight_name": "../x"}, {"subfolder": "/x"}, {"local_files_only": True}]
+)
+@pytest.mark.parametrize(
+    "start",
+    [
+        "http://127.0.0.1:9/a",
+        "https://[::1/a",
+        "https://me:pw@site.org/a",
+        "https:/site.org/a",
+        "site.org/a",
+        "ftp://site.org/a",
+    ],
+)
 def test_no_error_says_what_stands_behind_the_question_mark(start, find, tmp_path):
     from lorabook import base_model_of, inspect_adapter
+
     calls = [lambda url: inspect_adapter(url, **find)]
     calls += [lambda url: base_model_of(url, cache_dir=str(tmp_path), local_files_only=True)]
     for call in calls:
@@ -256,29 +349,47 @@ def test_no_error_says_what_stands_behind_the_question_mark(start, find, tmp_pat
 
 def test_an_adapter_that_names_no_base_model_is_named_without_its_query(site, tmp_path):
     from lorabook import base_model_of
+
     with pytest.raises(ValueError, match=f"adapter {site.url}/a does not say") as told:
         base_model_of(site.give(f"/a?token={SECRET}"), cache_dir=str(tmp_path))
     assert SECRET not in str(told.value)
 
 
-def test_an_address_without_its_query_is_asked_for_and_else_stands_for_the_one_file_fetched_with_it(site, tmp_path):
+def test_an_address_without_its_query_is_asked_for_and_else_stands_for_the_one_file_fetched_with_it(
+    site, tmp_path
+):
     other = save({"x": torch.ones(1)})
     first = fetch_adapter(site.give("/a?id=1", name="one.safetensors"), cache_dir=tmp_path)
     assert fetch_adapter(f"{site.url}/a", cache_dir=tmp_path) == first
     fetch_adapter(site.give("/a?id=2", other, name="two.safetensors"), cache_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match="/a: there is no such file"):
         fetch_adapter(f"{site.url}/a", cache_dir=tmp_path)  # which of the two?
-    assert fetch_adapter(site.give("/a", other, name="three.safetensors"), cache_dir=tmp_path).name == "three.safetensors"
+    assert (
+        fetch_adapter(site.give("/a", other, name="three.safetensors"), cache_dir=tmp_path).name
+        == "three.safetensors"
+    )
 
 
-@pytest.mark.parametrize("url", [
-    "https://civitai.red/a", "https://www.civitai.red/a", "https://civitai.com.evil.org/a", "https://notcivitai.com/a",
-    "https://evil.civitai.com/a", "https://civitai.com:8443/a", "https://civitаi.com/a", "https://huggingface.co/a",
-    "https://civitai.com./a"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://civitai.red/a",
+        "https://www.civitai.red/a",
+        "https://civitai.com.evil.org/a",
+        "https://notcivitai.com/a",
+        "https://evil.civitai.com/a",
+        "https://civitai.com:8443/a",
+        "https://civitаi.com/a",
+        "https://huggingface.co/a",
+        "https://civitai.com./a",
+    ],
+)
 def test_civitais_token_goes_to_no_site_that_sounds_alike(url, monkeypatch):
     monkeypatch.setenv("CIVITAI_TOKEN", TOKEN)
     assert address._token_for(address._checked(url), None) is None
-    assert {address._token_for(f"https://{own}civitai.com/a", None) for own in ("", "www.")} == {TOKEN}
+    assert {address._token_for(f"https://{own}civitai.com/a", None) for own in ("", "www.")} == {
+        TOKEN
+    }
 
 
 def test_the_hubs_token_goes_to_no_other_site(site, tmp_path, monkeypatch):
@@ -289,10 +400,15 @@ def test_the_hubs_token_goes_to_no_other_site(site, tmp_path, monkeypatch):
 
 def test_a_site_may_hand_on_to_where_its_files_lie(site, other, tmp_path):
     stored = other.give("/stored/8f3a?sig=1", name="ink.safetensors")
-    assert fetch_adapter(site.send_on("/api/download/models/1", stored), cache_dir=tmp_path).name == "ink.safetensors"
+    assert (
+        fetch_adapter(site.send_on("/api/download/models/1", stored), cache_dir=tmp_path).name
+        == "ink.safetensors"
+    )
 
 
-@pytest.mark.parametrize("target", ["http://example.org/a", "file:///etc/passwd", "ftp://localhost/a"])
+@pytest.mark.parametrize(
+    "target", ["http://example.org/a", "file:///etc/passwd", "ftp://localhost/a"]
+)
 def test_a_site_may_not_hand_on_to_an_unsafe_address(site, tmp_path, target):
     with pytest.raises((ValueError, FileNotFoundError), match="only https|answered 307"):
         fetch_adapter(site.send_on("/a", target), cache_dir=tmp_path)
@@ -319,7 +435,11 @@ def test_a_token_goes_to_its_site_and_to_no_other(site, other, tmp_path):
 
 def test_a_token_does_not_come_back_once_it_was_left_behind(site, other, tmp_path):
     site.give("/last", name="ink.safetensors")
-    fetch_adapter(site.send_on("/first", other.send_on("/stored", f"{site.url}/last")), token=TOKEN, cache_dir=tmp_path)
+    fetch_adapter(
+        site.send_on("/first", other.send_on("/stored", f"{site.url}/last")),
+        token=TOKEN,
+        cache_dir=tmp_path,
+    )
     assert [sent_token(request) for request in site.requests] == [f"Bearer {TOKEN}", None]
 
 
@@ -353,16 +473,26 @@ def test_a_token_given_goes_before_the_environments(civitai, tmp_path, monkeypat
 @pytest.mark.parametrize("token, said", [(None, "wants a token"), (TOKEN, "in spite of the token")])
 def test_a_site_that_wants_a_token_says_where_it_goes(civitai, tmp_path, status, token, said):
     url = civitai.give("/a?token=inside", status=status)
-    with pytest.raises(ValueError, match=rf"/a: the site .*{said} \({status}\).*set CIVITAI_TOKEN") as told:
+    with pytest.raises(
+        ValueError, match=rf"/a: the site .*{said} \({status}\).*set CIVITAI_TOKEN"
+    ) as told:
         fetch_adapter(url, token=token, cache_dir=tmp_path)
-    assert TOKEN not in str(told.value) and "inside" not in str(told.value) and len(str(told.value)) <= 400
+    assert (
+        TOKEN not in str(told.value)
+        and "inside" not in str(told.value)
+        and len(str(told.value)) <= 400
+    )
     assert told.value.__suppress_context__
 
 
 def test_a_token_that_cannot_be_one_is_refused_and_not_shown(site, tmp_path):
     with pytest.raises(ValueError, match="token for .*/a has blanks or letters") as told:
         fetch_adapter(site.give("/a"), token="one\ntwo", cache_dir=tmp_path)
-    assert "one" not in str(told.value).split("token")[0] and "two" not in str(told.value) and not site.requests
+    assert (
+        "one" not in str(told.value).split("token")[0]
+        and "two" not in str(told.value)
+        and not site.requests
+    )
 
 
 @pytest.fixture
@@ -374,12 +504,16 @@ def hub(monkeypatch):
         yield hub
 
 
-@pytest.mark.parametrize("page", ["resolve/main", "blob/main", "resolve/refs%2Fpr%2F1", "blob/refs/pr/1"])
+@pytest.mark.parametrize(
+    "page", ["resolve/main", "blob/main", "resolve/refs%2Fpr%2F1", "blob/refs/pr/1"]
+)
 def test_the_address_of_a_file_on_the_hub_is_left_to_the_hubs_client(hub, tmp_path, page):
     hub.repos["someone/mine"] = {"sub/ink.safetensors": CONTENT, "ink.safetensors": CONTENT}
     name = "sub/ink.safetensors" if page.endswith("main") else "ink.safetensors"
     path = fetch_adapter(f"{hub.url}/someone/mine/{page}/{name}?download=true", cache_dir=tmp_path)
-    assert load_file(path).keys() == {"unet.x.lora_A.weight"} and "models--someone--mine" in path.parts
+    assert (
+        load_file(path).keys() == {"unet.x.lora_A.weight"} and "models--someone--mine" in path.parts
+    )
 
 
 def test_a_file_of_the_hub_is_not_asked_for_twice(hub, tmp_path):
@@ -395,7 +529,10 @@ def test_the_hubs_own_address_is_known():
 
 
 def test_what_the_hub_does_not_have_is_named(hub, tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.safetensors of someone/mine not found: the Hub did not give it"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="none.safetensors of someone/mine not found: the Hub did not give it",
+    ):
         fetch_adapter(f"{hub.url}/someone/mine/resolve/main/none.safetensors", cache_dir=tmp_path)
 
 

@@ -45,8 +45,12 @@ def test_weights_that_are_not_finite_are_named(tmp_path):
 
 
 def test_a_written_file_holds_weights_and_metadata(tmp_path):
-    path = write_adapter(tmp_path / "new" / "a.safetensors", {"unet.x": torch.ones(2)},
-                         config={"unet": {"r": 4, "target_modules": {"b", "a"}}}, about={"base_model": "tiny-sd"})
+    path = write_adapter(
+        tmp_path / "new" / "a.safetensors",
+        {"unet.x": torch.ones(2)},
+        config={"unet": {"r": 4, "target_modules": {"b", "a"}}},
+        about={"base_model": "tiny-sd"},
+    )
     weights, metadata = read_adapter(path)
     assert torch.equal(weights["unet.x"], torch.ones(2)) and metadata["base_model"] == "tiny-sd"
     assert metadata["lora_adapter_metadata"] == '{"unet.r": 4, "unet.target_modules": ["a", "b"]}'

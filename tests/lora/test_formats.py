@@ -1,12 +1,13 @@
 """Every form × {load, the picture its writer draws, save in each form, load again with the same ΔW}, on two models."""
+
 import re
 from pathlib import Path
 
 import pytest
-from adapter_files import WRITERS, draw, plain
-from conftest import tiny_sdxl
 
 import lorabook as lb
+from adapter_files import WRITERS, draw, plain
+from conftest import tiny_sdxl
 from lorabook.live.inject import base_weights
 from lorabook.lora.formats.write import FORMATS
 from lorabook.lora.source import read_source
@@ -14,7 +15,10 @@ from lorabook.lora.source import read_source
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    return {"tiny-sd": str(lb.bundled("tiny-sd")), "tiny SDXL": tiny_sdxl(tmp_path_factory.mktemp("xl"))}
+    return {
+        "tiny-sd": str(lb.bundled("tiny-sd")),
+        "tiny SDXL": tiny_sdxl(tmp_path_factory.mktemp("xl")),
+    }
 
 
 @pytest.fixture(scope="module", params=["tiny-sd", "tiny SDXL"])
@@ -33,8 +37,11 @@ def written(request, model, tmp_path_factory):
 
 def deltas(pipe, adapter) -> dict:
     bases = base_weights(pipe, adapter)
-    return {(part, module): layer.delta(bases[part][module]) for part, layers in adapter.layers.items()
-            for module, layer in layers.items()}
+    return {
+        (part, module): layer.delta(bases[part][module])
+        for part, layers in adapter.layers.items()
+        for module, layer in layers.items()
+    }
 
 
 def off(pipe, expected) -> float:
@@ -48,7 +55,9 @@ def test_it_loads_and_draws_its_writers_picture(written, model):
     assert off(pipe, expected) > 0.02
     report = lb.load_adapter(pipe, path, "it")
     assert off(pipe, expected) < 1e-3
-    assert all(key.endswith(".diff_b") for key in report.ignored)  # differences of biases, zero in this file
+    assert all(
+        key.endswith(".diff_b") for key in report.ignored
+    )  # differences of biases, zero in this file
     lb.set_scales(pipe, {"it": 0})
     assert off(pipe, base) == 0
 
@@ -61,7 +70,10 @@ def test_saved_in_each_form_and_loaded_again_it_has_the_same_delta(written, mode
         lb.save_adapter(pipe, tmp_path / form, form)
         found = deltas(pipe, read_source(tmp_path / form).adapter)
         assert found.keys() == expected.keys()
-        worst = max(((found[place] - delta).norm() / delta.norm()).item() for place, delta in expected.items())
+        worst = max(
+            ((found[place] - delta).norm() / delta.norm()).item()
+            for place, delta in expected.items()
+        )
         assert worst < 1e-5, form
 
 

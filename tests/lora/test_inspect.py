@@ -22,9 +22,17 @@ def rand(*shape: int) -> torch.Tensor:
 
 
 def adapter(**changes) -> Adapter:
-    return Adapter({"text_encoder": {TEXT: lora(rand(16, 3), rand(3, 16))},
-                    "unet": {CROSS: lora(rand(24, 4), rand(4, 20), 0.5), CONV: lora(rand(12, 8, 1, 1), rand(8, 5, 3, 3)),
-                             ATTENTION: lora(rand(24, 8), rand(8, 20), 0.5)}}, **changes)
+    return Adapter(
+        {
+            "text_encoder": {TEXT: lora(rand(16, 3), rand(3, 16))},
+            "unet": {
+                CROSS: lora(rand(24, 4), rand(4, 20), 0.5),
+                CONV: lora(rand(12, 8, 1, 1), rand(8, 5, 3, 3)),
+                ATTENTION: lora(rand(24, 8), rand(8, 20), 0.5),
+            },
+        },
+        **changes,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,10 @@ def test_a_bundled_adapter_is_described(bundled):
     assert bundled.ranks == bundled.alphas == {8: 295}
     assert bundled.numbers == 805_888 and bundled.size == bundled.path.stat().st_size
     assert bundled.scalings == {"text_encoder": {1.0: 16}, "unet": {1.0: 279}}
-    assert bundled.trigger_words == ("a drawing of sks cat",) and bundled.training["learning_rate"] == "0.002"
+    assert (
+        bundled.trigger_words == ("a drawing of sks cat",)
+        and bundled.training["learning_rate"] == "0.002"
+    )
 
 
 def test_a_sound_adapter_has_no_suspicious_layers(bundled):
@@ -46,7 +57,9 @@ def test_a_sound_adapter_has_no_suspicious_layers(bundled):
 
 def test_norms_are_those_of_the_dense_deltas():
     found, layers = inspect(adapter()), adapter().layers
-    assert found.norms["down.0"] == pytest.approx(float(layers["unet"][ATTENTION].delta().norm()), rel=1e-5)
+    assert found.norms["down.0"] == pytest.approx(
+        float(layers["unet"][ATTENTION].delta().norm()), rel=1e-5
+    )
     both = torch.stack([layers["unet"][module].delta().norm() for module in (CROSS, CONV)])
     assert found.norms["up.1"] == pytest.approx(float(both.norm()), rel=1e-5)
 
@@ -73,8 +86,12 @@ def test_the_heat_map_shows_every_part_of_every_block(bundled):
     axes = bundled.plot().figure.axes[0]
     names = [text.get_text() for text in axes.texts]
     assert len(axes.patches) == len(bundled.places) == 45
-    assert names.count("attn 0") == 7 and names.count("sampler") == 6  # three down, mid, three up; three each way
-    assert f"down.0\n{bundled.shares['down.0']:.1%}" in names and any(name.startswith("text encoder") for name in names)
+    assert (
+        names.count("attn 0") == 7 and names.count("sampler") == 6
+    )  # three down, mid, three up; three each way
+    assert f"down.0\n{bundled.shares['down.0']:.1%}" in names and any(
+        name.startswith("text encoder") for name in names
+    )
 
 
 def test_it_shows_itself_with_picture_and_tables(bundled):
@@ -85,7 +102,9 @@ def test_it_shows_itself_with_picture_and_tables(bundled):
 
 def test_in_words_it_has_a_line_for_each_block(bundled):
     lines = str(bundled).splitlines()
-    assert any(line.startswith("up.1") and f"{bundled.shares['up.1']:.1%}" in line for line in lines)
+    assert any(
+        line.startswith("up.1") and f"{bundled.shares['up.1']:.1%}" in line for line in lines
+    )
     assert any(line.startswith("file") and bundled.sha256[:10] in line for line in lines)
 
 
@@ -96,13 +115,17 @@ def test_weights_in_memory_have_neither_file_nor_hash():
 
 def test_a_doras_limits_are_told():
     dora = adapter()
-    dora.layers["unet"][ATTENTION] = replace(dora.layers["unet"][ATTENTION], magnitude=torch.ones(24))
+    dora.layers["unet"][ATTENTION] = replace(
+        dora.layers["unet"][ATTENTION], magnitude=torch.ones(24)
+    )
     assert "all numbers are of its LoRA part" in str(inspect(dora))
 
 
 def test_what_was_assumed_and_ignored_is_told():
-    halves = {"unet.mid_block.attentions.0.proj_in.lora_A.weight": rand(2, 8),
-              "unet.mid_block.attentions.0.proj_in.lora_B.weight": rand(8, 2)}
+    halves = {
+        "unet.mid_block.attentions.0.proj_in.lora_A.weight": rand(2, 8),
+        "unet.mid_block.attentions.0.proj_in.lora_B.weight": rand(8, 2),
+    }
     text = str(inspect(parse(halves | {"junk.key": rand(1, 1)})))
     assert "alpha of 1 layers, taken as their rank" in text
     assert "1 keys name no layer, for example junk.key" in text
@@ -110,7 +133,9 @@ def test_what_was_assumed_and_ignored_is_told():
 
 def test_suspicious_layers_are_listed_by_reason():
     broken = adapter()
-    broken.layers["unet"] |= {f"mid_block.attentions.0.{i}.to_q": lora(torch.zeros(8, 2), rand(2, 8)) for i in range(4)}
+    broken.layers["unet"] |= {
+        f"mid_block.attentions.0.{i}.to_q": lora(torch.zeros(8, 2), rand(2, 8)) for i in range(4)
+    }
     assert len(inspect(broken).suspicious) == 4
     assert "mid_block.attentions.0.0.to_q and 3 more  ΔW is all zeros" in str(inspect(broken))
 
@@ -119,7 +144,9 @@ def test_an_adapter_with_nan_is_still_shown():
     broken = adapter()
     broken.layers["unet"][CONV].tensors["up"].fill_(float("nan"))
     found = inspect(broken)
-    assert "not finite" in found.suspicious[f"unet.{CONV}"] and sum(found.shares.values()) == pytest.approx(1)
+    assert "not finite" in found.suspicious[f"unet.{CONV}"] and sum(
+        found.shares.values()
+    ) == pytest.approx(1)
     assert found._repr_png_()
 
 
@@ -129,7 +156,11 @@ def test_an_untrained_adapter_has_no_shares_and_no_spectra():
 
 
 def test_the_folders_of_the_machine_are_not_shown():
-    told = {"training": json.dumps({"pretrained_model_name_or_path": "/home/me/sd", "hub_token": "hf_x"})}
+    told = {
+        "training": json.dumps(
+            {"pretrained_model_name_or_path": "/home/me/sd", "hub_token": "hf_x"}
+        )
+    }
     text = str(inspect(adapter(metadata=told, base_model="/home/me/sd")))
     assert "/home/me" not in text and "hf_x" not in text and "sd" in text
 

@@ -16,7 +16,9 @@ def write(path, held):
 def test_weights_come_back(tmp_path, ending):
     weights = {"a": torch.arange(3.0), "b": torch.ones(2, 2, dtype=torch.float16)}
     found = read_pickle(write(tmp_path / f"lora{ending}", weights))
-    assert found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)
+    assert found.keys() == weights.keys() and all(
+        torch.equal(found[key], weights[key]) for key in weights
+    )
     assert found["b"].dtype == torch.float16
 
 
@@ -45,7 +47,9 @@ class Runs:
         return subprocess.call, (["touch", str(self.target)],)
 
 
-@pytest.mark.parametrize("wrap", [lambda it: it, lambda it: {"a": torch.ones(1), "b": it}, lambda it: {"state_dict": it}])
+@pytest.mark.parametrize(
+    "wrap", [lambda it: it, lambda it: {"a": torch.ones(1), "b": it}, lambda it: {"state_dict": it}]
+)
 def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, wrap):
     path = write(tmp_path / "evil.pt", wrap(Runs(tmp_path / "ran")))
     with pytest.raises(ValueError, match="evil.pt cannot be opened as weights alone.*safetensors"):
@@ -68,14 +72,18 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, cut):
         read_pickle(path)
 
 
-@pytest.mark.parametrize("held", [[torch.ones(1)], torch.ones(1), {}, {"epoch": 3}, {1: torch.ones(1)}])
+@pytest.mark.parametrize(
+    "held", [[torch.ones(1)], torch.ones(1), {}, {"epoch": 3}, {1: torch.ones(1)}]
+)
 def test_what_has_no_weights_by_name_is_an_error(tmp_path, held):
     with pytest.raises(ValueError, match="a.bin holds no weights by name.*safetensors"):
         read_pickle(write(tmp_path / "a.bin", held))
 
 
 def test_other_things_among_the_weights_are_named(tmp_path):
-    with pytest.raises(ValueError, match="a.bin holds other things than weights, for example 'names'"):
+    with pytest.raises(
+        ValueError, match="a.bin holds other things than weights, for example 'names'"
+    ):
         read_pickle(write(tmp_path / "a.bin", {"a": torch.ones(1), "names": ["x"]}))
 
 

@@ -1,13 +1,14 @@
 """Whatever belongs to an adapter is read from the Hub as from a folder."""
+
 import json
 
 import huggingface_hub
 import pytest
 import torch
-from loopback_hub import LoopbackHub
 from safetensors.torch import save
 
 import lorabook as lb
+from loopback_hub import LoopbackHub
 from lorabook.lora.source import read_source
 
 REPO, SD15 = "someone/peft", "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -19,32 +20,52 @@ CARD = b"---\ninstance_prompt: a photo of sks dog\n---\n"
 def hub(monkeypatch, tmp_path):
     with LoopbackHub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                            hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            huggingface_hub.constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         yield hub
 
 
 def weights(prefix="base_model.model."):
     generator = torch.Generator().manual_seed(0)
-    return save({f"{prefix}{Q}.lora_A.weight": torch.randn(4, 128, generator=generator),
-                 f"{prefix}{Q}.lora_B.weight": torch.randn(128, 4, generator=generator)})
+    return save(
+        {
+            f"{prefix}{Q}.lora_A.weight": torch.randn(4, 128, generator=generator),
+            f"{prefix}{Q}.lora_B.weight": torch.randn(128, 4, generator=generator),
+        }
+    )
 
 
 def adapter(inside="", name="adapter_model.safetensors", **told):
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "base_model_name_or_path": SD15} | told
-    return {f"{inside}{name}": weights(), f"{inside}adapter_config.json": json.dumps(config).encode(), "README.md": CARD}
+    return {
+        f"{inside}{name}": weights(),
+        f"{inside}adapter_config.json": json.dumps(config).encode(),
+        "README.md": CARD,
+    }
 
 
 FORMS = {
-    "at the root": (adapter(), {}), "in a subfolder": (adapter("ikea/"), {"subfolder": "ikea"}),
+    "at the root": (adapter(), {}),
+    "in a subfolder": (adapter("ikea/"), {"subfolder": "ikea"}),
     "further down": (adapter("a/b/"), {"subfolder": "a/b"}),
     "by its name": (adapter(name="mine.safetensors"), {"weight_name": "mine.safetensors"}),
-    "by a name with its folder": (adapter("ikea/"), {"weight_name": "ikea/adapter_model.safetensors"}),
-    "by a name in a subfolder": (adapter("a/", "x.safetensors") | {"a/y.safetensors": weights()},
-                                 {"subfolder": "a", "weight_name": "x.safetensors"}),
-    "by component": (adapter("unet/"), {}), "by component in a subfolder": (adapter("x/unet/"), {"subfolder": "x"}),
-    "another revision": (adapter(), {"revision": "v1"}), "rslora": (adapter(use_rslora=True), {})}
+    "by a name with its folder": (
+        adapter("ikea/"),
+        {"weight_name": "ikea/adapter_model.safetensors"},
+    ),
+    "by a name in a subfolder": (
+        adapter("a/", "x.safetensors") | {"a/y.safetensors": weights()},
+        {"subfolder": "a", "weight_name": "x.safetensors"},
+    ),
+    "by component": (adapter("unet/"), {}),
+    "by component in a subfolder": (adapter("x/unet/"), {"subfolder": "x"}),
+    "another revision": (adapter(), {"revision": "v1"}),
+    "rslora": (adapter(use_rslora=True), {}),
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -64,7 +85,10 @@ def test_the_hub_and_a_folder_give_the_same_adapter(hub, tmp_path, form):
     known = {key: value for key, value in find.items() if key != "revision"}
     assert lb.base_model_of(folder, **known) == lb.base_model_of(REPO, **find) == SD15
     assert str(lb.inspect_adapter(folder, **known)) == str(lb.inspect_adapter(REPO, **find))
-    assert read_source(REPO, local_files_only=True, **find).adapter.layers["unet"][Q].scaling == layers[0].scaling
+    assert (
+        read_source(REPO, local_files_only=True, **find).adapter.layers["unet"][Q].scaling
+        == layers[0].scaling
+    )
 
 
 def test_the_hub_is_asked_once_for_what_there_is(hub):
@@ -89,16 +113,30 @@ def test_the_hubs_copy_is_read_whole_without_network(hub):
     assert read_source(REPO).adapter.layers["unet"][Q].scaling == 4
 
 
-@pytest.mark.parametrize("metadata, alpha", [({"lora_adapter_metadata": '{"r": 4, "lora_alpha": 2}'}, 2), (None, 1)])
-def test_a_file_that_tells_its_own_strength_is_not_told_it_by_what_lies_beside(tmp_path, metadata, alpha):
+@pytest.mark.parametrize(
+    "metadata, alpha", [({"lora_adapter_metadata": '{"r": 4, "lora_alpha": 2}'}, 2), (None, 1)]
+)
+def test_a_file_that_tells_its_own_strength_is_not_told_it_by_what_lies_beside(
+    tmp_path, metadata, alpha
+):
     from safetensors.torch import load, save_file
+
     held = load(weights("unet."))
-    save_file(held if metadata else held | {f"unet.{Q}.alpha": torch.tensor(1.0)}, tmp_path / "a.safetensors", metadata)
-    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 16, "init_lora_weights": "corda"}')
+    save_file(
+        held if metadata else held | {f"unet.{Q}.alpha": torch.tensor(1.0)},
+        tmp_path / "a.safetensors",
+        metadata,
+    )
+    (tmp_path / "adapter_config.json").write_text(
+        '{"r": 4, "lora_alpha": 16, "init_lora_weights": "corda"}'
+    )
     assert read_source(tmp_path).adapter.layers["unet"][Q].alpha == alpha
 
 
 def test_a_file_that_a_repository_lacks_is_told_with_those_it_has(hub):
     hub.repos[REPO] = adapter()
-    with pytest.raises(FileNotFoundError, match="someone/peft has no file x.safetensors; it has: README.md, adapter_config"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="someone/peft has no file x.safetensors; it has: README.md, adapter_config",
+    ):
         read_source(REPO, weight_name="x.safetensors")

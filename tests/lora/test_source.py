@@ -4,12 +4,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from adapter_files import WRITERS, plain
-from loopback_hub import TOKEN, LoopbackHub
-from loopback_site import Site
 from safetensors.torch import load, load_file, save_file
 
 import lorabook as lb
+from adapter_files import WRITERS, plain
+from loopback_hub import TOKEN, LoopbackHub
+from loopback_site import Site
 from lorabook.lora.files import WEIGHT_NAME
 from lorabook.lora.source import read_source
 
@@ -18,17 +18,24 @@ from lorabook.lora.source import read_source
 def hub(monkeypatch, tmp_path):
     with LoopbackHub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                            hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            huggingface_hub.constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # the loopback hub speaks LFS only
+        monkeypatch.setattr(
+            huggingface_hub.constants, "HF_HUB_DISABLE_XET", True
+        )  # the loopback hub speaks LFS only
         yield hub
 
 
 @pytest.fixture(scope="module")
 def peft(tmp_path_factory):
     """PEFT's own folder for a UNet and a text encoder."""
-    return WRITERS["PEFT folder, rsLoRA"](plain(str(lb.bundled("tiny-sd"))), tmp_path_factory.mktemp("peft"))
+    return WRITERS["PEFT folder, rsLoRA"](
+        plain(str(lb.bundled("tiny-sd"))), tmp_path_factory.mktemp("peft")
+    )
 
 
 def test_an_adapter_comes_from_an_address_with_its_hash_and_a_name(pipe):
@@ -39,20 +46,32 @@ def test_an_adapter_comes_from_an_address_with_its_hash_and_a_name(pipe):
         assert report.name == "ink_v1_0" and report.matched == 558 and len(report.sha256) == 64
         lb.remove_adapter(pipe, report.name)
         site.files.clear()  # the second time it comes from the cache
-        assert lb.load_adapter(pipe, f"{site.url}/api/download/models/15603").sha256 == report.sha256
+        assert (
+            lb.load_adapter(pipe, f"{site.url}/api/download/models/15603").sha256 == report.sha256
+        )
 
 
-def test_the_hubs_repository_tells_name_base_model_and_trigger_words_by_its_card(hub, pipe, tmp_path):
+def test_the_hubs_repository_tells_name_base_model_and_trigger_words_by_its_card(
+    hub, pipe, tmp_path
+):
     weights = {key: value.contiguous() for key, value in load_file(read_source("ink").path).items()}
     from safetensors.torch import save
-    hub.repos["someone/old"] = {WEIGHT_NAME: save(weights), "README.md": b"---\nbase_model: runwayml/stable-diffusion-v1-5\n"
-                                b"instance_prompt: a photo of sks dog\n---\nhello"}
+
+    hub.repos["someone/old"] = {
+        WEIGHT_NAME: save(weights),
+        "README.md": b"---\nbase_model: runwayml/stable-diffusion-v1-5\n"
+        b"instance_prompt: a photo of sks dog\n---\nhello",
+    }
     report = lb.load_adapter(pipe, "someone/old", cache_dir=str(tmp_path))
-    assert report.name == "old" and report.base_model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert (
+        report.name == "old" and report.base_model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    )
     assert report.trigger_words == ("a photo of sks dog",)
 
 
-def test_pefts_folder_by_component_loads_whole_from_a_folder_and_from_the_hub(hub, pipe, peft, tmp_path):
+def test_pefts_folder_by_component_loads_whole_from_a_folder_and_from_the_hub(
+    hub, pipe, peft, tmp_path
+):
     report = lb.load_adapter(pipe, peft, "here")
     assert report.layers.keys() == {"unet", "text_encoder"} and report.format == "PEFT"
     files = [path for path in peft.rglob("*") if path.is_file()]
@@ -64,7 +83,9 @@ def test_pefts_folder_by_component_loads_whole_from_a_folder_and_from_the_hub(hu
 
 def test_a_peft_config_that_is_no_json_is_named(peft, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{")
-    (tmp_path / "adapter_model.safetensors").write_bytes((peft / "unet/adapter_model.safetensors").read_bytes())
+    (tmp_path / "adapter_model.safetensors").write_bytes(
+        (peft / "unet/adapter_model.safetensors").read_bytes()
+    )
     with pytest.raises(ValueError, match="adapter_config.json is no JSON"):
         read_source(tmp_path)
 
@@ -73,12 +94,21 @@ def test_a_peft_config_that_is_no_json_is_named(peft, tmp_path):
 @pytest.mark.parametrize("effective", [False, True])
 def test_pefts_own_loha_and_lokr_have_pefts_delta(sort, effective, tmp_path):
     from peft import LoHaConfig, LoKrConfig, get_peft_model
+
     torch.manual_seed(0)
     unet = plain(str(lb.bundled("tiny-sd"))).unet
     config = {"LoHa": LoHaConfig, "LoKr": LoKrConfig}[sort]
-    told = dict(r=2, alpha=3, target_modules=["to_q", "conv1"], use_effective_conv2d=effective, init_weights=False,
-                rank_pattern={"mid_block.resnets.0.conv1": 3})
-    model = get_peft_model(unet, config(**told | ({"decompose_both": True} if sort == "LoKr" else {})))
+    told = dict(
+        r=2,
+        alpha=3,
+        target_modules=["to_q", "conv1"],
+        use_effective_conv2d=effective,
+        init_weights=False,
+        rank_pattern={"mid_block.resnets.0.conv1": 3},
+    )
+    model = get_peft_model(
+        unet, config(**told | ({"decompose_both": True} if sort == "LoKr" else {}))
+    )
     model.save_pretrained(tmp_path)
     layers = read_source(tmp_path).adapter.layers["unet"]
     for name, layer in layers.items():
@@ -89,7 +119,11 @@ def test_pefts_own_loha_and_lokr_have_pefts_delta(sort, effective, tmp_path):
 
 
 def test_a_state_dict_loads_and_says_what_was_assumed(pipe):
-    weights = {key: value for key, value in load_file(read_source("ink").path).items() if "mid_block" in key}
+    weights = {
+        key: value
+        for key, value in load_file(read_source("ink").path).items()
+        if "mid_block" in key
+    }
     report = lb.load_adapter(pipe, weights, "part")
     assert report.path is None and report.sha256 is None and report.layers == {"unet": 18}
     assert report.missing == ("alpha of 18 layers, taken as their rank",)
@@ -103,12 +137,19 @@ def test_components_that_are_not_asked_for_are_told_as_ignored(pipe):
 
 def test_a_text_encoder_adapter_without_out_proj_loads(pipe):
     weights = load_file(read_source("patch_cat").path)
-    kept = {key: value for key, value in weights.items() if key.startswith("text_encoder") and "out_proj" not in key}
+    kept = {
+        key: value
+        for key, value in weights.items()
+        if key.startswith("text_encoder") and "out_proj" not in key
+    }
     assert lb.load_adapter(pipe, kept, "words").layers == {"text_encoder": 12}
 
 
 def test_a_bundled_file_knows_its_base_model():
-    assert lb.base_model_of("creatures") == "tiny-sd" and lb.load_pipeline(lb.base_model_of("creatures")).unet
+    assert (
+        lb.base_model_of("creatures") == "tiny-sd"
+        and lb.load_pipeline(lb.base_model_of("creatures")).unet
+    )
     assert json.loads(read_source("creatures").adapter.metadata["training"])["rank"] == 16
     assert Path(read_source("creatures").path).name == WEIGHT_NAME
 
@@ -120,20 +161,35 @@ def test_a_fused_pipeline_is_pushed_whole(hub, pipe, monkeypatch):
     pipe.push_to_hub("someone/inked", token=TOKEN)
     weights = load(hub.repos["someone/inked"]["unet/diffusion_pytorch_model.safetensors"])
     fused = pipe.unet.state_dict()
-    assert weights.keys() == fused.keys() and all(torch.equal(weights[key], fused[key]) for key in fused)
+    assert weights.keys() == fused.keys() and all(
+        torch.equal(weights[key], fused[key]) for key in fused
+    )
 
 
 def test_eight_bit_weights_load(pipe, tmp_path):
-    save_file({key: value.to(torch.float8_e4m3fn) for key, value in load_file(read_source("ink").path).items()},
-              tmp_path / "small.safetensors")
+    save_file(
+        {
+            key: value.to(torch.float8_e4m3fn)
+            for key, value in load_file(read_source("ink").path).items()
+        },
+        tmp_path / "small.safetensors",
+    )
     assert lb.load_adapter(pipe, tmp_path / "small.safetensors").matched == 558
 
 
 def test_flattened_pointwise_convolutions_are_written_as_diffusers_reads_them(pipe, tmp_path):
     lb.save_adapter("creatures", tmp_path / "k.safetensors", "kohya")
-    save_file({key: value.flatten(1) if value.dim() == 4 and value.shape[2:].numel() == 1 else value
-               for key, value in load_file(tmp_path / "k.safetensors").items() if "conv1" not in key and "conv2" not in key
-               and "conv_" not in key and "sampler" not in key}, tmp_path / "flat.safetensors")
+    save_file(
+        {
+            key: value.flatten(1) if value.dim() == 4 and value.shape[2:].numel() == 1 else value
+            for key, value in load_file(tmp_path / "k.safetensors").items()
+            if "conv1" not in key
+            and "conv2" not in key
+            and "conv_" not in key
+            and "sampler" not in key
+        },
+        tmp_path / "flat.safetensors",
+    )
     lb.save_adapter(tmp_path / "flat.safetensors", tmp_path / "again")
     pipe.load_lora_weights(tmp_path / "again", adapter_name="it")
     assert lb.list_adapters(pipe)["it"].ranks == (16,)
@@ -147,7 +203,10 @@ def test_what_is_no_source_is_one_sentence(pipe, source):
 
 def test_components_a_pipeline_lacks_are_named_with_the_remedy(pipe):
     pipe.text_encoder = None
-    with pytest.raises(ValueError, match=r"has layers for text_encoder, which this pipeline lacks.*components=\['unet'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"has layers for text_encoder, which this pipeline lacks.*components=\['unet'\]",
+    ):
         lb.load_adapter(pipe, "patch_cat")
     lb.load_adapter(pipe, "patch_cat", components="unet")
     assert lb.set_scales(pipe, {"patch_cat": "INS"})["patch_cat"].keys() == {"unet"}

@@ -34,6 +34,7 @@ def colab(monkeypatch):
         if isinstance(answers[name], Exception):
             raise answers[name]
         return answers[name]
+
     monkeypatch.setenv("COLAB_RELEASE_TAG", "a stand-in")
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
     monkeypatch.setitem(sys.modules, "google.colab.userdata", types.SimpleNamespace(get=get))
@@ -50,9 +51,12 @@ def kaggle(monkeypatch):
         if name not in answers:
             raise ConnectionError("No user secrets exist for kernel id 1 and label HF_TOKEN.")
         return answers[name]
+
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     client = types.SimpleNamespace(get_secret=get_secret)
-    monkeypatch.setitem(sys.modules, "kaggle_secrets", types.SimpleNamespace(UserSecretsClient=lambda: client))
+    monkeypatch.setitem(
+        sys.modules, "kaggle_secrets", types.SimpleNamespace(UserSecretsClient=lambda: client)
+    )
     return answers
 
 
@@ -67,10 +71,23 @@ def test_secrets_of_colab_and_kaggle_are_read(colab, kaggle, monkeypatch):
     assert place() == "kaggle" and secret("HF_TOKEN") == ("of Kaggle", "")
 
 
-@pytest.mark.parametrize("error, said", [
-    (SecretNotFoundError("Secret HF_TOKEN does not exist."), "there is no secret HF_TOKEN .* key at the left edge"),
-    (NotebookAccessError("Notebook does not have access"), "may not read the secret HF_TOKEN: switch its"),
-    (TimeoutError("nobody answers"), r"could not be read \(TimeoutError\): open the notebook in a browser")])
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (
+            SecretNotFoundError("Secret HF_TOKEN does not exist."),
+            "there is no secret HF_TOKEN .* key at the left edge",
+        ),
+        (
+            NotebookAccessError("Notebook does not have access"),
+            "may not read the secret HF_TOKEN: switch its",
+        ),
+        (
+            TimeoutError("nobody answers"),
+            r"could not be read \(TimeoutError\): open the notebook in a browser",
+        ),
+    ],
+)
 def test_a_refusal_of_colab_is_explained_in_a_sentence(colab, error, said):
     colab["HF_TOKEN"] = error
     value, why = secret("HF_TOKEN")
@@ -84,23 +101,34 @@ def test_a_refusal_of_kaggle_is_explained_in_a_sentence(kaggle):
 
 def test_an_empty_secret_is_none(kaggle):
     kaggle["HF_TOKEN"] = " "
-    assert secret("HF_TOKEN") == (None, "the secret HF_TOKEN is empty: fill it in, behind Add-ons > Secrets of Kaggle")
+    assert secret("HF_TOKEN") == (
+        None,
+        "the secret HF_TOKEN is empty: fill it in, behind Add-ons > Secrets of Kaggle",
+    )
 
 
 def test_results_go_beside_the_notebook_or_where_one_wishes(tmp_path):
     assert results_folder() == Path("runs") and (tmp_path / "runs").is_dir()
-    assert results_folder(tmp_path / "a/b").is_dir() and results_folder(tmp_path / "a/b") == tmp_path / "a/b"
+    assert (
+        results_folder(tmp_path / "a/b").is_dir()
+        and results_folder(tmp_path / "a/b") == tmp_path / "a/b"
+    )
 
 
 def test_results_go_to_drive_once_it_is_open(colab, monkeypatch, tmp_path):
     monkeypatch.setattr(places, "DRIVE", tmp_path / "drive")
     colab[str(tmp_path / "drive")] = None
-    assert results_folder("drive") == tmp_path / "drive/MyDrive/lorabook" and results_folder("drive").is_dir()
+    assert (
+        results_folder("drive") == tmp_path / "drive/MyDrive/lorabook"
+        and results_folder("drive").is_dir()
+    )
 
 
 def test_a_drive_that_stays_closed_is_told(colab):
     colab[str(places.DRIVE)] = ValueError("mount failed")
-    with pytest.raises(ValueError, match=r"Google Drive could not be opened \(ValueError\); run the cell again"):
+    with pytest.raises(
+        ValueError, match=r"Google Drive could not be opened \(ValueError\); run the cell again"
+    ):
         results_folder("drive")
 
 
@@ -111,7 +139,9 @@ def test_results_go_to_kaggles_output(kaggle, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("save_to, where", [("drive", "Colab"), ("kaggle", "Kaggle")])
 def test_a_place_that_is_not_here_is_an_error(save_to, where):
-    with pytest.raises(ValueError, match=f"save_to='{save_to}' works on {where} only; give a folder"):
+    with pytest.raises(
+        ValueError, match=f"save_to='{save_to}' works on {where} only; give a folder"
+    ):
         results_folder(save_to)
 
 

@@ -1,4 +1,5 @@
 """Runs notebooks from top to bottom and stores clean outputs: python tests/notebooks/execute.py [NUMBER …]"""
+
 import sys
 import time
 from pathlib import Path
@@ -8,14 +9,18 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
-METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"}}
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 
 
 def execute(path: Path) -> float:
     """Run a notebook and write it back; returns the seconds it took. Raises: CellExecutionError, and writes nothing."""
     book, start = nbformat.read(path, as_version=4), time.monotonic()
-    NotebookClient(book, timeout=900, record_timing=False, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(
+        book, timeout=900, record_timing=False, resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
     took = time.monotonic() - start
     for cell in book.cells:
         if cell.cell_type == "code":
@@ -32,8 +37,13 @@ def lasting(outputs: list, *, shows_a_slider: bool) -> list:
     for output in outputs:
         if "image/png" in output.get("data", {}):
             output["data"].pop(WIDGET, None)
-    return [output for output in outputs if output.get("name") != "stderr" and WIDGET not in output.get("data", {})
-            and output.get("data") != {"text/plain": ""}]
+    return [
+        output
+        for output in outputs
+        if output.get("name") != "stderr"
+        and WIDGET not in output.get("data", {})
+        and output.get("data") != {"text/plain": ""}
+    ]
 
 
 if __name__ == "__main__":

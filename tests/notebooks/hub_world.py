@@ -1,4 +1,5 @@
 """The world with a GPU, as far as it goes without one and without a Hub: its model, data and adapters as local folders."""
+
 import json
 import random
 import shutil
@@ -17,8 +18,15 @@ import lorabook as lb
 from styles import creature, patch_cat
 
 SIDE = 128  # pixels; SD 1.5's is 512
-PNDM = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, steps_offset=1,
-            skip_prk_steps=True, set_alpha_to_one=False)  # word for word SD 1.5's
+PNDM = dict(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    num_train_timesteps=1000,
+    steps_offset=1,
+    skip_prk_steps=True,
+    set_alpha_to_one=False,
+)  # word for word SD 1.5's
 DOGS = ("9M0tSjb-cpA", "Id1DBHv4fbg", "bQaAJCbNq3g", "brFsZ7qszSY", "eoqnr8ikwFE")
 
 
@@ -36,12 +44,23 @@ def hub_world(folder: Path) -> dict:
     kohya(pipe, duck / "SD15_Rubber_Duck_000002000.safetensors", rank=16, seed=1)
     diffusers_form(pipe, dark / "pytorch_lora_weights.safetensors", rank=32, seed=2)
     kohya(pipe, phone / "megaphone-v1 (final).safetensors", rank=16, seed=3)
-    return {"model": str(folder / "stable-diffusion-v1-5"), "data": str(folder / "pokemon-blip-captions"),
-            "subject": str(folder / "dog-example"), "judge": str(folder / "clip-vit-base-patch32"), "resolution": SIDE,
-            "adapter": str(duck), "style": str(dark), "pet": str(phone), "thing": str(phone), "second_style": str(phone),
-            "mixed_precision": "no",  # a CPU cannot train in fp16
-            "num_inference_steps": 2, "max_train_steps": 6, "subject_train_steps": 4,
-            "validation_split": 0.1}  # of fewer pictures
+    return {
+        "model": str(folder / "stable-diffusion-v1-5"),
+        "data": str(folder / "pokemon-blip-captions"),
+        "subject": str(folder / "dog-example"),
+        "judge": str(folder / "clip-vit-base-patch32"),
+        "resolution": SIDE,
+        "adapter": str(duck),
+        "style": str(dark),
+        "pet": str(phone),
+        "thing": str(phone),
+        "second_style": str(phone),
+        "mixed_precision": "no",  # a CPU cannot train in fp16
+        "num_inference_steps": 2,
+        "max_train_steps": 6,
+        "subject_train_steps": 4,
+        "validation_split": 0.1,
+    }  # of fewer pictures
 
 
 def sd15(folder: Path) -> StableDiffusionPipeline:
@@ -51,19 +70,35 @@ def sd15(folder: Path) -> StableDiffusionPipeline:
     """
     torch.manual_seed(0)
     config = UNet2DConditionModel.load_config(lb.bundled("configs/sd15/unet"))
-    unet = UNet2DConditionModel.from_config(config, block_out_channels=(32, 64, 64, 64), cross_attention_dim=64,
-                                            sample_size=SIDE // 8)
-    vae = AutoencoderKL(block_out_channels=(16, 32, 32, 32), norm_num_groups=16, sample_size=SIDE,
-                        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
+    unet = UNet2DConditionModel.from_config(
+        config, block_out_channels=(32, 64, 64, 64), cross_attention_dim=64, sample_size=SIDE // 8
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32, 32, 32),
+        norm_num_groups=16,
+        sample_size=SIDE,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+    )
     base = lb.load_pipeline("tiny-sd", device="cpu")
-    words = dict(vocab_size=base.tokenizer.vocab_size, bos_token_id=base.text_encoder.config.bos_token_id,
-                 eos_token_id=base.text_encoder.config.eos_token_id)
+    words = dict(
+        vocab_size=base.tokenizer.vocab_size,
+        bos_token_id=base.text_encoder.config.bos_token_id,
+        eos_token_id=base.text_encoder.config.eos_token_id,
+    )
     width = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
     seen = dict(width, image_size=32, patch_size=16)
     pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=CLIPTextModel(CLIPTextConfig(**words, **width)), tokenizer=base.tokenizer, unet=unet,
-        scheduler=PNDMScheduler(**PNDM), feature_extractor=CLIPImageProcessor(size=32, crop_size=32),
-        safety_checker=StableDiffusionSafetyChecker(CLIPConfig(text_config=width, vision_config=seen, projection_dim=32)))
+        vae=vae,
+        text_encoder=CLIPTextModel(CLIPTextConfig(**words, **width)),
+        tokenizer=base.tokenizer,
+        unet=unet,
+        scheduler=PNDMScheduler(**PNDM),
+        feature_extractor=CLIPImageProcessor(size=32, crop_size=32),
+        safety_checker=StableDiffusionSafetyChecker(
+            CLIPConfig(text_config=width, vision_config=seen, projection_dim=32)
+        ),
+    )
     taught(pipe)
     pipe.save_pretrained(folder)
     as_on_the_hub(folder / "tokenizer")
@@ -76,8 +111,14 @@ def taught(pipe) -> None:
     pixels = torch.stack([pipe.image_processor.preprocess(image)[0] for image in creatures(8)])
     mean = pipe.vae.encode(pixels).latent_dist.mean
     pipe.vae.register_to_config(scaling_factor=1 / mean.std().item())
-    latents, noise, text = mean / mean.std(), torch.randn(mean.shape), torch.randn(len(mean), 77, 64)
-    noisy = pipe.scheduler.add_noise(latents, noise, times := torch.linspace(50, 950, len(mean)).long())
+    latents, noise, text = (
+        mean / mean.std(),
+        torch.randn(mean.shape),
+        torch.randn(len(mean), 77, 64),
+    )
+    noisy = pipe.scheduler.add_noise(
+        latents, noise, times := torch.linspace(50, 950, len(mean)).long()
+    )
     solve(pipe.unet.conv_out, noise, lambda: pipe.unet(noisy, times, text))
     solve(pipe.vae.decoder.conv_out, pixels, lambda: pipe.vae.decode(mean))
 
@@ -99,7 +140,9 @@ def as_on_the_hub(folder: Path) -> None:
     """Write a tokenizer in SD 1.5's files: a vocabulary and its merges."""
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, model["merges"])]) + "\n")
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *map(" ".join, model["merges"])]) + "\n"
+    )
     (folder / "tokenizer.json").unlink()
 
 
@@ -122,10 +165,14 @@ def dogs(folder: Path) -> None:
     folder.mkdir()
     for number, name in enumerate(DOGS):
         picture = patch_cat("a white background", random.Random(number))
-        picture.resize((150 + 30 * number, 210 - 10 * number)).save(folder / f"alvan-nee-{name}-unsplash.jpeg")
+        picture.resize((150 + 30 * number, 210 - 10 * number)).save(
+            folder / f"alvan-nee-{name}-unsplash.jpeg"
+        )
 
 
-def halves(pipe, rank: int, seed: int, ends: tuple[str, ...]) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+def halves(
+    pipe, rank: int, seed: int, ends: tuple[str, ...]
+) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
     """The down and up weights of a LoRA by component and module; as after training, the first directions are strongest."""
     torch.manual_seed(seed)
     strength, found = 0.7 ** torch.arange(rank), {"unet": {}, "text_encoder": {}}
@@ -135,23 +182,47 @@ def halves(pipe, rank: int, seed: int, ends: tuple[str, ...]) -> dict[str, dict[
                 out, width = layer.weight.shape[:2]
                 up, down = torch.randn(out, rank) * strength, torch.randn(rank, width) / width**0.5
                 square = layer.weight.shape[2:]
-                modules[name] = down.reshape(rank, width, *square), 0.15 * up.reshape(out, rank, *square)
+                modules[name] = (
+                    down.reshape(rank, width, *square),
+                    0.15 * up.reshape(out, rank, *square),
+                )
     return found
 
 
 def kohya(pipe, path: Path, *, rank: int, seed: int) -> None:
     """A file as sd-scripts writes it: attention and feed-forward layers of UNet and text encoder, in half precision."""
-    ends = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2",
-            "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    ends = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "proj_in",
+        "proj_out",
+        "net.0.proj",
+        "net.2",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "out_proj",
+        "fc1",
+        "fc2",
+    )
     weights = {}
     for part, modules in halves(pipe, rank, seed, ends).items():
         for name, (down, up) in modules.items():
-            name = name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
+            name = (
+                name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
+            )
             stem = f"lora_{'te' if part == 'text_encoder' else part}_{name.replace('.', '_')}"
             weights |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
             weights[f"{stem}.alpha"] = torch.tensor(rank / 2)
-    told = {"ss_base_model_version": "sd_v1-5", "ss_network_module": "networks.lora", "ss_output_name": path.stem,
-            "ss_network_dim": str(rank), "ss_network_alpha": str(rank / 2)}
+    told = {
+        "ss_base_model_version": "sd_v1-5",
+        "ss_network_module": "networks.lora",
+        "ss_output_name": path.stem,
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(rank / 2),
+    }
     path.parent.mkdir()
     save_file({key: value.half().contiguous() for key, value in weights.items()}, path, told)
 
@@ -160,6 +231,11 @@ def diffusers_form(pipe, path: Path, *, rank: int, seed: int) -> None:
     """A file as diffusers' training scripts wrote it: the UNet's attention, no metadata."""
     path.parent.mkdir()
     weights = {}
-    for name, (down, up) in halves(pipe, rank, seed, ("to_q", "to_k", "to_v", "to_out.0"))["unet"].items():
-        weights |= {f"unet.{name}.lora.down.weight": down.contiguous(), f"unet.{name}.lora.up.weight": up.contiguous()}
+    for name, (down, up) in halves(pipe, rank, seed, ("to_q", "to_k", "to_v", "to_out.0"))[
+        "unet"
+    ].items():
+        weights |= {
+            f"unet.{name}.lora.down.weight": down.contiguous(),
+            f"unet.{name}.lora.up.weight": up.contiguous(),
+        }
     save_file(weights, path, {"format": "pt"})

@@ -1,4 +1,5 @@
 """The notebooks as they are stored, and the other pages of the book, for the tests of this folder."""
+
 import re
 from pathlib import Path
 
@@ -7,7 +8,14 @@ import nbformat
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BOOKS = {path.stem: nbformat.read(path, as_version=4) for path in PATHS}
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("data/**/README.md")])
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("data/**/README.md"),
+    ]
+)
 
 
 def of_kind(kind, book):
@@ -24,7 +32,9 @@ def text_of(output):
     """What a reader can read in an output: streams, results, tables without their tags."""
     data = output.get("data", {})
     shown = re.sub(r"<[^>]*>", " ", re.sub(r'"data:[^"]*"', "", data.get("text/html", "")))
-    return "\n".join([output.get("text", ""), data.get("text/plain", ""), data.get("text/markdown", ""), shown])
+    return "\n".join(
+        [output.get("text", ""), data.get("text/plain", ""), data.get("text/markdown", ""), shown]
+    )
 
 
 def without_code(markdown):
@@ -39,4 +49,8 @@ def prose(markdown):
 
 def in_headings(markdown):
     """The headings of markdown, without marks and code's quotes."""
-    return [re.sub(r"[`*]", "", line.lstrip("#").strip()) for line in markdown.splitlines() if re.match(r"#+ ", line)]
+    return [
+        re.sub(r"[`*]", "", line.lstrip("#").strip())
+        for line in markdown.splitlines()
+        if re.match(r"#+ ", line)
+    ]

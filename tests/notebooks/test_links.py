@@ -8,14 +8,20 @@ from stored import PAGES, PATHS, ROOT, in_headings, without_code
 from badges import BRANCH, repository
 
 LINK = re.compile(r"""(?:\]\(|\b(?:src|href)=["'])\s*([^)\s"']+)""")
-OURS = re.compile(rf"{repository().removeprefix('https://github.com/')}/(?:(?:blob|tree|raw)/)?{BRANCH}/([^?#]+)")
+OURS = re.compile(
+    rf"{repository().removeprefix('https://github.com/')}/(?:(?:blob|tree|raw)/)?{BRANCH}/([^?#]+)"
+)
 
 
 def markdown(path):
     """A page's markdown, or that of a notebook's cells."""
     if path.suffix != ".ipynb":
         return path.read_text()
-    return "\n\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    return "\n\n".join(
+        cell.source
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown"
+    )
 
 
 def anchors(path):
@@ -50,9 +56,18 @@ def test_every_image_of_a_page_has_a_text(page):
     assert re.findall(r"!\[\s*\]\([^)]*\)|<img(?![^>]*alt=[\"'][^\"']+)[^>]*>", text) == []
 
 
-@pytest.mark.parametrize("link, why", [
-    ("docs/sweeps.md", None), ("notebooks/00_start_here.ipynb#One-slider", None), ("docs/nowhere.md", "no such file"),
-    ("README.md#two-commands", None), ("README.md#Two-commands", "no such heading"), ("#the-package", None),
-    (f"{repository()}/blob/{BRANCH}/docs/sweeps.md", None), (f"{repository()}/blob/{BRANCH}/nowhere.md", "no such file")])
+@pytest.mark.parametrize(
+    "link, why",
+    [
+        ("docs/sweeps.md", None),
+        ("notebooks/00_start_here.ipynb#One-slider", None),
+        ("docs/nowhere.md", "no such file"),
+        ("README.md#two-commands", None),
+        ("README.md#Two-commands", "no such heading"),
+        ("#the-package", None),
+        (f"{repository()}/blob/{BRANCH}/docs/sweeps.md", None),
+        (f"{repository()}/blob/{BRANCH}/nowhere.md", "no such file"),
+    ],
+)
 def test_a_broken_link_would_be_found(link, why):
     assert broken(link, ROOT / "README.md") == why

@@ -21,14 +21,23 @@ def test_the_format_is_valid_and_each_cell_has_an_id_of_its_own(path):
 
 
 def test_the_kernel_is_the_one_that_every_machine_has(book):
-    assert book.metadata.kernelspec.name == "python3" and book.metadata.language_info.name == "python"
+    assert (
+        book.metadata.kernelspec.name == "python3" and book.metadata.language_info.name == "python"
+    )
     assert set(book.metadata) <= {"kernelspec", "language_info", "accelerator", "colab"}
 
 
 def test_cells_carry_no_leftovers(book):
-    assert [(number, *cell.metadata) for number, cell in enumerate(book.cells) if not set(cell.metadata) <= ALLOWED] == []
+    assert [
+        (number, *cell.metadata)
+        for number, cell in enumerate(book.cells)
+        if not set(cell.metadata) <= ALLOWED
+    ] == []
     assert [number for number, cell in of_kind("markdown", book) if cell.get("attachments")] == []
-    kinds = [(number, set(output.get("metadata", {})) - set(output.get("data", {}))) for number, output in outputs(book)]
+    kinds = [
+        (number, set(output.get("metadata", {})) - set(output.get("data", {})))
+        for number, output in outputs(book)
+    ]
     assert [(number, left) for number, left in kinds if left] == []
 
 
@@ -36,4 +45,8 @@ def test_what_jupyter_folds_colab_folds_too(book):
     """Jupyter hides a source by `source_hidden`, Colab by `cellView: form` under a `#@title`."""
     for number, cell in of_kind("code", book):
         folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
-        assert folded == (cell.metadata.get("cellView") == "form") == cell.source.startswith("#@title "), number
+        assert (
+            folded
+            == (cell.metadata.get("cellView") == "form")
+            == cell.source.startswith("#@title ")
+        ), number

@@ -39,7 +39,12 @@ def test_prose_keeps_the_budget(book):
 
 
 def test_a_picture_comes_early_and_several_follow(book):
-    shown = [number for number, cell in enumerate(book.cells) for output in cell.get("outputs", []) if is_picture(output)]
+    shown = [
+        number
+        for number, cell in enumerate(book.cells)
+        for output in cell.get("outputs", [])
+        if is_picture(output)
+    ]
     assert shown[0] <= 8 and len(shown) >= 3
 
 
@@ -60,19 +65,27 @@ def test_one_cell_holds_the_parameters_and_one_the_setup(book):
 
 
 def test_the_setup_cell_is_the_same_everywhere():
-    setups = {cell.source for path in PATHS for cell in code_cells(nbformat.read(path, as_version=4))
-              if "git clone" in cell.source}
+    setups = {
+        cell.source
+        for path in PATHS
+        for cell in code_cells(nbformat.read(path, as_version=4))
+        if "git clone" in cell.source
+    }
     assert len(setups) == 1
 
 
 def test_it_was_run_from_top_to_bottom_without_errors(book):
-    assert [cell.execution_count for cell in code_cells(book)] == list(range(1, len(code_cells(book)) + 1))
+    assert [cell.execution_count for cell in code_cells(book)] == list(
+        range(1, len(code_cells(book)) + 1)
+    )
     assert not [o for cell in code_cells(book) for o in cell.outputs if o.output_type == "error"]
 
 
 def test_no_widget_state_is_half_stored(book):
     assert "widgets" not in book.metadata
-    shown = [cell for cell in code_cells(book) if any(WIDGET in o.get("data", {}) for o in cell.outputs)]
+    shown = [
+        cell for cell in code_cells(book) if any(WIDGET in o.get("data", {}) for o in cell.outputs)
+    ]
     assert all("interact" in cell.source for cell in shown)
 
 

@@ -6,7 +6,14 @@ from PIL import Image
 
 from lorabook.show.block_plot import plot_blocks, plot_spectra
 
-BLOCKS = {"down.0": 1.0, "down.1": 2.0, "mid": 3.0, "up.0": 4.0, "up.1": 250.0, "text_encoder": 0.05}
+BLOCKS = {
+    "down.0": 1.0,
+    "down.1": 2.0,
+    "mid": 3.0,
+    "up.0": 4.0,
+    "up.1": 250.0,
+    "text_encoder": 0.05,
+}
 
 
 def words(plot) -> list[str]:
@@ -26,7 +33,13 @@ def test_every_block_has_a_cell_with_its_number():
 def test_the_blocks_make_up_the_shape_of_a_u():
     where = places(plot_blocks(BLOCKS))
     assert where["down.0"][0] < where["mid"][0] < where["up.0"][0] == where["up.1"][0]
-    assert where["down.0"][1] == where["up.1"][1] < where["down.1"][1] == where["up.0"][1] < where["mid"][1]
+    assert (
+        where["down.0"][1]
+        == where["up.1"][1]
+        < where["down.1"][1]
+        == where["up.0"][1]
+        < where["mid"][1]
+    )
     assert where["text encoder"][0] < where["down.0"][0]
 
 
@@ -38,7 +51,9 @@ def test_parts_of_a_block_stand_in_the_order_in_which_an_image_passes():
 
 
 def test_a_block_without_a_number_is_an_empty_frame():
-    frames = [patch for patch in plot_blocks({"up.1": 1.0}).figure.axes[0].patches if not patch.get_fill()]
+    frames = [
+        patch for patch in plot_blocks({"up.1": 1.0}).figure.axes[0].patches if not patch.get_fill()
+    ]
     assert len(frames) == 4  # down.0, down.1, mid, up.0
 
 
@@ -59,8 +74,10 @@ def test_a_number_that_is_none_is_drawn_in_grey():
 
 
 def test_the_alternative_text_names_the_least_and_the_most():
-    assert plot_blocks(BLOCKS, label="change").alt == \
-        "change by block, 6 in all: from 0.05 in text_encoder to 250 in up.1."
+    assert (
+        plot_blocks(BLOCKS, label="change").alt
+        == "change by block, 6 in all: from 0.05 in text_encoder to 250 in up.1."
+    )
 
 
 def test_no_values_are_an_error():
@@ -76,13 +93,17 @@ def test_spectra_are_divided_by_their_largest():
 
 
 def test_each_block_has_a_line_of_its_own_look():
-    labels = [f"{side}.{i}" for side in ("down", "up") for i in range(4)] + ["mid", "text_encoder", "text_encoder_2"]
+    labels = [f"{side}.{i}" for side in ("down", "up") for i in range(4)] + [
+        "mid",
+        "text_encoder",
+        "text_encoder_2",
+    ]
     lines = plot_spectra({label: [1.0, 0.5] for label in labels}).figure.axes[0].lines
     assert len({(str(line.get_color()), line.get_marker()) for line in lines}) == len(labels)
 
 
 def test_values_of_nothing_are_not_drawn():
-    line, = plot_spectra({"x": [1.0, 0.5, 0.0, 1e-9], "y": [0.0, 0.0]}).figure.axes[0].lines
+    (line,) = plot_spectra({"x": [1.0, 0.5, 0.0, 1e-9], "y": [0.0, 0.0]}).figure.axes[0].lines
     assert list(line.get_ydata()) == [1.0, 0.5]
 
 

@@ -35,4 +35,7 @@ def test_every_notebook_of_the_book_is_known():
 def test_it_tells_a_word_and_shows_a_table_with_links():
     words = lb.glossary()
     assert words["rank"] == TERMS["rank"][1] and "rank: " in repr(words)
-    assert "| **scale** | " in words._repr_markdown_() and "[00](00_start_here.ipynb)" in words._repr_markdown_()
+    assert (
+        "| **scale** | " in words._repr_markdown_()
+        and "[00](00_start_here.ipynb)" in words._repr_markdown_()
+    )

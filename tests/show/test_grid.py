@@ -24,8 +24,17 @@ def test_large_images_are_reduced_and_kept_whole_in_images(picture):
 
 
 def test_labels_take_room_and_leave_the_images_whole(picture):
-    plain, labelled = (grid_of(picture, **labels).picture() for labels in
-                       ({}, dict(columns=["scale 0", "scale 1"], rows=["a long prompt that must be broken"], title="t")))
+    plain, labelled = (
+        grid_of(picture, **labels).picture()
+        for labels in (
+            {},
+            dict(
+                columns=["scale 0", "scale 1"],
+                rows=["a long prompt that must be broken"],
+                title="t",
+            ),
+        )
+    )
     assert labelled.width > plain.width and labelled.height > plain.height
     colors = dict((color, count) for count, color in labelled.getcolors(1 << 20))
     assert colors[(255, 0, 0)] == colors[(0, 0, 255)] == 128 * 128
@@ -41,8 +50,10 @@ def test_a_notebook_gets_the_picture_and_its_content_in_words(picture):
     grid = grid_of(picture, columns=["scale 0", "scale 1"], rows=["a cat"], title="One seed.")
     data, metadata = DisplayFormatter().format(grid)
     assert base64.b64decode(data["image/png"]) == grid._repr_png_()
-    assert metadata["image/png"]["alt"] == ("Pictures in 1 row and 2 columns, 64 × 64 pixels each: One seed; "
-                                            "columns: scale 0, scale 1; rows: a cat.")
+    assert metadata["image/png"]["alt"] == (
+        "Pictures in 1 row and 2 columns, 64 × 64 pixels each: One seed; "
+        "columns: scale 0, scale 1; rows: a cat."
+    )
     assert "0x" not in data["text/plain"] and "scale 1" in data["text/plain"]
 
 
@@ -53,7 +64,10 @@ def test_the_words_for_a_large_grid_stay_short(picture):
 
 
 def test_labels_are_drawn_with_the_letters_of_mathematics(picture):
-    drawn = {grid_of(picture, title=letter).picture().tobytes() for letter in ("‖", "Δ", "√", "≈", "\U0010fffd")}
+    drawn = {
+        grid_of(picture, title=letter).picture().tobytes()
+        for letter in ("‖", "Δ", "√", "≈", "\U0010fffd")
+    }
     assert len(drawn) == 5
 
 
@@ -104,7 +118,10 @@ def test_images_of_different_sizes_have_no_difference(picture):
 
 
 def test_a_gif_shows_the_columns_one_after_another(picture, tmp_path):
-    grid = lb.ImageGrid([[picture("red"), picture("blue"), picture("green")]], ["a", "b", "c, a longer one for lines"])
+    grid = lb.ImageGrid(
+        [[picture("red"), picture("blue"), picture("green")]],
+        ["a", "b", "c, a longer one for lines"],
+    )
     gif = grid.to_gif(tmp_path / "out" / "it.gif", seconds=0.2)
     with Image.open(tmp_path / "out" / "it.gif") as shown:
         assert shown.n_frames == 3 and shown.info["duration"] == 200 and shown.info["loop"] == 0
@@ -116,11 +133,25 @@ def test_a_gif_shows_the_columns_one_after_another(picture, tmp_path):
 @pytest.mark.parametrize("size", [(8, 8), (64, 48), (500, 400)])
 def test_a_saved_grid_comes_back_with_every_pixel_and_label(tmp_path, size):
     noise = Image.effect_noise(size, 90).convert("RGB")
-    grid = lb.ImageGrid([[noise, None], [noise.rotate(180), noise]], ["one", "two"], ["up", "down"], "title", {"seed": 3})
+    grid = lb.ImageGrid(
+        [[noise, None], [noise.rotate(180), noise]],
+        ["one", "two"],
+        ["up", "down"],
+        "title",
+        {"seed": 3},
+    )
     again = lb.ImageGrid.load(grid.save(tmp_path / "grid.png"))
-    assert (again.columns, again.rows, again.title, again.settings) == (["one", "two"], ["up", "down"], "title", {"seed": 3})
+    assert (again.columns, again.rows, again.title, again.settings) == (
+        ["one", "two"],
+        ["up", "down"],
+        "title",
+        {"seed": 3},
+    )
     assert again.images[0][1] is None and not again.is_whole
-    for before, after in ((grid.images[0][0], again.images[0][0]), (grid.images[1][0], again.images[1][0])):
+    for before, after in (
+        (grid.images[0][0], again.images[0][0]),
+        (grid.images[1][0], again.images[1][0]),
+    ):
         assert before.tobytes() == after.tobytes()
 
 

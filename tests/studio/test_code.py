@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from adapter_files import add_random
 
 import lorabook as lb
+from adapter_files import add_random
 from lorabook.blocks import target_modules
 from lorabook.live.block_weights import NAMES
 from lorabook.live.prompt_syntax import parse_prompt
@@ -28,35 +28,68 @@ def drawn_by(code, monkeypatch, folder):
 
 
 def apart(images, others):
-    return max(abs(np.asarray(a, int) - np.asarray(b, int)).max() for a, b in zip(images, others, strict=True))
+    return max(
+        abs(np.asarray(a, int) - np.asarray(b, int)).max()
+        for a, b in zip(images, others, strict=True)
+    )
 
 
-@pytest.mark.parametrize("change", [
-    lambda s: s.with_adapter("ink", scale=-0.5, blocks={"up.1": 0.3}, parts={"resnet": 0}).with_(
-        negative_prompt="it's \"big\""),
-    lambda s: s.with_adapter("creatures", on=False).with_(scheduler="euler", width=96, guidance_scale=2.5),
-    lambda s: s.with_adapter("ink", rank=2).with_(blend_method="ties")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.with_adapter(
+            "ink", scale=-0.5, blocks={"up.1": 0.3}, parts={"resnet": 0}
+        ).with_(negative_prompt='it\'s "big"'),
+        lambda s: s.with_adapter("creatures", on=False).with_(
+            scheduler="euler", width=96, guidance_scale=2.5
+        ),
+        lambda s: s.with_adapter("ink", rank=2).with_(blend_method="ties"),
+    ],
+)
 def test_the_lorabook_code_draws_the_same(two, monkeypatch, tmp_path, change):
     settings = change(settings_of(two, **SMALL))
     code = as_code(settings, "lorabook", pipe=two)
     assert apart(drawn_by(code, monkeypatch, tmp_path), Painter(two).paint(settings).images) <= 1
 
 
-@pytest.mark.parametrize("said", [{"scale": 0.5}, {"parts": {f"{block}.{part}_{i}": 0.25 for block in ("up.1", "down.0")
-                                                            for part in ("attentions", "resnets") for i in (0, 1)}}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"scale": 0.5},
+        {
+            "parts": {
+                f"{block}.{part}_{i}": 0.25
+                for block in ("up.1", "down.0")
+                for part in ("attentions", "resnets")
+                for i in (0, 1)
+            }
+        },
+    ],
+)
 def test_the_diffusers_code_draws_the_same_where_its_scales_can(two, monkeypatch, tmp_path, said):
-    settings = settings_of(two, **SMALL).with_adapter("creatures", on=False).with_adapter("ink", **said)
-    more = dict.fromkeys(["down.0.sampler", "up.1.sampler"], 0.25) if "parts" in said else {}  # as the first transformer
+    settings = (
+        settings_of(two, **SMALL).with_adapter("creatures", on=False).with_adapter("ink", **said)
+    )
+    more = (
+        dict.fromkeys(["down.0.sampler", "up.1.sampler"], 0.25) if "parts" in said else {}
+    )  # as the first transformer
     settings = settings.with_adapter("ink", parts=more).with_(scheduler="ddim")
     code = as_code(settings, "diffusers", pipe=two)
     assert "#" not in code and "lorabook" not in code.split("from_pretrained")[0]
     assert apart(drawn_by(code, monkeypatch, tmp_path), Painter(two).paint(settings).images) <= 1
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda s: s.with_adapter("ink", blocks={"mid": 0}), "cannot say .* unet.mid_block.resnets"),
-    (lambda s: s.with_adapter("ink", rank=2), "not cut to rank 2"),
-    (lambda s: s.with_(blend_method="dare_ties"), "'dare_ties'")])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda s: s.with_adapter("ink", blocks={"mid": 0}),
+            "cannot say .* unet.mid_block.resnets",
+        ),
+        (lambda s: s.with_adapter("ink", rank=2), "not cut to rank 2"),
+        (lambda s: s.with_(blend_method="dare_ties"), "'dare_ties'"),
+    ],
+)
 def test_the_diffusers_code_says_what_it_cannot_and_runs(two, monkeypatch, tmp_path, change, says):
     code = as_code(change(settings_of(two, **SMALL)), "diffusers", pipe=two)
     comments = [line for line in code.splitlines() if line.startswith("# ")]
@@ -69,7 +102,9 @@ def test_the_diffusers_code_says_what_it_cannot_and_runs(two, monkeypatch, tmp_p
 def test_a_file_is_loaded_from_where_it_is(two, tmp_path):
     file = tmp_path / "my ink.safetensors"
     settings = settings_of(two, **SMALL)
-    assert f"lb.load_adapter(pipe, {str(file)!r}, 'ink')" in as_code(settings, "lorabook", pipe=two, sources={"ink": file})
+    assert f"lb.load_adapter(pipe, {str(file)!r}, 'ink')" in as_code(
+        settings, "lorabook", pipe=two, sources={"ink": file}
+    )
     file.touch()
     code = as_code(settings, "diffusers", pipe=two, sources={"ink": file})
     assert f"{str(tmp_path)!r}, weight_name='my ink.safetensors', adapter_name='ink'" in code
@@ -85,38 +120,59 @@ def test_the_lorabook_code_draws_what_a_prompt_weighs(two, monkeypatch, tmp_path
 
 
 def test_the_diffusers_code_says_that_it_weighs_no_words_and_runs(two, monkeypatch, tmp_path):
-    code = as_code(settings_of(two, **SMALL, scheduler="DPM++ 2M Karras").with_(**WEIGHED), "diffusers", pipe=two)
-    assert "# diffusers draws these words without A1111's weights" in code and "'a red boat (small) night'" in code
+    code = as_code(
+        settings_of(two, **SMALL, scheduler="DPM++ 2M Karras").with_(**WEIGHED),
+        "diffusers",
+        pipe=two,
+    )
+    assert (
+        "# diffusers draws these words without A1111's weights" in code
+        and "'a red boat (small) night'" in code
+    )
     assert "from_config(pipe.scheduler.config, use_karras_sigmas=True)" in code
     assert len(drawn_by(code, monkeypatch, tmp_path)) == 2
 
 
 def test_the_a1111_code_repeats_the_syntax_and_names_the_sampler(two):
-    settings = settings_of(two, num_inference_steps=2, scheduler="dpm++ 2m sde karras").with_(**WEIGHED)
+    settings = settings_of(two, num_inference_steps=2, scheduler="dpm++ 2m sde karras").with_(
+        **WEIGHED
+    )
     lines = as_code(settings, "a1111", pipe=two).splitlines()
-    assert lines[0] == WEIGHED["prompt"] + " <lora:creatures:1> <lora:ink:1>" and "Sampler: DPM++ 2M SDE Karras," in lines[2]
+    assert (
+        lines[0] == WEIGHED["prompt"] + " <lora:creatures:1> <lora:ink:1>"
+        and "Sampler: DPM++ 2M SDE Karras," in lines[2]
+    )
     assert "Sampler: Euler a," in as_code(settings.with_(scheduler="EULER A"), "a1111", pipe=two)
 
 
 @pytest.mark.parametrize("dialect", ["lorabook", "diffusers", "a1111"])
 def test_where_nothing_is_drawn_the_code_says_why(two, dialect):
     code = as_code(settings_of(two, "a cat <lora:ink:0.4>"), dialect, pipe=two)
-    assert code.startswith("# the prompt's '<lora:ink:0.4>' is not read here") and code.count("\n") == 1
+    assert (
+        code.startswith("# the prompt's '<lora:ink:0.4>' is not read here")
+        and code.count("\n") == 1
+    )
 
 
 def test_the_a1111_prompt_has_each_adapter_and_the_parameters(two):
-    settings = settings_of(two, "a red boat", negative_prompt="a cat", **SMALL).with_adapter("creatures", on=False)
+    settings = settings_of(two, "a red boat", negative_prompt="a cat", **SMALL).with_adapter(
+        "creatures", on=False
+    )
     text = as_code(settings.with_adapter("ink", scale=-0.5), "a1111", pipe=two)
-    assert text == ("a red boat <lora:ink:-0.5>\nNegative prompt: a cat\n"
-                    "Steps: 2, Sampler: DPM++ 2M, CFG scale: 4, Seed: 0, Size: 64x64\n\n"
-                    "a red boat <lora:ink:-0.5>\nNegative prompt: a cat\n"
-                    "Steps: 2, Sampler: DPM++ 2M, CFG scale: 4, Seed: 5, Size: 64x64\n")
+    assert text == (
+        "a red boat <lora:ink:-0.5>\nNegative prompt: a cat\n"
+        "Steps: 2, Sampler: DPM++ 2M, CFG scale: 4, Seed: 0, Size: 64x64\n\n"
+        "a red boat <lora:ink:-0.5>\nNegative prompt: a cat\n"
+        "Steps: 2, Sampler: DPM++ 2M, CFG scale: 4, Seed: 5, Size: 64x64\n"
+    )
 
 
 @pytest.mark.parametrize(("targets", "numbers"), [("attention", 17), ("all", 26)])
 def test_blocks_become_block_weights(pipe, targets, numbers):
     add_random(pipe, target_modules(targets))
-    settings = settings_of(pipe, **SMALL).with_adapter("random", scale=0.5, blocks={"mid": 0.25, "text_encoder": 0})
+    settings = settings_of(pipe, **SMALL).with_adapter(
+        "random", scale=0.5, blocks={"mid": 0.25, "text_encoder": 0}
+    )
     prompt, (mention,) = parse_prompt(as_code(settings, "a1111", pipe=pipe).split("\n")[0])
     assert prompt.strip() == settings.prompt and mention.unet == mention.text_encoder == 0.5
     middle = NAMES[numbers].index("MID")
@@ -126,9 +182,15 @@ def test_blocks_become_block_weights(pipe, targets, numbers):
 def test_what_block_weights_cannot_say_stands_below(two):
     settings = settings_of(two, **SMALL).with_adapter("ink", parts={"cross-attention": 0}, rank=2)
     text = as_code(settings, "a1111", pipe=two)
-    assert "# ink: block weights have one number for" in text and "# ink is cut to rank 2" in text and "lbw" not in text
+    assert (
+        "# ink: block weights have one number for" in text
+        and "# ink is cut to rank 2" in text
+        and "lbw" not in text
+    )
 
 
 def test_another_dialect_is_refused(two):
-    with pytest.raises(ValueError, match="no code for 'fortran'; there is for: lorabook, diffusers, a1111"):
+    with pytest.raises(
+        ValueError, match="no code for 'fortran'; there is for: lorabook, diffusers, a1111"
+    ):
         as_code(settings_of(two), "fortran", pipe=two)

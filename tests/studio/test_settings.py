@@ -10,16 +10,28 @@ from lorabook.studio.history import History
 from lorabook.studio.settings import AdapterSettings, StudioSettings
 
 LAYERS = {
-    "unet": ["conv_in", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
-             "down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_k", "down_blocks.0.resnets.0.conv1",
-             "mid_block.attentions.0.proj_in", "up_blocks.1.resnets.2.conv1", "up_blocks.1.upsamplers.0.conv"],
-    "text_encoder": ["text_model.encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.1.mlp.fc1"],
+    "unet": [
+        "conv_in",
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+        "down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_k",
+        "down_blocks.0.resnets.0.conv1",
+        "mid_block.attentions.0.proj_in",
+        "up_blocks.1.resnets.2.conv1",
+        "up_blocks.1.upsamplers.0.conv",
+    ],
+    "text_encoder": [
+        "text_model.encoder.layers.0.self_attn.q_proj",
+        "text_model.encoder.layers.1.mlp.fc1",
+    ],
 }
 
 
 def factors(settings: AdapterSettings) -> dict[str, float]:
-    return {f"{part}.{module}": value for part, found in expand(settings.scales(), LAYERS).items()
-            for module, value in found.items()}
+    return {
+        f"{part}.{module}": value
+        for part, found in expand(settings.scales(), LAYERS).items()
+        for module, value in found.items()
+    }
 
 
 def test_a_lone_global_scale_is_a_plain_number():
@@ -27,33 +39,61 @@ def test_a_lone_global_scale_is_a_plain_number():
 
 
 def test_global_block_and_part_multiply():
-    found = factors(AdapterSettings(scale=0.5, blocks={"down.0": 0.4}, parts={"down.0.attentions_1": -1, "resnet": 3}))
-    assert found["unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"] == pytest.approx(0.2)
-    assert found["unet.down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_k"] == pytest.approx(-0.2)
+    found = factors(
+        AdapterSettings(
+            scale=0.5, blocks={"down.0": 0.4}, parts={"down.0.attentions_1": -1, "resnet": 3}
+        )
+    )
+    assert found[
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    ] == pytest.approx(0.2)
+    assert found[
+        "unet.down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_k"
+    ] == pytest.approx(-0.2)
     assert found["unet.down_blocks.0.resnets.0.conv1"] == pytest.approx(0.6)
     assert found["unet.up_blocks.1.resnets.2.conv1"] == pytest.approx(1.5)
-    assert found["unet.conv_in"] == found["text_encoder.text_model.encoder.layers.1.mlp.fc1"] == pytest.approx(0.5)
+    assert (
+        found["unet.conv_in"]
+        == found["text_encoder.text_model.encoder.layers.1.mlp.fc1"]
+        == pytest.approx(0.5)
+    )
 
 
 def test_what_is_outside_and_the_text_encoder_have_their_own():
-    found = factors(AdapterSettings(scale=2, blocks={"outside": 0, "text_encoder": 0.25, "mid": 0.5},
-                                    parts={"text_encoder.layer_0": 0, "up.1.sampler": 0}))
+    found = factors(
+        AdapterSettings(
+            scale=2,
+            blocks={"outside": 0, "text_encoder": 0.25, "mid": 0.5},
+            parts={"text_encoder.layer_0": 0, "up.1.sampler": 0},
+        )
+    )
     assert found["unet.conv_in"] == found["unet.up_blocks.1.upsamplers.0.conv"] == 0
     assert found["text_encoder.text_model.encoder.layers.0.self_attn.q_proj"] == 0
     assert found["text_encoder.text_model.encoder.layers.1.mlp.fc1"] == 0.5
     assert found["unet.mid_block.attentions.0.proj_in"] == 1
 
 
-@pytest.mark.parametrize("said", [
-    {"scale": 0.3}, {"scale": 0}, {"blocks": {"down.0": 0, "text_encoder": 0.5}},
-    {"parts": {"resnet": 0, "cross-attention": 0}}, {"parts": {"down.0.attentions_1": 0.2, "up.1.sampler": 0}}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"scale": 0.3},
+        {"scale": 0},
+        {"blocks": {"down.0": 0, "text_encoder": 0.5}},
+        {"parts": {"resnet": 0, "cross-attention": 0}},
+        {"parts": {"down.0.attentions_1": 0.2, "up.1.sampler": 0}},
+    ],
+)
 def test_settings_are_found_again_from_their_numbers(said):
     wanted = expand(AdapterSettings(**said).scales(), LAYERS)
     assert expand(nearest_settings(wanted).scales(), LAYERS) == wanted
 
 
 def test_a_scale_of_one_is_not_kept():
-    settings = StudioSettings().with_adapter("ink", blocks={"up.1": 0.3, "mid": 0.5}).with_adapter("ink", blocks={"up.1": 1})
+    settings = (
+        StudioSettings()
+        .with_adapter("ink", blocks={"up.1": 0.3, "mid": 0.5})
+        .with_adapter("ink", blocks={"up.1": 1})
+    )
     assert settings.adapters["ink"].blocks == {"mid": 0.5}
 
 
@@ -65,13 +105,20 @@ def test_changes_leave_the_settings_before_as_they_were():
 
 
 def test_settings_come_back_from_their_file(tmp_path):
-    settings = StudioSettings("ein Bär", seeds=(1, 2), width=96, blend_method="ties", adapters={
-        "ink": AdapterSettings(False, -0.5, {"up.1": 0.2}, {"resnet": 0}, 4)})
+    settings = StudioSettings(
+        "ein Bär",
+        seeds=(1, 2),
+        width=96,
+        blend_method="ties",
+        adapters={"ink": AdapterSettings(False, -0.5, {"up.1": 0.2}, {"resnet": 0}, 4)},
+    )
     assert StudioSettings.load(settings.save(tmp_path / "a" / "s.json")) == settings
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("{", "holds no settings"), ('{"promt": ""}', "there is no 'promt'"), ("[]", "must be")])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "holds no settings"), ('{"promt": ""}', "there is no 'promt'"), ("[]", "must be")],
+)
 def test_a_file_of_something_else_is_refused(tmp_path, text, says):
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(ValueError, match=says):
@@ -83,18 +130,31 @@ def test_a_missing_file_is_named(tmp_path):
         StudioSettings.load(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize(("said", "says"), [
-    ({"prompt": 3}, "prompt is a text"), ({"seeds": ()}, "from 1 to 9 seeds"), ({"seeds": range(10)}, "from 1 to 9 seeds"),
-    ({"seeds": (1.5,)}, "a seed is a whole number"), ({"seeds": (-1,)}, "a seed is a whole number"),
-    ({"seeds": "01"}, "seeds are several"), ({"num_inference_steps": 0}, "from 1 to 200"),
-    ({"num_inference_steps": True}, "from 1 to 200"), ({"guidance_scale": float("nan")}, "finite number"),
-    ({"width": 70}, "multiple of 8"), ({"height": 0}, "multiple of 8"), ({"scheduler": 3}, "scheduler is a name"),
-    ({"compare": 1}, "compare is True or False"), ({"adapters": ["ink"]}, "dictionary by name"),
-    ({"adapters": {"ink": {"skale": 1}}}, "there is no 'skale'"),
-    ({"adapters": {"ink": {"blocks": {"up": 1}}}}, "'up' is not one of the blocks"),
-    ({"adapters": {"ink": {"parts": {"attn": 1}}}}, "'attn' is not one of the parts"),
-    ({"adapters": {"ink": {"blocks": {"up.1": "x"}}}}, "scale of up.1 must be a finite number"),
-    ({"adapters": {"ink": {"rank": 0}}}, "a rank is"), ({"adapters": {"ink": {"on": None}}}, "on or off")])
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ({"prompt": 3}, "prompt is a text"),
+        ({"seeds": ()}, "from 1 to 9 seeds"),
+        ({"seeds": range(10)}, "from 1 to 9 seeds"),
+        ({"seeds": (1.5,)}, "a seed is a whole number"),
+        ({"seeds": (-1,)}, "a seed is a whole number"),
+        ({"seeds": "01"}, "seeds are several"),
+        ({"num_inference_steps": 0}, "from 1 to 200"),
+        ({"num_inference_steps": True}, "from 1 to 200"),
+        ({"guidance_scale": float("nan")}, "finite number"),
+        ({"width": 70}, "multiple of 8"),
+        ({"height": 0}, "multiple of 8"),
+        ({"scheduler": 3}, "scheduler is a name"),
+        ({"compare": 1}, "compare is True or False"),
+        ({"adapters": ["ink"]}, "dictionary by name"),
+        ({"adapters": {"ink": {"skale": 1}}}, "there is no 'skale'"),
+        ({"adapters": {"ink": {"blocks": {"up": 1}}}}, "'up' is not one of the blocks"),
+        ({"adapters": {"ink": {"parts": {"attn": 1}}}}, "'attn' is not one of the parts"),
+        ({"adapters": {"ink": {"blocks": {"up.1": "x"}}}}, "scale of up.1 must be a finite number"),
+        ({"adapters": {"ink": {"rank": 0}}}, "a rank is"),
+        ({"adapters": {"ink": {"on": None}}}, "on or off"),
+    ],
+)
 def test_what_makes_no_sense_is_refused_in_one_sentence(said, says):
     with pytest.raises(ValueError, match=says) as refused:
         StudioSettings.from_dict(said)
@@ -130,8 +190,10 @@ def test_the_steps_of_one_drag_count_as_one():
 
 
 def test_another_slider_or_a_pause_counts_anew():
-    for history, second in ((History(StudioSettings()), moved(0.9)[0].with_adapter("ink", blocks={"mid": 0})),
-                            (History(StudioSettings(), pause=0), moved(0.2)[0])):
+    for history, second in (
+        (History(StudioSettings()), moved(0.9)[0].with_adapter("ink", blocks={"mid": 0})),
+        (History(StudioSettings(), pause=0), moved(0.2)[0]),
+    ):
         history.push(moved(0.9)[0])
         history.push(second)
         assert history.undo() == moved(0.9)[0]

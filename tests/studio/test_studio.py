@@ -4,12 +4,12 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
-from adapter_files import ATTENTION, add_random
 from diffusers import LTXPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
 import lorabook as lb
+from adapter_files import ATTENTION, add_random
 from lorabook.lora.source import read_source
 from lorabook.studio.adapter_files import adapter_files, thumbnail
 from lorabook.studio.blocks_of_adapter import touched_blocks
@@ -47,8 +47,12 @@ def view(studio):
 def ordinary(studio, seed=0):
     """What the pipeline draws by itself, as it is now."""
     settings = studio.settings
-    return studio.pipe(settings.prompt, num_inference_steps=settings.num_inference_steps,
-                       guidance_scale=settings.guidance_scale, generator=torch.Generator("cpu").manual_seed(seed)).images[0]
+    return studio.pipe(
+        settings.prompt,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(seed),
+    ).images[0]
 
 
 def apart(one, other):
@@ -89,7 +93,9 @@ def test_a_moved_slider_is_on_the_pipeline_and_in_the_picture(studio, view):
     slider(view, "up.1").value = -0.5
     assert studio.settings.adapters["ink"].blocks == {"up.1": -0.5}
     assert apart(studio.picture, before) > 20 and apart(studio.picture, ordinary(studio)) <= 2
-    assert lb.scales_of(studio.pipe)["ink"]["unet"]["up_blocks.1.resnets.0.conv1"] == pytest.approx(-0.5)
+    assert lb.scales_of(studio.pipe)["ink"]["unet"]["up_blocks.1.resnets.0.conv1"] == pytest.approx(
+        -0.5
+    )
 
 
 def test_the_image_widget_holds_the_picture(studio, view, tmp_path):
@@ -100,8 +106,14 @@ def test_the_image_widget_holds_the_picture(studio, view, tmp_path):
 
 
 def test_settings_move_the_sliders_without_an_echo(studio, view):
-    studio.settings = studio.settings.with_adapter("ink", scale=0.5, blocks={"up.1": 0.3}).with_(seeds=(3, 4))
-    assert (slider(view, "up.1").value, view.adapter.scale.slider.value, view.words.seeds.value) == (0.3, 0.5, "3, 4")
+    studio.settings = studio.settings.with_adapter("ink", scale=0.5, blocks={"up.1": 0.3}).with_(
+        seeds=(3, 4)
+    )
+    assert (
+        slider(view, "up.1").value,
+        view.adapter.scale.slider.value,
+        view.words.seeds.value,
+    ) == (0.3, 0.5, "3, 4")
     assert len(studio.grid.images[0]) == 2
     studio.undo()
     assert studio.settings.seeds == (0,) and slider(view, "up.1").value == 1 and view.undo.disabled
@@ -111,9 +123,13 @@ def test_undo_and_redo_go_back_and_forth(studio, view):
     slider(view, "up.1").value = 0.5
     slider(view, "mid").value = 0.25
     view.undo.click()
-    assert studio.settings.adapters["ink"].blocks == {"up.1": 0.5} and slider(view, "mid").value == 1
+    assert (
+        studio.settings.adapters["ink"].blocks == {"up.1": 0.5} and slider(view, "mid").value == 1
+    )
     view.redo.click()
-    assert studio.settings.adapters["ink"].blocks == {"up.1": 0.5, "mid": 0.25} and view.redo.disabled
+    assert (
+        studio.settings.adapters["ink"].blocks == {"up.1": 0.5, "mid": 0.25} and view.redo.disabled
+    )
 
 
 def test_buttons_bring_sliders_back(studio, view):
@@ -169,15 +185,25 @@ def test_a_blend_method_is_really_on_the_pipeline(studio, view):
 
 def test_an_adapter_switched_off_takes_no_part(studio, view):
     view.adapter.on.value = False
-    assert studio.wait(60) and lb.scales_of(studio.pipe)["ink"]["unet"]["mid_block.resnets.0.conv1"] == 0
+    assert (
+        studio.wait(60)
+        and lb.scales_of(studio.pipe)["ink"]["unet"]["mid_block.resnets.0.conv1"] == 0
+    )
 
 
 def test_a_mistake_is_told_in_one_sentence_and_the_next_movement_works(studio, view):
     view.words.seeds.value = "one, two"
-    assert "seeds are whole numbers" in view.status.value and "lorabook-wrong" in view.status._dom_classes
+    assert (
+        "seeds are whole numbers" in view.status.value
+        and "lorabook-wrong" in view.status._dom_classes
+    )
     assert studio.settings.seeds == (0,)
     view.words.seeds.value = "7"
-    assert studio.wait(60) and studio.settings.seeds == (7,) and "lorabook-wrong" not in view.status._dom_classes
+    assert (
+        studio.wait(60)
+        and studio.settings.seeds == (7,)
+        and "lorabook-wrong" not in view.status._dom_classes
+    )
 
 
 def test_settings_that_cannot_be_drawn_are_told_and_the_next_ones_are_drawn(studio, view):
@@ -189,8 +215,13 @@ def test_settings_that_cannot_be_drawn_are_told_and_the_next_ones_are_drawn(stud
     assert studio.picture.size == (64, 64) and "unknown" not in view.status.value
 
 
-@pytest.mark.parametrize(("settings", "sentence"), [
-    (StudioSettings(adapters={"nobody": {}}), "has no adapter 'nobody'"), ({"prompt": "a cat"}, "must be StudioSettings")])
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (StudioSettings(adapters={"nobody": {}}), "has no adapter 'nobody'"),
+        ({"prompt": "a cat"}, "must be StudioSettings"),
+    ],
+)
 def test_settings_that_do_not_fit_are_refused(studio, settings, sentence):
     before = studio.settings
     with pytest.raises(ValueError, match=sentence):
@@ -201,7 +232,10 @@ def test_settings_that_do_not_fit_are_refused(studio, settings, sentence):
 def test_comparing_shows_base_now_and_difference(studio, view):
     view.compare.value = True
     grid = studio.grid
-    assert list(grid.columns) == ["base", "now", "difference"] and len(view.stage.box.children[0].children) == 3
+    assert (
+        list(grid.columns) == ["base", "now", "difference"]
+        and len(view.stage.box.children[0].children) == 3
+    )
     lb.disable_adapters(studio.pipe)
     assert apart(grid.images[0][0], ordinary(studio)) <= 2
 
@@ -210,7 +244,7 @@ def test_what_is_kept_can_be_gone_back_to(studio, view):
     slider(view, "up.1").value = 0.3
     view.keep.click()
     slider(view, "up.1").value = 2.0
-    kept, = studio.gallery
+    (kept,) = studio.gallery
     card = view.gallery._wall.children[0]
     back, drop = [widget for widget in inside(card) if isinstance(widget, ipywidgets.Button)]
     back.click()
@@ -222,7 +256,10 @@ def test_what_is_kept_can_be_gone_back_to(studio, view):
 def test_a_saved_picture_brings_its_settings(studio, tmp_path):
     studio.settings = studio.settings.with_adapter("ink", blocks={"mid": 0.25})
     path = studio.save_picture(tmp_path / "cat.png")
-    assert ScaleStudio.settings_in(path) == studio.settings and apart(Image.open(path), studio.picture) == 0
+    assert (
+        ScaleStudio.settings_in(path) == studio.settings
+        and apart(Image.open(path), studio.picture) == 0
+    )
 
 
 def test_a_picture_without_settings_is_told(tmp_path):
@@ -254,7 +291,11 @@ def test_a_click_on_the_shelf_loads_and_another_turns_to_it(studio, view):
     assert "creatures" in studio.settings.adapters and view.adapter.name == "creatures"
     assert view.shelf.cards["creatures"].description == "✓ creatures"
     view.shelf.cards["ink"].click()
-    assert view.adapter.name == "ink" and set(studio.settings.adapters) == {"ink", "mosaic", "creatures"}
+    assert view.adapter.name == "ink" and set(studio.settings.adapters) == {
+        "ink",
+        "mosaic",
+        "creatures",
+    }
 
 
 def test_an_adapter_that_cannot_be_loaded_is_told(studio, view):
@@ -263,14 +304,25 @@ def test_an_adapter_that_cannot_be_loaded_is_told(studio, view):
     assert studio.picture.size == (64, 64)
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    (lambda file: TrainingRun(file, [], ""), "{file!r}"), (lambda file: file, "{file!r}"), (str, "{file!r}"),
-    (load_file, "'adapter.safetensors'"), (lambda file: read_source(file).adapter, "'adapter.safetensors'")])
-def test_all_that_can_be_loaded_gets_sliders_and_stands_in_the_code(studio, view, tmp_path, given, said):
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda file: TrainingRun(file, [], ""), "{file!r}"),
+        (lambda file: file, "{file!r}"),
+        (str, "{file!r}"),
+        (load_file, "'adapter.safetensors'"),
+        (lambda file: read_source(file).adapter, "'adapter.safetensors'"),
+    ],
+)
+def test_all_that_can_be_loaded_gets_sliders_and_stands_in_the_code(
+    studio, view, tmp_path, given, said
+):
     file = tmp_path / "mine.safetensors"
     lb.save_adapter("creatures", file)
     report = studio.load(given(file))
-    assert report.name in studio.settings.adapters and "up.1" in view.adapter.maps[report.name].sliders
+    assert (
+        report.name in studio.settings.adapters and "up.1" in view.adapter.maps[report.name].sliders
+    )
     code = studio.code()
     assert f"lb.load_adapter(pipe, {said.format(file=str(file))}, {report.name!r})" in code
     assert ("# adapter is in memory only" in code) == (report.name == "adapter")
@@ -316,9 +368,13 @@ def test_a_notebook_gets_the_widget_and_a_picture_in_its_stead(studio):
 
 def test_every_control_has_a_name(view):
     view.adapter.fine.value = True
-    controls = [widget for widget in inside(view.box)
-                if isinstance(widget, (ipywidgets.DOMWidget)) and hasattr(widget, "description")
-                and not isinstance(widget, ipywidgets.HTML)]
+    controls = [
+        widget
+        for widget in inside(view.box)
+        if isinstance(widget, (ipywidgets.DOMWidget))
+        and hasattr(widget, "description")
+        and not isinstance(widget, ipywidgets.HTML)
+    ]
     assert len(controls) > 80
     assert all(widget.description or getattr(widget, "tooltip", None) for widget in controls)
 
@@ -342,7 +398,9 @@ def test_what_it_cannot_draw_with_is_refused_in_one_sentence(pipe):
         ScaleStudio(pipe)
     video = object.__new__(LTXPipeline)
     video.transformer = torch.nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="LTXPipeline is none of them; move its scales with lb.set_scales"):
+    with pytest.raises(
+        ValueError, match="LTXPipeline is none of them; move its scales with lb.set_scales"
+    ):
         ScaleStudio(video)
 
 
@@ -361,14 +419,22 @@ def test_a_cell_and_the_studio_take_turns(studio):
             studio.settings = settings.with_adapter("ink", scale=(0.0, 0.5, 1.0)[number % 3])
             if number % 4 == 0 and studio.wait(60) and not studio._error:
                 painted = studio._painted
-                wrong.append(apart(painted.images[0], right[painted.settings.adapters["ink"].scale]))
+                wrong.append(
+                    apart(painted.images[0], right[painted.settings.adapters["ink"].scale])
+                )
             done.wait(0.05)
+
     hand = threading.Thread(target=move)
     hand.start()
     call = {"num_inference_steps": 3, "guidance_scale": settings.guidance_scale, "seed": 0}
     for _ in range(2):
-        for scale, image in zip((0.0, 1.0), lb.sweep(pipe, PROMPT, columns={"ink": [0.0, 1.0]}, scales={
-                "ink": 1, "mosaic": 1}, **call).images[0], strict=True):
+        for scale, image in zip(
+            (0.0, 1.0),
+            lb.sweep(
+                pipe, PROMPT, columns={"ink": [0.0, 1.0]}, scales={"ink": 1, "mosaic": 1}, **call
+            ).images[0],
+            strict=True,
+        ):
             wrong.append(apart(image, right[scale]))
         with lb.fused(pipe, {"ink": 0.5, "mosaic": 1.0}):
             wrong.append(apart(lb.generate(pipe, PROMPT, **call).images[0], right[0.5]))
@@ -391,7 +457,11 @@ def test_within_a_block_that_has_the_pipeline_nothing_is_waited_for(studio):
 
 
 def test_the_shelf_finds_files_and_their_pictures(tmp_path):
-    for name in ("first.safetensors", "second.safetensors", "inner/pytorch_lora_weights.safetensors"):
+    for name in (
+        "first.safetensors",
+        "second.safetensors",
+        "inner/pytorch_lora_weights.safetensors",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * 10)
     Image.new("RGB", (40, 20), "red").save(tmp_path / "first.preview.png")

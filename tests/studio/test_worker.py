@@ -14,7 +14,9 @@ class Slow:
 
     def __init__(self):
         self.shown, self.failed, self.begun, self.stopped, self.steps = [], [], [], 0, 0
-        self.renderer = Renderer(self.paint, self.shown.append, lambda sentence, settings: self.failed.append(sentence))
+        self.renderer = Renderer(
+            self.paint, self.shown.append, lambda sentence, settings: self.failed.append(sentence)
+        )
 
     def paint(self, settings, *, preview, stopped):
         self.begun.append((settings.prompt, preview))
@@ -69,7 +71,10 @@ def test_a_full_picture_under_way_is_stopped_within_a_step(slow):
 def test_a_long_drag_shows_previews_meanwhile(slow):
     slow.ask(*map(str, range(60)), pause=0.02)
     assert slow.renderer.wait(10)
-    assert 2 <= sum(preview for _, preview in slow.pictures()) <= 10 and slow.pictures()[-1] == ("59", False)
+    assert 2 <= sum(preview for _, preview in slow.pictures()) <= 10 and slow.pictures()[-1] == (
+        "59",
+        False,
+    )
 
 
 def test_pictures_come_in_the_order_of_their_requests(slow):
@@ -98,7 +103,11 @@ def test_it_waits_for_its_turn_and_then_paints_the_newest_only(slow):
     with lock:
         slow.ask("a", "b", "c", pause=0.07)
         assert not slow.renderer.wait() and not slow.begun  # who has the lock would wait for ever
-    assert slow.renderer.wait(10) and slow.begun[0] == ("c", True) and slow.pictures() == [("c", True), ("c", False)]
+    assert (
+        slow.renderer.wait(10)
+        and slow.begun[0] == ("c", True)
+        and slow.pictures() == [("c", True), ("c", False)]
+    )
 
 
 def test_closing_stops_one_that_waits_for_its_turn(slow):
@@ -124,7 +133,11 @@ def test_waiting_gives_up_in_time_and_closing_stops(slow):
     assert not slow.renderer.wait(0.001)
     slow.renderer.close()
     slow.ask("b")
-    assert slow.renderer.wait(0) and ("a", False) not in slow.pictures() and "b" not in dict(slow.begun)
+    assert (
+        slow.renderer.wait(0)
+        and ("a", False) not in slow.pictures()
+        and "b" not in dict(slow.begun)
+    )
 
 
 def test_showing_may_ask_for_more(slow):
@@ -132,13 +145,24 @@ def test_showing_may_ask_for_more(slow):
         slow.shown.append(painted)
         if painted.settings.prompt == "a":
             slow.ask("b")
+
     slow.renderer._show = show
     slow.ask("a")
     assert slow.renderer.wait(10) and slow.pictures()[-1] == ("b", False)
 
 
-@pytest.mark.parametrize(("error", "says"), [
-    (ValueError("no such block\n\nbecause of that"), "no such block"), (KeyError("x"), "this did not work: KeyError 'x'"),
-    (RuntimeError("long " * 500), "RuntimeError long"), (ValueError(), "ValueError")])
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("no such block\n\nbecause of that"), "no such block"),
+        (KeyError("x"), "this did not work: KeyError 'x'"),
+        (RuntimeError("long " * 500), "RuntimeError long"),
+        (ValueError(), "ValueError"),
+    ],
+)
 def test_errors_are_told_in_one_sentence(error, says):
-    assert says in in_one_sentence(error) and len(in_one_sentence(error)) <= 400 and "\n" not in in_one_sentence(error)
+    assert (
+        says in in_one_sentence(error)
+        and len(in_one_sentence(error)) <= 400
+        and "\n" not in in_one_sentence(error)
+    )

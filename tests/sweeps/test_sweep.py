@@ -5,11 +5,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from adapter_files import ALL, WRITERS, add_random, plain
-from conftest import quick_config, tiny_sdxl
 from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 
 import lorabook as lb
+from adapter_files import ALL, WRITERS, add_random, plain
+from conftest import quick_config, tiny_sdxl
 
 QUICK = dict(num_inference_steps=2)
 
@@ -41,14 +41,21 @@ def count_passes(pipe, stop_after=None) -> list[int]:
 
 def test_one_column_a_scale_and_one_row_a_seed(pipe, quick_run):
     lb.load_adapter(pipe, quick_run, "quick")
-    grid = lb.sweep(pipe, "a red cat", columns={"quick": [0, 0.5, 1]}, rows={"seed": [3, 4]}, **QUICK)
+    grid = lb.sweep(
+        pipe, "a red cat", columns={"quick": [0, 0.5, 1]}, rows={"seed": [3, 4]}, **QUICK
+    )
     assert [len(row) for row in grid.images] == [3, 3]
-    assert list(grid.columns) == ["quick 0", "quick 0.5", "quick 1"] and list(grid.rows) == ["seed 3", "seed 4"]
+    assert list(grid.columns) == ["quick 0", "quick 0.5", "quick 1"] and list(grid.rows) == [
+        "seed 3",
+        "seed 4",
+    ]
 
 
 def test_a_cell_is_the_ordinary_call_with_the_seed_as_its_generator(pipe):
     grid = lb.sweep(pipe, "a red cat", columns={"seed": [5]}, guidance_scale=3.0, **QUICK)
-    plain = pipe("a red cat", guidance_scale=3.0, generator=torch.Generator("cpu").manual_seed(5), **QUICK).images[0]
+    plain = pipe(
+        "a red cat", guidance_scale=3.0, generator=torch.Generator("cpu").manual_seed(5), **QUICK
+    ).images[0]
     assert np.array_equal(grid.images[0][0], plain)
 
 
@@ -57,12 +64,22 @@ def test_scales_are_put_back(pipe, quick_run):
     lb.set_scales(pipe, {"quick": 0.3})
     before = pipe("a red cat", generator=torch.Generator().manual_seed(0), **QUICK).images[0]
     lb.sweep(pipe, "a red cat", columns={"quick": [0, 2]}, **QUICK)
-    assert np.array_equal(before, pipe("a red cat", generator=torch.Generator().manual_seed(0), **QUICK).images[0])
+    assert np.array_equal(
+        before, pipe("a red cat", generator=torch.Generator().manual_seed(0), **QUICK).images[0]
+    )
 
 
 def test_prompts_guidance_and_steps_can_vary(pipe):
-    grid = lb.sweep(pipe, columns={"prompt": ["a red cat", "a blue boat"]}, rows={"guidance_scale": [1.5, 4.0]}, **QUICK)
-    assert list(grid.columns) == ["a red cat", "a blue boat"] and list(grid.rows) == ["guidance 1.5", "guidance 4"]
+    grid = lb.sweep(
+        pipe,
+        columns={"prompt": ["a red cat", "a blue boat"]},
+        rows={"guidance_scale": [1.5, 4.0]},
+        **QUICK,
+    )
+    assert list(grid.columns) == ["a red cat", "a blue boat"] and list(grid.rows) == [
+        "guidance 1.5",
+        "guidance 4",
+    ]
     steps = lb.sweep(pipe, "a red cat", columns={"num_inference_steps": [1, 3]})
     assert not np.array_equal(*steps.images[0])
 
@@ -70,7 +87,9 @@ def test_prompts_guidance_and_steps_can_vary(pipe):
 def test_six_scales_are_drawn_in_one_pass_and_equal_six_calls(pipe):
     lb.load_adapter(pipe, "patch_cat")  # its text encoder is trained too
     scales, passes = [-0.5, 0, 0.3, 0.7, 1, 1.5], count_passes(pipe)
-    grid = lb.sweep(pipe, "a drawing of sks cat", columns={"patch_cat": scales}, rows={"seed": [0, 7]}, **QUICK)
+    grid = lb.sweep(
+        pipe, "a drawing of sks cat", columns={"patch_cat": scales}, rows={"seed": [0, 7]}, **QUICK
+    )
     assert passes == [24, 24]  # twelve samples with and without the prompt, two steps
     for scale, *images in zip(scales, *grid.images, strict=True):
         lb.set_scales(pipe, {"patch_cat": scale})
@@ -81,18 +100,31 @@ def test_six_scales_are_drawn_in_one_pass_and_equal_six_calls(pipe):
 def test_the_same_holds_for_sdxl_with_its_two_text_encoders(tmp_path):
     pipe = lb.load_pipeline(tiny_sdxl(tmp_path), device="cpu")
     add_random(pipe, ALL)  # resnets and samplers too
-    grid = lb.sweep(pipe, "a red cat", columns={"random": [0, 0.5, 1]}, num_inference_steps=2, height=64, width=64)
+    grid = lb.sweep(
+        pipe,
+        "a red cat",
+        columns={"random": [0, 0.5, 1]},
+        num_inference_steps=2,
+        height=64,
+        width=64,
+    )
     lb.set_scales(pipe, {"random": 0.5})
     assert apart(grid.images[0][1], plainly(pipe, "a red cat", 0, height=64, width=64)) <= 1
 
 
 def test_every_kind_of_adapter_is_swept_in_one_pass(pipe, tmp_path):
-    kinds = {name: WRITERS[name] for name in WRITERS if "LoHa" in name or "LoKr" in name or "DoRA" in name}
+    kinds = {
+        name: WRITERS[name]
+        for name in WRITERS
+        if "LoHa" in name or "LoKr" in name or "DoRA" in name
+    }
     assert len(kinds) >= 3
     for number, write in enumerate(kinds.values()):
         fresh = lb.load_pipeline("tiny-sd", device="cpu")
         (tmp_path / str(number)).mkdir()
-        lb.load_adapter(fresh, write(plain(str(lb.bundled("tiny-sd"))), tmp_path / str(number)), "it")
+        lb.load_adapter(
+            fresh, write(plain(str(lb.bundled("tiny-sd"))), tmp_path / str(number)), "it"
+        )
         passes = count_passes(fresh)
         grid = lb.sweep(fresh, "a red cat", columns={"it": [0, 0.6]}, **QUICK)
         assert passes == [4, 4]
@@ -110,11 +142,17 @@ def test_a_path_moves_its_layers_only(pipe):
     assert apart(grid.images[0][1], plainly(pipe, "a red cat", 0)) <= 1
 
 
-@pytest.mark.parametrize(("path", "scales"), [
-    ("unet", {"unet": 0.2}), ("unet.mid", {"unet": {"mid": 0.2}}), ("unet.down", {"unet": {"down": 0.2}}),
-    ("unet.cross-attention", {"unet": {"cross-attention": 0.2}}),
-    ("unet.up.block_2.attentions_1", {"unet": {"up": {"block_2": {"attentions_1": 0.2}}}}),
-    ("unet.*.attn2.to_k", {"unet": {"*.attn2.to_k": 0.2}})])
+@pytest.mark.parametrize(
+    ("path", "scales"),
+    [
+        ("unet", {"unet": 0.2}),
+        ("unet.mid", {"unet": {"mid": 0.2}}),
+        ("unet.down", {"unet": {"down": 0.2}}),
+        ("unet.cross-attention", {"unet": {"cross-attention": 0.2}}),
+        ("unet.up.block_2.attentions_1", {"unet": {"up": {"block_2": {"attentions_1": 0.2}}}}),
+        ("unet.*.attn2.to_k", {"unet": {"*.attn2.to_k": 0.2}}),
+    ],
+)
 def test_a_path_is_what_the_scales_dictionary_says(pipe, path, scales):
     lb.load_adapter(pipe, "creatures")
     grid = lb.sweep(pipe, "a red cat", columns={f"creatures.{path}": [0.2]}, **QUICK)
@@ -124,15 +162,26 @@ def test_a_path_is_what_the_scales_dictionary_says(pipe, path, scales):
 
 def test_two_axes_that_speak_of_one_layer_multiply(pipe):
     lb.load_adapter(pipe, "creatures")
-    grid = lb.sweep(pipe, "a red cat", columns={"creatures": [0.5]}, rows={"creatures.unet.up": [0.4]}, **QUICK)
+    grid = lb.sweep(
+        pipe, "a red cat", columns={"creatures": [0.5]}, rows={"creatures.unet.up": [0.4]}, **QUICK
+    )
     lb.set_scales(pipe, {"creatures": {"unet": {"*": 0.5, "up": 0.4}}})
     assert apart(grid.images[0][0], plainly(pipe, "a red cat", 0)) <= 1
 
 
 def test_shares_of_the_denoising(pipe):
     lb.load_adapter(pipe, "creatures")
-    grid = lb.sweep(pipe, "a red cat", columns={"creatures.steps": [(0, 0.5), (0.5, 1), (0, 1)]}, num_inference_steps=4)
-    assert list(grid.columns) == ["creatures 0% to 50%", "creatures 50% to 100%", "creatures 0% to 100%"]
+    grid = lb.sweep(
+        pipe,
+        "a red cat",
+        columns={"creatures.steps": [(0, 0.5), (0.5, 1), (0, 1)]},
+        num_inference_steps=4,
+    )
+    assert list(grid.columns) == [
+        "creatures 0% to 50%",
+        "creatures 50% to 100%",
+        "creatures 0% to 100%",
+    ]
     assert apart(grid.images[0][2], plainly(pipe, "a red cat", 0, num_inference_steps=4)) <= 1
     lb.set_scales(pipe, {"creatures": {"steps": [[0, 0.5, 1.0], [0.5, 1, 0.0]]}})
     assert apart(grid.images[0][0], plainly(pipe, "a red cat", 0, num_inference_steps=4)) <= 1
@@ -141,7 +190,13 @@ def test_shares_of_the_denoising(pipe):
 def test_adapters_one_at_a_time_on_the_pipeline_and_from_files(pipe):
     lb.load_adapter(pipe, "ink")
     lb.set_scales(pipe, {"ink": 0.5})
-    grid = lb.sweep(pipe, "a red cat", columns={"adapter": [None, "ink", "mosaic"]}, rows={"scale": [1, 2]}, **QUICK)
+    grid = lb.sweep(
+        pipe,
+        "a red cat",
+        columns={"adapter": [None, "ink", "mosaic"]},
+        rows={"scale": [1, 2]},
+        **QUICK,
+    )
     assert list(grid.columns) == ["base", "ink", "mosaic"] and lb.list_adapters(pipe)["ink"].active
     lb.set_scales(pipe, {"ink": 1.0})
     assert apart(grid.images[1][1], plainly(pipe, "a red cat", 0)) <= 1
@@ -152,7 +207,9 @@ def test_adapters_one_at_a_time_on_the_pipeline_and_from_files(pipe):
 
 
 def test_the_checkpoints_of_a_run(pipe, tmp_path):
-    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "run"), checkpointing_steps=2))
+    run = lb.train_text_to_image(
+        quick_config(output_dir=str(tmp_path / "run"), checkpointing_steps=2)
+    )
     grid = lb.sweep(pipe, "a red cat", columns={"checkpoint": run}, **QUICK)
     assert list(grid.columns) == ["checkpoint-2", "checkpoint-3"] and not lb.list_adapters(pipe)
     lb.load_adapter(pipe, run)
@@ -165,7 +222,13 @@ def test_the_ratio_of_two_adapters_and_the_methods_of_blending(pipe):
     ratio = lb.sweep(pipe, "a red cat", columns={"ink:creatures": [0, 0.25]}, **QUICK)
     lb.set_scales(pipe, {"ink": 0.75, "creatures": 0.25})
     assert apart(ratio.images[0][1], plainly(pipe, "a red cat", 0)) <= 1
-    grid = lb.sweep(pipe, "a red cat", columns={"method": ["cat", "ties"]}, rows={"ink:creatures": [0.25]}, **QUICK)
+    grid = lb.sweep(
+        pipe,
+        "a red cat",
+        columns={"method": ["cat", "ties"]},
+        rows={"ink:creatures": [0.25]},
+        **QUICK,
+    )
     assert apart(grid.images[0][0], ratio.images[0][1]) <= 2 and apart(*grid.images[0]) > 2
     plainly_blended = lb.sweep(pipe, "a red cat", columns={"method": ["cat"]}, **QUICK)
     assert apart(plainly_blended.images[0][0], ratio.images[0][1]) <= 2
@@ -174,47 +237,88 @@ def test_the_ratio_of_two_adapters_and_the_methods_of_blending(pipe):
 
 def test_schedulers_vary_and_the_pipelines_own_is_put_back(pipe):
     before = pipe.scheduler
-    grid = lb.sweep(pipe, "a red cat", columns={"scheduler": ["euler a", "ddim"]}, num_inference_steps=4)
+    grid = lb.sweep(
+        pipe, "a red cat", columns={"scheduler": ["euler a", "ddim"]}, num_inference_steps=4
+    )
     assert pipe.scheduler is before and apart(*grid.images[0]) > 2
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(before.config)
     assert apart(grid.images[0][0], plainly(pipe, "a red cat", 0, num_inference_steps=4)) <= 1
 
 
 def test_schedulers_vary_by_a1111s_names(pipe):
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
-    grid = lb.sweep(pipe, "a red cat", columns={"scheduler": ["DPM++ 2M Karras", "dpm++ 2m"]}, num_inference_steps=4)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, use_karras_sigmas=True
+    )
+    grid = lb.sweep(
+        pipe,
+        "a red cat",
+        columns={"scheduler": ["DPM++ 2M Karras", "dpm++ 2m"]},
+        num_inference_steps=4,
+    )
     assert apart(grid.images[0][0], plainly(pipe, "a red cat", 0, num_inference_steps=4)) <= 1
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=False)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, use_karras_sigmas=False
+    )
     assert apart(grid.images[0][1], plainly(pipe, "a red cat", 0, num_inference_steps=4)) <= 1
     assert apart(*grid.images[0]) > 2
 
 
-SYNTAX = ["a (red:1.6) cat", r"a [red] cat \(small\)", "a red cat BREAK on sand", "red " * 80 + "cat"]
+SYNTAX = [
+    "a (red:1.6) cat",
+    r"a [red] cat \(small\)",
+    "a red cat BREAK on sand",
+    "red " * 80 + "cat",
+]
 
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_prompts_are_read_as_generate_reads_them(pipe, alone):
     call = QUICK | ({"callback_on_step_end": lambda *_: {}} if alone else {})
     passes = count_passes(pipe)
-    grid = lb.sweep(pipe, columns={"prompt": SYNTAX}, rows={"negative_prompt": ["(dark:1.4)"]}, **call)
-    assert len(passes) == (8 if alone else 4)  # those of one chunk in a pass, those of two in another
+    grid = lb.sweep(
+        pipe, columns={"prompt": SYNTAX}, rows={"negative_prompt": ["(dark:1.4)"]}, **call
+    )
+    assert len(passes) == (
+        8 if alone else 4
+    )  # those of one chunk in a pass, those of two in another
     for image, prompt in zip(grid.images[0], SYNTAX, strict=True):
-        drawn = lb.generate(pipe, prompt, "(dark:1.4)", seed=0, guidance_scale=4.0, **QUICK).images[0]
+        drawn = lb.generate(pipe, prompt, "(dark:1.4)", seed=0, guidance_scale=4.0, **QUICK).images[
+            0
+        ]
         assert apart(image, drawn) <= 1 and apart(image, plainly(pipe, prompt, 0)) > 2
 
 
 def test_sdxl_reads_them_too(tmp_path):
     pipe = lb.load_pipeline(tiny_sdxl(tmp_path), device="cpu")
     told = QUICK | {"guidance_scale": 4.0, "width": 32, "height": 32}
-    grid = lb.sweep(pipe, "a (red:1.6) cat", columns={"negative_prompt": ["[dark]", "dark"]}, **told)
-    assert apart(grid.images[0][0], lb.generate(pipe, "a (red:1.6) cat", "[dark]", seed=0, **told).images[0]) <= 1
+    grid = lb.sweep(
+        pipe, "a (red:1.6) cat", columns={"negative_prompt": ["[dark]", "dark"]}, **told
+    )
+    assert (
+        apart(
+            grid.images[0][0],
+            lb.generate(pipe, "a (red:1.6) cat", "[dark]", seed=0, **told).images[0],
+        )
+        <= 1
+    )
 
 
-@pytest.mark.parametrize(("prompt", "negative", "told"), [
-    ("a cat <lora:ink:0.8>", None, r"'<lora:ink:0.8>' is not read here.*columns=\{\"ink\": \[0.8\]\} or scales=.*generate"),
-    ("a cat", "dark <lora:ink>", "'<lora:ink>' is not read here"), ("a cat AND a dog", None, "composed prompt"),
-    ("a cat", "black AND white", "write «and»"), ("a [cat:dog:0.5]", None, "prompt editing"),
-    ("a cat <hypernet:x:1>", None, "begins with one of: lora, lyco"), (["a cat", "a dog"], None, "a prompt is a text")])
+@pytest.mark.parametrize(
+    ("prompt", "negative", "told"),
+    [
+        (
+            "a cat <lora:ink:0.8>",
+            None,
+            r"'<lora:ink:0.8>' is not read here.*columns=\{\"ink\": \[0.8\]\} or scales=.*generate",
+        ),
+        ("a cat", "dark <lora:ink>", "'<lora:ink>' is not read here"),
+        ("a cat AND a dog", None, "composed prompt"),
+        ("a cat", "black AND white", "write «and»"),
+        ("a [cat:dog:0.5]", None, "prompt editing"),
+        ("a cat <hypernet:x:1>", None, "begins with one of: lora, lyco"),
+        (["a cat", "a dog"], None, "a prompt is a text"),
+    ],
+)
 def test_a_prompt_that_cannot_be_read_is_refused(pipe, prompt, negative, told):
     calls = count_passes(pipe)
     with pytest.raises(ValueError, match=told) as caught:
@@ -230,12 +334,24 @@ def test_an_axis_of_prompts_is_read_before_anything_is_drawn(pipe, what):
     assert not calls
 
 
-@pytest.mark.parametrize(("call", "told"), [
-    ({"num_images_per_prompt": 4}, r"no num_images_per_prompt=4: rows=\{\"seed\": \[0, 1, 2, 3\]\}"),
-    ({"generator": torch.Generator()}, "no generator=.*seed"), ({"output_type": "latent"}, "grid holds PIL images"),
-    ({"return_dict": False}, "returns an ImageGrid"), ({"latents": torch.zeros(1, 4, 8, 8)}, "which the axis 'seed' varies"),
-    ({"prompt_embeds": torch.zeros(1, 77, 128)}, "hands on no 'prompt_embeds'"),
-    ({"guidance": 3}, "hands on no 'guidance' to StableDiffusionPipeline; the nearest are: guidance_scale")])
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (
+            {"num_images_per_prompt": 4},
+            r"no num_images_per_prompt=4: rows=\{\"seed\": \[0, 1, 2, 3\]\}",
+        ),
+        ({"generator": torch.Generator()}, "no generator=.*seed"),
+        ({"output_type": "latent"}, "grid holds PIL images"),
+        ({"return_dict": False}, "returns an ImageGrid"),
+        ({"latents": torch.zeros(1, 4, 8, 8)}, "which the axis 'seed' varies"),
+        ({"prompt_embeds": torch.zeros(1, 77, 128)}, "hands on no 'prompt_embeds'"),
+        (
+            {"guidance": 3},
+            "hands on no 'guidance' to StableDiffusionPipeline; the nearest are: guidance_scale",
+        ),
+    ],
+)
 def test_an_argument_that_a_grid_cannot_show_is_refused(pipe, call, told):
     with pytest.raises(ValueError, match=told):
         lb.sweep(pipe, "a cat", columns={"seed": [0, 1]}, **call, **QUICK)
@@ -243,8 +359,13 @@ def test_an_argument_that_a_grid_cannot_show_is_refused(pipe, call, told):
 
 def test_arguments_at_their_usual_values_say_nothing(pipe):
     usual = dict(num_images_per_prompt=1, output_type="pil", return_dict=True, generator=None)
-    grids = [lb.sweep(pipe, "a cat", columns={"seed": [0]}, **told, **QUICK) for told in ({}, usual)]
-    assert apart(grids[0].images[0][0], grids[1].images[0][0]) == 0 and grids[0].settings == grids[1].settings
+    grids = [
+        lb.sweep(pipe, "a cat", columns={"seed": [0]}, **told, **QUICK) for told in ({}, usual)
+    ]
+    assert (
+        apart(grids[0].images[0][0], grids[1].images[0][0]) == 0
+        and grids[0].settings == grids[1].settings
+    )
 
 
 def test_a_pass_that_does_not_fit_is_halved_and_tried_again(pipe, monkeypatch):
@@ -268,7 +389,12 @@ def test_an_interrupt_keeps_what_is_drawn(pipe, monkeypatch, capsys):
     monkeypatch.setattr("lorabook.sweeps.passes.AT_ONCE", 2 * 16 * 16)
     calls = count_passes(pipe, stop_after=3)
     grid = lb.sweep(pipe, "a red cat", columns={"seed": [0, 1, 2, 3]}, **QUICK)
-    assert len(calls) == 3 and [image is None for image in grid.images[0]] == [False, False, True, True]
+    assert len(calls) == 3 and [image is None for image in grid.images[0]] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     assert not grid.is_whole and "kept" in capsys.readouterr().out and grid._repr_png_()
 
 
@@ -286,7 +412,13 @@ def test_nothing_stays_on_the_pipeline(pipe):
         lb.load_adapter(pipe, name)
     lb.set_scales(pipe, {"ink": {"unet": {"up": 0.3}, "steps": [[0, 0.5, 0.2]]}, "creatures": 0.0})
     before, image = str(lb.list_adapters(pipe)), plainly(pipe, "a red cat", 0)
-    for what, value in (("ink", 0.5), ("creatures.unet.mid", 2), ("adapter", None), ("ink:creatures", 0.5), ("scale", 2)):
+    for what, value in (
+        ("ink", 0.5),
+        ("creatures.unet.mid", 2),
+        ("adapter", None),
+        ("ink:creatures", 0.5),
+        ("scale", 2),
+    ):
         lb.sweep(pipe, "a red cat", columns={what: [value]}, **QUICK)
         assert str(lb.list_adapters(pipe)) == before
     assert apart(plainly(pipe, "a red cat", 0), image) == 0
@@ -295,42 +427,68 @@ def test_nothing_stays_on_the_pipeline(pipe):
 def test_a_saved_grid_repeats_itself(pipe, tmp_path):
     lb.load_adapter(pipe, "ink")
     lb.set_scales(pipe, {"ink": {"unet": {"up": 0.3}}})
-    grid = lb.sweep(pipe, "a red cat", columns={"seed": [0, 1]}, rows={"ink.unet.mid": [0, 2]}, negative_prompt="blue",
-                    **QUICK)
+    grid = lb.sweep(
+        pipe,
+        "a red cat",
+        columns={"seed": [0, 1]},
+        rows={"ink.unet.mid": [0, 2]},
+        negative_prompt="blue",
+        **QUICK,
+    )
     saved = lb.ImageGrid.load(grid.save(tmp_path / "grid.png"))
     assert list(saved.columns) == list(grid.columns) and list(saved.rows) == list(grid.rows)
     lb.set_scales(pipe, {"ink": 1.0})
     again = lb.sweep(pipe, **saved.settings)
-    for old, kept, new in zip(sum(grid.images, []), sum(saved.images, []), sum(again.images, []), strict=True):
+    for old, kept, new in zip(
+        sum(grid.images, []), sum(saved.images, []), sum(again.images, []), strict=True
+    ):
         assert apart(old, kept) == 0 and apart(old, new) <= 1
 
 
-@pytest.mark.parametrize(("columns", "told"), [
-    ({"sead": [1]}, "'sead' cannot vary, since the pipeline has no adapter.*load_adapter"),
-    ({"ink": [1]}, "'ink' cannot vary, since the pipeline has no adapter"),
-    ({"scale": [1]}, "'scale' cannot vary, since the pipeline has no adapter"),
-    ({"seed": []}, "'seed' has no values"), ({"seed": [0.5]}, "a seed must be a whole number from 0, not 0.5"),
-    ({"seed": [True]}, "whole number"), ({"seed": [-1]}, "whole number"), ({"seed": 3}, "must be a list, not 3"),
-    ({"prompt": "a cat"}, "must be a list"), ({"prompt": [3]}, "are texts, not 3"),
-    ({"num_inference_steps": [0]}, "whole numbers from 1"), ({"guidance_scale": [float("nan")]}, "numbers, not nan"),
-    ({"scheduler": ["dpm"]}, "unknown scheduler 'dpm'"), ({"checkpoint": [None]}, "folders or files of checkpoints"),
-    ({"seed": list(range(151))}, "would draw 151 pictures.*confirm=True")])
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"sead": [1]}, "'sead' cannot vary, since the pipeline has no adapter.*load_adapter"),
+        ({"ink": [1]}, "'ink' cannot vary, since the pipeline has no adapter"),
+        ({"scale": [1]}, "'scale' cannot vary, since the pipeline has no adapter"),
+        ({"seed": []}, "'seed' has no values"),
+        ({"seed": [0.5]}, "a seed must be a whole number from 0, not 0.5"),
+        ({"seed": [True]}, "whole number"),
+        ({"seed": [-1]}, "whole number"),
+        ({"seed": 3}, "must be a list, not 3"),
+        ({"prompt": "a cat"}, "must be a list"),
+        ({"prompt": [3]}, "are texts, not 3"),
+        ({"num_inference_steps": [0]}, "whole numbers from 1"),
+        ({"guidance_scale": [float("nan")]}, "numbers, not nan"),
+        ({"scheduler": ["dpm"]}, "unknown scheduler 'dpm'"),
+        ({"checkpoint": [None]}, "folders or files of checkpoints"),
+        ({"seed": list(range(151))}, "would draw 151 pictures.*confirm=True"),
+    ],
+)
 def test_an_axis_that_cannot_be_is_one_sentence(pipe, columns, told):
     with pytest.raises(ValueError, match=told) as caught:
         lb.sweep(pipe, "a red cat", columns=columns)
     assert len(str(caught.value)) <= 400 and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("columns", "rows", "told"), [
-    ({"sead": [1]}, None, "'sead' cannot vary; what can is prompt.*ink"),
-    ({"ink.unet.up.block_9": [1]}, None, "the model has no 'block_9'; it has: block_0"),
-    ({"ink.text": [1]}, None, "'text' is no component"), ({"ink": ["loud"]}, None, "unknown preset 'loud'"),
-    ({"ink:inkk": [1]}, None, "'inkk' cannot vary"), ({"ink:ink": [1]}, None, "no ratio of two adapters"),
-    ({"ink.steps": [(0.5, 0.2)]}, None, "is no share of the run"), ({"method": ["tiez"]}, None, "'method' are cat"),
-    ({"method": ["cat"]}, None, "blends at least two adapters; ink takes part"),
-    ({"adapter": ["ink"]}, {"ink": [1]}, "cannot be combined.*'scale'"),
-    ({"adapter": ["ink"]}, {"checkpoint": ["x"]}, "cannot be combined"),
-    ({"seed": [1]}, {"seed": [2]}, "both vary 'seed'"), ({"adapter": ["nowhere"]}, None, "nowhere")])
+@pytest.mark.parametrize(
+    ("columns", "rows", "told"),
+    [
+        ({"sead": [1]}, None, "'sead' cannot vary; what can is prompt.*ink"),
+        ({"ink.unet.up.block_9": [1]}, None, "the model has no 'block_9'; it has: block_0"),
+        ({"ink.text": [1]}, None, "'text' is no component"),
+        ({"ink": ["loud"]}, None, "unknown preset 'loud'"),
+        ({"ink:inkk": [1]}, None, "'inkk' cannot vary"),
+        ({"ink:ink": [1]}, None, "no ratio of two adapters"),
+        ({"ink.steps": [(0.5, 0.2)]}, None, "is no share of the run"),
+        ({"method": ["tiez"]}, None, "'method' are cat"),
+        ({"method": ["cat"]}, None, "blends at least two adapters; ink takes part"),
+        ({"adapter": ["ink"]}, {"ink": [1]}, "cannot be combined.*'scale'"),
+        ({"adapter": ["ink"]}, {"checkpoint": ["x"]}, "cannot be combined"),
+        ({"seed": [1]}, {"seed": [2]}, "both vary 'seed'"),
+        ({"adapter": ["nowhere"]}, None, "nowhere"),
+    ],
+)
 def test_an_axis_that_does_not_fit_the_adapters_is_one_sentence(pipe, columns, rows, told):
     lb.load_adapter(pipe, "ink")
     with pytest.raises((ValueError, FileNotFoundError), match=told) as caught:
@@ -358,9 +516,25 @@ import lorabook as lb
 grid = lb.sweep(lb.load_pipeline("tiny-sd", device="cpu"), "a red cat", columns={{"seed": [0, 1, 2]}}, num_inference_steps=2)
 numpy.save(f"{tmp_path}/{{os.environ['RANK']}}.npy", [numpy.asarray(image) for image in grid.images[0]])
 """)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    run = subprocess.run(command, capture_output=True, text=True,
-                         env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+    ]
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     first, second = (np.load(tmp_path / f"{rank}.npy") for rank in (0, 1))
-    assert first.shape[0] == 3 and np.array_equal(first, second) and not np.array_equal(first[0], first[1])
+    assert (
+        first.shape[0] == 3
+        and np.array_equal(first, second)
+        and not np.array_equal(first[0], first[1])
+    )

@@ -25,13 +25,18 @@ def make(folder, compute, count=10, key="rows"):
 
 def test_rows_come_back_as_they_were_computed(tmp_path):
     store = make(tmp_path, Counting())
-    assert torch.equal(store[torch.tensor([9, 0, 9])], torch.tensor([[9.0] * 3, [0.0] * 3, [9.0] * 3]))
+    assert torch.equal(
+        store[torch.tensor([9, 0, 9])], torch.tensor([[9.0] * 3, [0.0] * 3, [9.0] * 3])
+    )
 
 
 def test_what_is_there_is_not_computed_again(tmp_path):
     make(tmp_path, Counting())
     again = Counting()
-    assert torch.equal(make(tmp_path, again)[torch.tensor([5])], torch.full((1, 3), 5.0)) and not again.asked
+    assert (
+        torch.equal(make(tmp_path, again)[torch.tensor([5])], torch.full((1, 3), 5.0))
+        and not again.asked
+    )
 
 
 def test_a_store_cut_short_is_finished_at_the_same_borders(tmp_path):
@@ -39,7 +44,9 @@ def test_a_store_cut_short_is_finished_at_the_same_borders(tmp_path):
         make(tmp_path, Counting(stop_at=4))
     rest = Counting()
     store = make(tmp_path, rest)
-    assert rest.asked == [(4, 8), (8, 10)] and torch.equal(store[torch.arange(10)][:, 0], torch.arange(10.0))
+    assert rest.asked == [(4, 8), (8, 10)] and torch.equal(
+        store[torch.arange(10)][:, 0], torch.arange(10.0)
+    )
 
 
 def test_a_damaged_chunk_is_computed_anew(tmp_path):
@@ -63,18 +70,26 @@ def test_files_that_are_not_understood_are_rebuilt(tmp_path, name, content):
 
 def test_the_key_knows_weights_texts_and_order():
     layer, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    keys = [key_of(*parts) for parts in (("a", layer), ("a", other), ("b", layer), (layer, "a"), ("a", layer, 1))]
+    keys = [
+        key_of(*parts)
+        for parts in (("a", layer), ("a", other), ("b", layer), (layer, "a"), ("a", layer, 1))
+    ]
     assert len(set(keys)) == 5 and key_of("a", layer) == keys[0]
 
 
 def test_images_are_known_by_their_content(tmp_path):
     def stored(color):
         Image.new("RGB", (4, 4), color).save(tmp_path / "a.png")
-        return datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png")]}).cast_column("image", datasets.Image())
+        return datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png")]}).cast_column(
+            "image", datasets.Image()
+        )
 
     red, blue = images_hash(stored("red")), images_hash(stored("blue"))
     assert red != blue and images_hash(stored("red")) == red
 
 
 def test_the_folder_is_below_the_cache_that_was_named(tmp_path):
-    assert store_folder(str(tmp_path)) == tmp_path / "lorabook-arrays" and store_folder().name == "arrays"
+    assert (
+        store_folder(str(tmp_path)) == tmp_path / "lorabook-arrays"
+        and store_folder().name == "arrays"
+    )

@@ -2,10 +2,10 @@ import errno
 
 import pytest
 import torch
-from conftest import quick_config
 from safetensors.torch import load_file
 
 import lorabook as lb
+from conftest import quick_config
 from lorabook.training import callbacks as watch
 from lorabook.training import trainer as fit
 from lorabook.training.checkpoints import save_checkpoint
@@ -28,7 +28,9 @@ def stopping(monkeypatch, step):
 
 
 def test_a_stop_button_saves_and_returns_the_run_so_far(tmp_path, monkeypatch):
-    whole = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "whole"), max_train_steps=6))
+    whole = lb.train_text_to_image(
+        quick_config(output_dir=str(tmp_path / "whole"), max_train_steps=6)
+    )
     stopping(monkeypatch, 3)
     run = train(tmp_path, max_train_steps=6)
     assert not run.finished and len(run.losses) == 3 and str(run).startswith("stopped: 3 steps")
@@ -49,8 +51,11 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(tmp_path, monkeyp
         return losses(*args) * (float("nan") if len(calls) == 4 else 1)
 
     monkeypatch.setitem(fit.train.__globals__, "training_loss", spoiled)
-    with pytest.raises(FloatingPointError, match="at step 4 the loss is nan: the learning rate is usually too high, or fp16 "
-                                                 "overflows; the adapter of step 3 is kept in"):
+    with pytest.raises(
+        FloatingPointError,
+        match="at step 4 the loss is nan: the learning rate is usually too high, or fp16 "
+        "overflows; the adapter of step 3 is kept in",
+    ):
         train(tmp_path, max_train_steps=6)
     kept = load_file(tmp_path / "out/pytorch_lora_weights.safetensors")
     assert all(value.isfinite().all() for value in kept.values())
@@ -65,7 +70,10 @@ def test_a_full_disk_at_a_checkpoint_is_told_and_training_goes_on(tmp_path, monk
     monkeypatch.setattr(fit, "save_checkpoint", full)
     with pytest.warns(UserWarning, match="checkpoint 2 could not be written .No space left"):
         run = train(tmp_path, checkpointing_steps=1)
-    assert run.finished and sorted(p.name for p in run.folder.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
+    assert run.finished and sorted(p.name for p in run.folder.glob("checkpoint-*")) == [
+        "checkpoint-1",
+        "checkpoint-3",
+    ]
 
 
 def test_a_full_disk_at_the_end_writes_the_adapter_elsewhere(tmp_path, monkeypatch):
@@ -78,9 +86,14 @@ def test_a_full_disk_at_the_end_writes_the_adapter_elsewhere(tmp_path, monkeypat
         return write(folder, *args)
 
     monkeypatch.setattr(fit, "write_lora", full)
-    with pytest.warns(UserWarning, match="cannot take the adapter .No space left on device.; it is written to"):
+    with pytest.warns(
+        UserWarning, match="cannot take the adapter .No space left on device.; it is written to"
+    ):
         run = train(tmp_path)
-    assert run.adapter == tmp_path / "spare/out/pytorch_lora_weights.safetensors" and run.adapter.is_file()
+    assert (
+        run.adapter == tmp_path / "spare/out/pytorch_lora_weights.safetensors"
+        and run.adapter.is_file()
+    )
 
 
 def test_a_failing_push_keeps_the_run(tmp_path, monkeypatch):
@@ -100,7 +113,10 @@ def test_what_a_run_will_take_is_told(tmp_path, capsys, monkeypatch):
     stopping(monkeypatch, 12)
     train(tmp_path, max_train_steps=6000, train_batch_size=1)
     told = capsys.readouterr()
-    assert "6 images, 6000 steps of 1 (1000.0 epochs); 38,656 parameters learn, an adapter of 0.2 MB; about" in told.out
+    assert (
+        "6 images, 6000 steps of 1 (1000.0 epochs); 38,656 parameters learn, an adapter of 0.2 MB; about"
+        in told.out
+    )
     assert "s a step; about" in told.out + told.err and "minutes to go" in told.out + told.err
 
 

@@ -2,17 +2,31 @@ import shutil
 
 import pytest
 import torch
-from conftest import quick_config
 from safetensors.torch import load_file
 
 import lorabook as lb
-from lorabook.training.checkpoints import SUMS, Progress, find_checkpoint, pack, save_checkpoint, unpack
+from conftest import quick_config
+from lorabook.training.checkpoints import (
+    SUMS,
+    Progress,
+    find_checkpoint,
+    pack,
+    save_checkpoint,
+    unpack,
+)
 from lorabook.training.validation import FilmStrip
 
 
 def saved(folder, step, identity=None, limit=None):
-    progress = Progress(step, [{"step": step, "loss": 0.5}], {"weights/a": torch.full((2,), float(step))}, {"seed": 3})
-    return save_checkpoint(folder, progress, identity or {"rank": 4}, lambda target: _adapter(target), limit)
+    progress = Progress(
+        step,
+        [{"step": step, "loss": 0.5}],
+        {"weights/a": torch.full((2,), float(step))},
+        {"seed": 3},
+    )
+    return save_checkpoint(
+        folder, progress, identity or {"rank": 4}, lambda target: _adapter(target), limit
+    )
 
 
 def _adapter(target):
@@ -27,7 +41,11 @@ def test_latest_is_the_newest_by_number(tmp_path):
     for step in (9, 10, 2):
         saved(tmp_path, step)
     progress = found(tmp_path)
-    assert progress.step == 10 and progress.history == [{"step": 10, "loss": 0.5}] and progress.numbers == {"seed": 3}
+    assert (
+        progress.step == 10
+        and progress.history == [{"step": 10, "loss": 0.5}]
+        and progress.numbers == {"seed": 3}
+    )
     assert progress.tensors["weights/a"].tolist() == [10, 10]
 
 
@@ -47,7 +65,9 @@ def test_one_that_is_not_there_is_an_error_that_lists_what_is(tmp_path):
         found(tmp_path, "checkpoint-7")
 
 
-@pytest.mark.parametrize("name", ["training_state.safetensors", "history.json", "pytorch_lora_weights.safetensors", SUMS])
+@pytest.mark.parametrize(
+    "name", ["training_state.safetensors", "history.json", "pytorch_lora_weights.safetensors", SUMS]
+)
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, name, damage):
     saved(tmp_path, 4)
@@ -55,7 +75,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, nam
     content = path.read_bytes()
     path.unlink()
     if damage != "gone":
-        path.write_bytes(content[:len(content) // 2] if damage == "cut" else content[:-3] + b"xyz")
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else content[:-3] + b"xyz")
     with pytest.warns(UserWarning, match="checkpoint-8 is damaged.*one before"):
         assert found(tmp_path).step == 4
 
@@ -102,9 +122,16 @@ def test_an_optimiser_goes_on_to_the_same_bits(kind, tmp_path):
     def make():
         torch.manual_seed(0)
         weight = torch.nn.Parameter(torch.randn(4, 3))
-        optimizer = {"AdamW": lambda: torch.optim.AdamW([weight], 0.1, fused=True), "Prodigy": lambda: prodigy([weight]),
-                     "SGD": lambda: torch.optim.SGD([weight], 0.1, momentum=0.9)}[kind]()
-        return weight, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+        optimizer = {
+            "AdamW": lambda: torch.optim.AdamW([weight], 0.1, fused=True),
+            "Prodigy": lambda: prodigy([weight]),
+            "SGD": lambda: torch.optim.SGD([weight], 0.1, momentum=0.9),
+        }[kind]()
+        return (
+            weight,
+            optimizer,
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step),
+        )
 
     def steps(weight, optimizer, schedule, numbers):
         for number in numbers:
@@ -118,59 +145,92 @@ def test_an_optimiser_goes_on_to_the_same_bits(kind, tmp_path):
     save_checkpoint(tmp_path, progress, {}, _adapter, None)
     steps(weight, optimizer, schedule, range(3, 6))
     other, optimizer, schedule = make()
-    unpack(find_checkpoint(tmp_path, "latest", {}), {"w": other}, optimizer=optimizer, schedule=schedule)
+    unpack(
+        find_checkpoint(tmp_path, "latest", {}),
+        {"w": other},
+        optimizer=optimizer,
+        schedule=schedule,
+    )
     steps(other, optimizer, schedule, range(3, 6))
     assert torch.equal(weight, other)
 
 
 def test_a_run_that_goes_on_ends_in_the_same_weights_and_losses(tmp_path):
-    told = dict(max_train_steps=6, checkpointing_steps=2, lr_scheduler="cosine", lr_warmup_steps=1, lora_dropout=0.1,
-                random_flip=True, gradient_accumulation_steps=2, validation_split=0.34)
+    told = dict(
+        max_train_steps=6,
+        checkpointing_steps=2,
+        lr_scheduler="cosine",
+        lr_warmup_steps=1,
+        lora_dropout=0.1,
+        random_flip=True,
+        gradient_accumulation_steps=2,
+        validation_split=0.34,
+    )
     whole = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "a"), **told))
     shutil.copytree(tmp_path / "a/checkpoint-2", tmp_path / "b/checkpoint-2")
-    rest = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "b"), resume_from_checkpoint="latest", **told))
+    rest = lb.train_text_to_image(
+        quick_config(output_dir=str(tmp_path / "b"), resume_from_checkpoint="latest", **told)
+    )
     first, second = load_file(whole.adapter), load_file(rest.adapter)
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert rest.losses == whole.losses and rest.validation_losses == whole.validation_losses
 
 
 def test_a_checkpoints_adapter_can_be_used_at_once(tmp_path, pipe):
-    lb.train_text_to_image(quick_config(output_dir=str(tmp_path), checkpointing_steps=1, checkpoints_total_limit=2))
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    lb.train_text_to_image(
+        quick_config(output_dir=str(tmp_path), checkpointing_steps=1, checkpoints_total_limit=2)
+    )
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-3",
+    ]
     assert lb.load_adapter(pipe, tmp_path / "checkpoint-2").rank == 2
 
 
 def test_after_the_last_step_latest_is_at_its_end(tmp_path):
     first = lb.train_text_to_image(quick_config(output_dir=str(tmp_path)))
-    again = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), resume_from_checkpoint="latest"))
+    again = lb.train_text_to_image(
+        quick_config(output_dir=str(tmp_path), resume_from_checkpoint="latest")
+    )
     assert again.losses == first.losses and again.finished
 
 
 def test_a_run_can_be_made_longer(tmp_path):
     lb.train_text_to_image(quick_config(output_dir=str(tmp_path)))
-    longer = quick_config(output_dir=str(tmp_path), resume_from_checkpoint="latest", max_train_steps=5)
+    longer = quick_config(
+        output_dir=str(tmp_path), resume_from_checkpoint="latest", max_train_steps=5
+    )
     assert len(lb.train_text_to_image(longer).losses) == 5
 
 
 def test_other_settings_do_not_go_on_with_a_run(tmp_path):
     lb.train_text_to_image(quick_config(output_dir=str(tmp_path)))
-    with pytest.raises(ValueError, match="another run: rank is 2 there and 4 here; give the same settings"):
-        lb.train_text_to_image(quick_config(output_dir=str(tmp_path), rank=4, resume_from_checkpoint="latest"))
+    with pytest.raises(
+        ValueError, match="another run: rank is 2 there and 4 here; give the same settings"
+    ):
+        lb.train_text_to_image(
+            quick_config(output_dir=str(tmp_path), rank=4, resume_from_checkpoint="latest")
+        )
 
 
 def test_an_optimisers_state_of_an_unknown_type_is_an_error():
     class Odd:
         def state_dict(self):
             return {"state": {"step": {1, 2}}}
+
     with pytest.raises(ValueError, match="cannot hold odd/state/step, which is of type set"):
         pack({}, odd=Odd())
 
 
 def test_going_on_with_other_steps_under_a_schedule_that_counts_them_says_so(tmp_path):
-    told = dict(output_dir=str(tmp_path), lr_scheduler="cosine", lr_warmup_steps=0, checkpointing_steps=1)
+    told = dict(
+        output_dir=str(tmp_path), lr_scheduler="cosine", lr_warmup_steps=0, checkpointing_steps=1
+    )
     lb.train_text_to_image(quick_config(max_train_steps=1, **told))
     with pytest.warns(UserWarning, match="had 1 steps and now has 2.*cosine schedule"):
-        lb.train_text_to_image(quick_config(max_train_steps=2, resume_from_checkpoint="latest", **told))
+        lb.train_text_to_image(
+            quick_config(max_train_steps=2, resume_from_checkpoint="latest", **told)
+        )
 
 
 def test_a_fresh_run_puts_the_pictures_of_an_earlier_one_aside(tmp_path):
@@ -178,5 +238,7 @@ def test_a_fresh_run_puts_the_pictures_of_an_earlier_one_aside(tmp_path):
     for number in (1, 2):
         (tmp_path / "validation/step-000005_seed-0.png").write_text(str(number))
         FilmStrip("a cat", [0], tmp_path, None, 0)
-        assert (tmp_path / f"validation/earlier-{number}/step-000005_seed-0.png").read_text() == str(number)
+        assert (
+            tmp_path / f"validation/earlier-{number}/step-000005_seed-0.png"
+        ).read_text() == str(number)
     assert not list((tmp_path / "validation").glob("*.png"))

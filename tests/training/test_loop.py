@@ -2,10 +2,10 @@ import signal
 
 import pytest
 import torch
-from conftest import quick_config
 from safetensors.torch import load_file
 
 import lorabook as lb
+from conftest import quick_config
 from lorabook.training.callbacks import Watch
 from lorabook.training.loop import held_interrupts
 
@@ -16,11 +16,14 @@ def losses(folder, **changes):
 
 def test_clipping_clips(tmp_path, monkeypatch):
     from accelerate import Accelerator
+
     norms, clip = [], Accelerator.clip_grad_norm_
 
     def spy(self, parameters, max_norm, *args):
         clip(self, parameters, max_norm, *args)
-        norms.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm().item())
+        norms.append(
+            torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm().item()
+        )
 
     monkeypatch.setattr(Accelerator, "clip_grad_norm_", spy)
     losses(tmp_path, max_grad_norm=1e-3)
@@ -28,27 +31,40 @@ def test_clipping_clips(tmp_path, monkeypatch):
 
 
 def test_the_rate_falls_along_a_cosine(tmp_path):
-    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), lr_scheduler="cosine", lr_warmup_steps=0,
-                                              max_train_steps=4))
+    run = lb.train_text_to_image(
+        quick_config(
+            output_dir=str(tmp_path), lr_scheduler="cosine", lr_warmup_steps=0, max_train_steps=4
+        )
+    )
     rates = [record["learning_rate"] for record in run.history]
     assert rates[0] == 1e-3 and rates == sorted(rates, reverse=True)
 
 
 def test_with_the_cache_on_or_off_the_losses_are_the_same_step_by_step(tmp_path):
     told = dict(random_flip=True, caption_dropout=0.3, noise_offset=0.1, max_train_steps=6)
-    kept, anew = (losses(tmp_path / str(flag), cache_latents=flag, **told) for flag in (True, False))
+    kept, anew = (
+        losses(tmp_path / str(flag), cache_latents=flag, **told) for flag in (True, False)
+    )
     assert kept == pytest.approx(anew, rel=1e-4)
 
 
 def test_a_step_of_accumulated_batches_has_their_mean_loss(tmp_path):
     apart = losses(tmp_path / "a", max_train_steps=4, learning_rate=1e-12)
-    together = losses(tmp_path / "b", max_train_steps=2, learning_rate=1e-12, gradient_accumulation_steps=2)
+    together = losses(
+        tmp_path / "b", max_train_steps=2, learning_rate=1e-12, gradient_accumulation_steps=2
+    )
     assert together == pytest.approx([sum(apart[:2]) / 2, sum(apart[2:]) / 2], rel=1e-5)
 
 
 def test_a_checkpointed_gradient_is_the_same_gradient(tmp_path):
-    plain, saved = (load_file(lb.train_text_to_image(quick_config(
-        output_dir=str(tmp_path / str(flag)), gradient_checkpointing=flag)).adapter) for flag in (False, True))
+    plain, saved = (
+        load_file(
+            lb.train_text_to_image(
+                quick_config(output_dir=str(tmp_path / str(flag)), gradient_checkpointing=flag)
+            ).adapter
+        )
+        for flag in (False, True)
+    )
     assert all(torch.allclose(plain[key], saved[key], atol=1e-4) for key in plain)
 
 

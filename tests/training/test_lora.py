@@ -5,12 +5,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from conftest import quick_config
-from loopback_hub import TOKEN, LoopbackHub
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import lorabook as lb
+from conftest import quick_config
+from loopback_hub import TOKEN, LoopbackHub
 from lorabook.blocks import block_of
 from lorabook.live.layers import layers_of
 from lorabook.training.families import family_of
@@ -19,13 +19,18 @@ from lorabook.worlds import DATA
 
 
 def test_only_the_named_blocks_are_adapted(tmp_path, pipe):
-    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "x"), target_blocks=["mid", "up.1"], target="all"))
+    run = lb.train_text_to_image(
+        quick_config(output_dir=str(tmp_path / "x"), target_blocks=["mid", "up.1"], target="all")
+    )
     lb.load_adapter(pipe, run, "x")
     assert {block_of(name) for name in layers_of(pipe, "x")["unet"]} == {"mid", "up.1"}
 
 
 def test_a_rank_larger_than_a_layer_names_the_layer_and_the_most(pipe):
-    with pytest.raises(ValueError, match=r"rank 33 is larger than layer down_blocks.0.* of shape \(32, 32\).*up to 32"):
+    with pytest.raises(
+        ValueError,
+        match=r"rank 33 is larger than layer down_blocks.0.* of shape \(32, 32\).*up to 32",
+    ):
         chosen_layers(pipe.unet, quick_config(rank=33))
 
 
@@ -39,14 +44,21 @@ def test_only_lora_learns_and_in_float32(pipe):
 
 
 def test_a_dora_is_trained_and_loads(tmp_path, pipe):
-    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "dora"), use_dora=True, target="attention+ff"))
+    run = lb.train_text_to_image(
+        quick_config(output_dir=str(tmp_path / "dora"), use_dora=True, target="attention+ff")
+    )
     assert sum("magnitude" in key for key in load_file(run.adapter)) == 160
     assert lb.load_adapter(pipe, run, "x").kinds == ("DoRA", "LoRA")
 
 
 def test_kohyas_keys_hold_the_same_weights_and_the_alpha(tmp_path):
-    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), output_kohya_format=True, alpha=6.0))
-    ours, kohya = load_file(run.adapter), load_file(run.folder / "pytorch_lora_weights_kohya.safetensors")
+    run = lb.train_text_to_image(
+        quick_config(output_dir=str(tmp_path), output_kohya_format=True, alpha=6.0)
+    )
+    ours, kohya = (
+        load_file(run.adapter),
+        load_file(run.folder / "pytorch_lora_weights_kohya.safetensors"),
+    )
     key = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
     flat = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     assert torch.equal(ours[key], kohya[f"{flat}.lora_down.weight"]) and kohya[f"{flat}.alpha"] == 6
@@ -54,37 +66,67 @@ def test_kohyas_keys_hold_the_same_weights_and_the_alpha(tmp_path):
 
 
 def test_kohyas_file_loads_in_diffusers_to_the_same_picture(tmp_path, pipe):
-    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), output_kohya_format=True, alpha=6.0,
-                                              learning_rate=0.1))
+    run = lb.train_text_to_image(
+        quick_config(
+            output_dir=str(tmp_path), output_kohya_format=True, alpha=6.0, learning_rate=0.1
+        )
+    )
     pictures = []
     for name in (run.adapter.name, "pytorch_lora_weights_kohya.safetensors"):
         pipe.load_lora_weights(str(tmp_path), weight_name=name)
-        pictures.append(pipe("a red cat", num_inference_steps=2, output_type="np",
-                             generator=torch.Generator().manual_seed(0)).images)
+        pictures.append(
+            pipe(
+                "a red cat",
+                num_inference_steps=2,
+                output_type="np",
+                generator=torch.Generator().manual_seed(0),
+            ).images
+        )
         pipe.unload_lora_weights()
     assert abs(pictures[0] - pictures[1]).max() < 0.02
 
 
-def test_an_adapter_names_no_folder_of_this_machine_and_neither_does_what_is_pushed(tmp_path, creature_folder, monkeypatch):
+def test_an_adapter_names_no_folder_of_this_machine_and_neither_does_what_is_pushed(
+    tmp_path, creature_folder, monkeypatch
+):
     base = tmp_path / "models/my-base"
     shutil.copytree(DATA / "tiny-sd", base)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with LoopbackHub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        run = lb.train_text_to_image(quick_config(
-            pretrained_model_name_or_path=str(base), dataset_name=None, train_data_dir=str(creature_folder),
-            max_train_steps=1, output_dir=str(tmp_path / "secret-run"), cache_dir=str(tmp_path / "secret-cache"),
-            output_kohya_format=True, pretrained_vae_model_name_or_path=str(base / "vae"), alpha=6.0,
-            push_to_hub=True, hub_model_id="mine"))
+        run = lb.train_text_to_image(
+            quick_config(
+                pretrained_model_name_or_path=str(base),
+                dataset_name=None,
+                train_data_dir=str(creature_folder),
+                max_train_steps=1,
+                output_dir=str(tmp_path / "secret-run"),
+                cache_dir=str(tmp_path / "secret-cache"),
+                output_kohya_format=True,
+                pretrained_vae_model_name_or_path=str(base / "vae"),
+                alpha=6.0,
+                push_to_hub=True,
+                hub_model_id="mine",
+            )
+        )
         sent = [content for files in hub.repos.values() for content in files.values()]
     written = [path.read_bytes() for path in run.folder.rglob("pytorch_lora_weights*.safetensors")]
     assert len(written) == 4 and len(sent) == 2
     for content in (*written, *sent):
-        assert not any(part.encode() in content for part in (*tmp_path.parts[2:], str(Path.home()), "secret-"))
+        assert not any(
+            part.encode() in content for part in (*tmp_path.parts[2:], str(Path.home()), "secret-")
+        )
     with safe_open(run.adapter, "pt") as file:
         metadata = file.metadata()
     training, lora = json.loads(metadata["training"]), json.loads(metadata["lora_adapter_metadata"])
-    assert (metadata["base_model"], training["pretrained_model_name_or_path"]) == ("my-base", "my-base")
+    assert (metadata["base_model"], training["pretrained_model_name_or_path"]) == (
+        "my-base",
+        "my-base",
+    )
     assert (lora["unet.r"], lora["unet.lora_alpha"]) == (2, 6.0)
-    assert (training["rank"], training["learning_rate"], training["max_train_steps"]) == (2, 1e-3, 1)
+    assert (training["rank"], training["learning_rate"], training["max_train_steps"]) == (
+        2,
+        1e-3,
+        1,
+    )
     assert f"--output_dir={run.folder}" in (run.folder / "command.txt").read_text()

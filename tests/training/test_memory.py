@@ -6,12 +6,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import quick_config, quick_dreambooth
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 import lorabook as lb
+from conftest import quick_config, quick_dreambooth
 from lorabook.training.families import StableDiffusion, family_of
 from lorabook.training.memory import input_casts, placed
 from lorabook.training.prefetch import ahead
@@ -31,14 +31,18 @@ def places(monkeypatch):
         place.update(before)
 
     from contextlib import contextmanager
+
     for module in ("fit", "watch", "estimate"):
         monkeypatch.setattr(f"lorabook.training.{module}.placed", contextmanager(record))
     predict, draw = StableDiffusion.predict, FilmStrip.draw
 
     def note(what, call):
         def noted(*arguments):
-            seen.append((what, tuple(sorted(part for part, where in place.items() if where == "aside"))))
+            seen.append(
+                (what, tuple(sorted(part for part, where in place.items() if where == "aside")))
+            )
             return call(*arguments)
+
         return noted
 
     monkeypatch.setattr(StableDiffusion, "predict", note("step", predict))
@@ -47,13 +51,26 @@ def places(monkeypatch):
 
 
 def test_what_is_encoded_once_leaves_the_device_and_comes_back_for_pictures(tmp_path, places):
-    lb.train_text_to_image(quick_config(output_dir=str(tmp_path), max_train_steps=1, validation_prompt="a cat",
-                                        num_validation_images=1))
-    assert places == [("step", ("text_encoder", "vae")), ("picture", ()),
-                      ("step", ("text_encoder", "vae")), ("picture", ())]
+    lb.train_text_to_image(
+        quick_config(
+            output_dir=str(tmp_path),
+            max_train_steps=1,
+            validation_prompt="a cat",
+            num_validation_images=1,
+        )
+    )
+    assert places == [
+        ("step", ("text_encoder", "vae")),
+        ("picture", ()),
+        ("step", ("text_encoder", "vae")),
+        ("picture", ()),
+    ]
 
 
-@pytest.mark.parametrize(("changes", "aside"), [(dict(train_text_encoder=True), ("vae",)), (dict(cache_latents=False), ())])
+@pytest.mark.parametrize(
+    ("changes", "aside"),
+    [(dict(train_text_encoder=True), ("vae",)), (dict(cache_latents=False), ())],
+)
 def test_what_encodes_or_learns_at_each_step_stays(tmp_path, places, changes, aside):
     lb.train_dreambooth(quick_dreambooth(output_dir=str(tmp_path), max_train_steps=1, **changes))
     assert places[-1] == ("step", aside)
@@ -63,7 +80,11 @@ def test_parts_are_elsewhere_inside_the_block_and_back_after_it(pipe):
     family, where = family_of(pipe), []
     to = torch.nn.Module.to
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.Module, "to", lambda self, *told: where.append((type(self), *told)) or to(self, *told))
+        patch.setattr(
+            torch.nn.Module,
+            "to",
+            lambda self, *told: where.append((type(self), *told)) or to(self, *told),
+        )
         with placed(family, ["text_encoder"], "cpu"):
             where.append("inside")
     assert where == [(CLIPTextModel, "cpu"), "inside", (CLIPTextModel, torch.device("cpu"))]
@@ -73,7 +94,9 @@ def test_an_input_that_is_not_cast_gives_the_same_numbers_in_half_precision(smal
     def predicted(cast):
         with input_casts([small.unet], cast), torch.autocast("cpu", torch.bfloat16):
             small.unet.zero_grad()
-            out = small.unet(torch.ones(1, 4, 16, 16).bfloat16(), 5, torch.ones(1, 8, 128).bfloat16()).sample
+            out = small.unet(
+                torch.ones(1, 4, 16, 16).bfloat16(), 5, torch.ones(1, 8, 128).bfloat16()
+            ).sample
             out.float().square().mean().backward()
         return [out, *(p.grad for name, p in small.unet.named_parameters() if "lora_" in name)]
 
@@ -82,7 +105,10 @@ def test_an_input_that_is_not_cast_gives_the_same_numbers_in_half_precision(smal
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
             parameter.data = parameter.data.float()
-    assert all(torch.equal(one, other) for one, other in zip(predicted(True), predicted(False), strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(predicted(True), predicted(False), strict=True)
+    )
 
 
 def test_reading_ahead_keeps_the_order_and_the_errors():
@@ -99,9 +125,13 @@ def test_reading_ahead_keeps_the_order_and_the_errors():
 
 def test_a_run_that_reads_ahead_makes_the_same_adapter(tmp_path, monkeypatch):
     told = dict(random_flip=True, caption_dropout=0.3)
-    plain = load_file(lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "a"), **told)).adapter)
+    plain = load_file(
+        lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "a"), **told)).adapter
+    )
     monkeypatch.setattr("lorabook.training.dataset.reads_ahead", lambda device: True)
-    read = load_file(lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "b"), **told)).adapter)
+    read = load_file(
+        lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "b"), **told)).adapter
+    )
     assert all(torch.equal(plain[key], read[key]) for key in plain)
 
 
@@ -109,14 +139,28 @@ def test_a_compiled_run_makes_the_same_adapter_to_rounding(tmp_path, small, monk
     shutil.copytree(DATA / "tiny-sd", tmp_path / "base")
     UNet2DConditionModel.from_config(small.unet.config).save_pretrained(tmp_path / "base/unet")
     compiled, compile_blocks = [], UNet2DConditionModel.compile_repeated_blocks
-    monkeypatch.setattr(UNet2DConditionModel, "compile_repeated_blocks",
-                        lambda unet: compiled.append(compile_blocks(unet, backend="eager")))
-    told = dict(pretrained_model_name_or_path=str(tmp_path / "base"), validation_prompt="a cat", num_validation_images=1,
-                max_train_steps=2, gradient_checkpointing=True)
-    plain, fast = (lb.train_text_to_image(quick_config(output_dir=str(tmp_path / str(flag)), compile=flag, **told))
-                   for flag in (False, True))
+    monkeypatch.setattr(
+        UNet2DConditionModel,
+        "compile_repeated_blocks",
+        lambda unet: compiled.append(compile_blocks(unet, backend="eager")),
+    )
+    told = dict(
+        pretrained_model_name_or_path=str(tmp_path / "base"),
+        validation_prompt="a cat",
+        num_validation_images=1,
+        max_train_steps=2,
+        gradient_checkpointing=True,
+    )
+    plain, fast = (
+        lb.train_text_to_image(
+            quick_config(output_dir=str(tmp_path / str(flag)), compile=flag, **told)
+        )
+        for flag in (False, True)
+    )
     one, other = load_file(plain.adapter), load_file(fast.adapter)
-    assert len(compiled) == 1 and all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+    assert len(compiled) == 1 and all(
+        torch.allclose(one[key], other[key], atol=1e-5) for key in one
+    )
     assert one.keys() == other.keys() and fast.losses == pytest.approx(plain.losses, rel=1e-4)
 
 
@@ -124,9 +168,14 @@ def test_a_run_leaves_the_process_as_it_was(tmp_path):
     own = Accelerator(gradient_accumulation_steps=7)
     torch.backends.cuda.matmul.allow_tf32 = False
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    lb.train_text_to_image(quick_config(output_dir=str(tmp_path), max_train_steps=1, allow_tf32=True,
-                                        mixed_precision="bf16"))
+    lb.train_text_to_image(
+        quick_config(
+            output_dir=str(tmp_path), max_train_steps=1, allow_tf32=True, mixed_precision="bf16"
+        )
+    )
     assert own.mixed_precision == "no" and own.gradient_accumulation_steps == 7
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
-    assert before[2] == np.random.get_state()[1].tolist() and not torch.backends.cuda.matmul.allow_tf32
+    assert (
+        before[2] == np.random.get_state()[1].tolist() and not torch.backends.cuda.matmul.allow_tf32
+    )
     AcceleratorState._reset_state(reset_partial_state=True)

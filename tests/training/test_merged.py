@@ -1,7 +1,7 @@
 import torch
-from conftest import quick_config
 
 import lorabook as lb
+from conftest import quick_config
 from lorabook.training import trainer as fit
 from lorabook.training.families import family_of
 from lorabook.training.lora import add_lora, trained
@@ -14,7 +14,10 @@ def gradients(pipe, **changes):
     for name, parameter in trained(carriers):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
-    noisy, prompts = torch.randn(2, 4, 16, 16), pipe.encode_prompt(["a cat"] * 2, "cpu", 1, False)[0]
+    noisy, prompts = (
+        torch.randn(2, 4, 16, 16),
+        pipe.encode_prompt(["a cat"] * 2, "cpu", 1, False)[0],
+    )
 
     def once():
         pipe.unet.zero_grad()
@@ -46,7 +49,15 @@ def test_nothing_is_left_on_the_layers(pipe):
 
 def test_a_run_learns_the_same_with_and_without(tmp_path, monkeypatch):
     from contextlib import nullcontext
+
     ours = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "a"), max_train_steps=6))
     monkeypatch.setattr(fit, "merged_products", lambda models: nullcontext())
-    assert torch.allclose(torch.tensor(ours.losses), torch.tensor(lb.train_text_to_image(
-        quick_config(output_dir=str(tmp_path / "b"), max_train_steps=6)).losses), rtol=1e-3)
+    assert torch.allclose(
+        torch.tensor(ours.losses),
+        torch.tensor(
+            lb.train_text_to_image(
+                quick_config(output_dir=str(tmp_path / "b"), max_train_steps=6)
+            ).losses
+        ),
+        rtol=1e-3,
+    )

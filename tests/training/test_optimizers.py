@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import quick_config, quick_dreambooth
 
+from conftest import quick_config, quick_dreambooth
 from lorabook.training.optimizers import check_optimizer, make_optimizer, make_schedule, steps_in
 
 
@@ -11,7 +11,9 @@ def parts():
 
 def test_scale_lr_multiplies_by_batch_accumulation_and_processes():
     config = quick_config(scale_lr=True, gradient_accumulation_steps=4)
-    assert [g["lr"] for g in make_optimizer(parts(), config, processes=2).param_groups] == [1e-3 * 4 * 2 * 2] * 2
+    assert [g["lr"] for g in make_optimizer(parts(), config, processes=2).param_groups] == [
+        1e-3 * 4 * 2 * 2
+    ] * 2
 
 
 def test_text_encoders_have_a_rate_and_a_decay_of_their_own():
@@ -22,14 +24,23 @@ def test_text_encoders_have_a_rate_and_a_decay_of_their_own():
 
 def test_prodigy_takes_its_own_settings():
     pytest.importorskip("prodigyopt")
-    config = quick_dreambooth(optimizer="prodigy", learning_rate=1.0, adam_weight_decay=0.1, prodigy_safeguard_warmup=False)
+    config = quick_dreambooth(
+        optimizer="prodigy",
+        learning_rate=1.0,
+        adam_weight_decay=0.1,
+        prodigy_safeguard_warmup=False,
+    )
     optimizer = make_optimizer(parts(), config)
-    assert type(optimizer).__name__ == "Prodigy" and not optimizer.param_groups[0]["safeguard_warmup"]
+    assert (
+        type(optimizer).__name__ == "Prodigy" and not optimizer.param_groups[0]["safeguard_warmup"]
+    )
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="bitsandbytes, which is not installed: pip install 'lorabook\\[lowbit\\]'"):
+    with pytest.raises(
+        ValueError, match="bitsandbytes, which is not installed: pip install 'lorabook\\[lowbit\\]'"
+    ):
         check_optimizer(quick_config(use_8bit_adam=True))
 
 
@@ -41,9 +52,15 @@ def test_warmup_rises_and_a_cosine_falls():
         rates.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-    assert rates[0] == 0 and rates[2] == max(rates) == 1e-3 and rates[2:] == sorted(rates[2:], reverse=True)
+    assert (
+        rates[0] == 0
+        and rates[2] == max(rates) == 1e-3
+        and rates[2:] == sorted(rates[2:], reverse=True)
+    )
 
 
 def test_steps_count_whole_accumulations():
-    assert steps_in(quick_config(max_train_steps=None, num_train_epochs=3, gradient_accumulation_steps=4), 10) == (9, 3)
+    assert steps_in(
+        quick_config(max_train_steps=None, num_train_epochs=3, gradient_accumulation_steps=4), 10
+    ) == (9, 3)
     assert steps_in(quick_config(max_train_steps=7), 10) == (7, 10)

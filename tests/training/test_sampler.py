@@ -5,19 +5,25 @@ from lorabook.training.sampler import Batches, Order, seed_of
 
 def test_every_example_comes_once_an_epoch_in_another_order_each_time():
     order = Order(seed=0, groups=(12,), batch=4)
-    first, second = (torch.cat([order.rows(number) for number in range(start, start + 3)]) for start in (0, 3))
+    first, second = (
+        torch.cat([order.rows(number) for number in range(start, start + 3)]) for start in (0, 3)
+    )
     assert order.batches == 3 and first.tolist() != second.tolist()
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(12))
 
 
 def test_processes_share_what_one_process_does_alone():
     alone = Order(seed=3, groups=(7, 5), batch=4)
-    parts = [Order(seed=3, groups=(7, 5), batch=2, process=process, processes=2) for process in range(2)]
+    parts = [
+        Order(seed=3, groups=(7, 5), batch=2, process=process, processes=2) for process in range(2)
+    ]
     for number in range(6):
         whole = alone.rows(number).view(2, 4)
         assert torch.equal(whole, torch.cat([part.rows(number).view(2, 2) for part in parts], 1))
         whole = alone.draws(number, 2).normal(3).view(2, 4, 3)
-        assert torch.equal(whole, torch.cat([part.draws(number, 2).normal(3).view(2, 2, 3) for part in parts], 1))
+        assert torch.equal(
+            whole, torch.cat([part.draws(number, 2).normal(3).view(2, 2, 3) for part in parts], 1)
+        )
 
 
 def test_groups_stand_behind_each_other_and_the_smaller_one_comes_round_again():

@@ -1,4 +1,5 @@
 """Keys of adapter files, taken apart: which component, which layer, which of its tensors."""
+
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -7,30 +8,65 @@ from lorabook.lora.formats.names import diffusers_name, dotted, text_name
 
 _NAME = r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?"  # of the adapter, which PEFT's own state dict has in its keys
 # what stands at the end of a key, and the tensor's role; the first that fits counts
-_ROLES = [(re.compile(pattern + "$"), role) for pattern, role in (
-    (rf"\.lora_A{_NAME}(?:\.weight)?", "down"), (rf"\.lora_B{_NAME}(?:\.weight)?", "up"),
-    (rf"\.lora_magnitude_vector{_NAME}(?:\.weight)?", "vector"),
-    (r"\.lora_down\.weight", "down"), (r"\.lora_up\.weight", "up"), (r"\.lora_mid\.weight", "mid"),
-    (r"(?:\.lora|\.lora_linear_layer|_lora)\.down\.weight", "down"),
-    (r"(?:\.lora|\.lora_linear_layer|_lora)\.up\.weight", "up"),
-    (r"(?:\.lora|\.lora_linear_layer|_lora)?\.alpha", "alpha"), (r"\.(?:dora_scale|magnitude)", "magnitude"),
-    (rf"\.hada_(?P<role>w1_a|w1_b|w2_a|w2_b|t1|t2){_NAME}", None),
-    (rf"\.lokr_(?P<role>w1|w2|w1_a|w1_b|w2_a|w2_b|t2){_NAME}", None), (r"\.(?P<role>diff)", None))]
-_FLAT = {"lora_unet_": "unet", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3",
-         "lora_te_": "text_encoder", "lora_transformer_": "transformer", "lycoris_": None}
+_ROLES = [
+    (re.compile(pattern + "$"), role)
+    for pattern, role in (
+        (rf"\.lora_A{_NAME}(?:\.weight)?", "down"),
+        (rf"\.lora_B{_NAME}(?:\.weight)?", "up"),
+        (rf"\.lora_magnitude_vector{_NAME}(?:\.weight)?", "vector"),
+        (r"\.lora_down\.weight", "down"),
+        (r"\.lora_up\.weight", "up"),
+        (r"\.lora_mid\.weight", "mid"),
+        (r"(?:\.lora|\.lora_linear_layer|_lora)\.down\.weight", "down"),
+        (r"(?:\.lora|\.lora_linear_layer|_lora)\.up\.weight", "up"),
+        (r"(?:\.lora|\.lora_linear_layer|_lora)?\.alpha", "alpha"),
+        (r"\.(?:dora_scale|magnitude)", "magnitude"),
+        (rf"\.hada_(?P<role>w1_a|w1_b|w2_a|w2_b|t1|t2){_NAME}", None),
+        (rf"\.lokr_(?P<role>w1|w2|w1_a|w1_b|w2_a|w2_b|t2){_NAME}", None),
+        (r"\.(?P<role>diff)", None),
+    )
+]
+_FLAT = {
+    "lora_unet_": "unet",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
+    "lora_te_": "text_encoder",
+    "lora_transformer_": "transformer",
+    "lycoris_": None,
+}
 # None stands for wrappers, which say nothing of the component
-_DOTTED = {"base_model.model.": None, "module.": None, "_orig_mod.": None, "text_encoders.": None, "unet.": "unet",
-           "model.diffusion_model.": "unet", "diffusion_model.": "unet", "transformer.": "transformer",
-           "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2", "text_encoder_3.": "text_encoder_3",
-           "clip_l.": "text_encoder", "clip_h.": "text_encoder", "clip_g.": "text_encoder_2",
-           "t5xxl.": "text_encoder_3", "cond_stage_model.": "text_encoder",
-           "conditioner.embedders.0.": "text_encoder"}
+_DOTTED = {
+    "base_model.model.": None,
+    "module.": None,
+    "_orig_mod.": None,
+    "text_encoders.": None,
+    "unet.": "unet",
+    "model.diffusion_model.": "unet",
+    "diffusion_model.": "unet",
+    "transformer.": "transformer",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+    "text_encoder_3.": "text_encoder_3",
+    "clip_l.": "text_encoder",
+    "clip_h.": "text_encoder",
+    "clip_g.": "text_encoder_2",
+    "t5xxl.": "text_encoder_3",
+    "cond_stage_model.": "text_encoder",
+    "conditioner.embedders.0.": "text_encoder",
+}
 _PREFIXES = {**_FLAT, **_DOTTED}
 _OLD = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-_UNET = re.compile(r"(down_blocks|up_blocks|mid_block|conv_in|conv_out|conv_norm_out|time_embed|time_embedding|add_embedding"
-                   r"|label_emb|input_blocks|middle_block|output_blocks|out)(\.|$)")
-_TEXT = re.compile(r"(^|\.)(text_model|encoder\.layers|encoder\.block|final_layer_norm|text_projection)(\.|$)|self_attn\.")
-_OTHER = re.compile(r"((single_|joint_)?(transformer_)?(blocks|layers)|(single|double|joint)_blocks)[._]\d+[._]")
+_UNET = re.compile(
+    r"(down_blocks|up_blocks|mid_block|conv_in|conv_out|conv_norm_out|time_embed|time_embedding|add_embedding"
+    r"|label_emb|input_blocks|middle_block|output_blocks|out)(\.|$)"
+)
+_TEXT = re.compile(
+    r"(^|\.)(text_model|encoder\.layers|encoder\.block|final_layer_norm|text_projection)(\.|$)|self_attn\."
+)
+_OTHER = re.compile(
+    r"((single_|joint_)?(transformer_)?(blocks|layers)|(single|double|joint)_blocks)[._]\d+[._]"
+)
 
 
 class Key(NamedTuple):
@@ -62,10 +98,17 @@ def take_apart(key: str, component: str | None = None, layers_per_block: int = 2
     """
     for pattern, role in _ROLES:
         if found := pattern.search(key):
-            stem, named = key[:found.start()], found.groupdict()
+            stem, named = key[: found.start()], found.groupdict()
             part, module = _place(stem, component)
-            kind = "loha" if ".hada_" in found[0] else "lokr" if ".lokr_" in found[0] else \
-                "full" if found[0] == ".diff" else "lora"
+            kind = (
+                "loha"
+                if ".hada_" in found[0]
+                else "lokr"
+                if ".lokr_" in found[0]
+                else "full"
+                if found[0] == ".diff"
+                else "lora"
+            )
             if part == "unet":
                 module = diffusers_name(module, layers_per_block)
             elif part.startswith("text_encoder"):
@@ -94,7 +137,10 @@ def form_of(keys: Iterable[str], kinds: Iterable[str], configs: Mapping) -> str:
         return "Kohya" if set(kinds) <= {"LoRA", "LoCon"} else "LyCORIS"
     if any(key.startswith(("diffusion_model.", "text_encoders.")) for key in keys):
         return "ComfyUI"
-    if any(re.match(r"clip_[lg]\.|unet\.(input_blocks|middle_block|output_blocks)\.", key) for key in keys):
+    if any(
+        re.match(r"clip_[lg]\.|unet\.(input_blocks|middle_block|output_blocks)\.", key)
+        for key in keys
+    ):
         return "OMI"
     return "diffusers" if configs or any(".lora_A" in key for key in keys) else "diffusers, old"
 
@@ -128,7 +174,9 @@ def _unwrapped(module: str) -> str:
 
 def _text_module(module: str) -> str:
     head, _, last = module.rpartition(".")
-    return text_name(f"{head}.{_OLD[last]}" if last in _OLD and head.endswith("self_attn") else module)
+    return text_name(
+        f"{head}.{_OLD[last]}" if last in _OLD and head.endswith("self_attn") else module
+    )
 
 
 def _guess(module: str, rest: str) -> str:

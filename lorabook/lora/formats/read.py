@@ -1,4 +1,5 @@
 """Weights by whatever keys, read into the neutral form."""
+
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,8 +15,14 @@ from lorabook.lora.formats.unread import passed_over
 from lorabook.lora.shapes import matrix_shape
 
 
-def parse(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *,
-          configs: Mapping[str, Mapping] | None = None, layers_per_block: int = 2, where: str = "the adapter") -> Adapter:
+def parse(
+    weights: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    configs: Mapping[str, Mapping] | None = None,
+    layers_per_block: int = 2,
+    where: str = "the adapter",
+) -> Adapter:
     """An adapter from its weights.
 
     Args:
@@ -30,37 +37,64 @@ def parse(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = No
     metadata = dict(metadata or {})
     settings, notes = settings_of(configs, metadata, where)
     only = component_in(settings)
-    if None in settings and not only:  # settings of one model, whose names say together what some alone do not
+    if (
+        None in settings and not only
+    ):  # settings of one model, whose names say together what some alone do not
         guesses = {apart.component for key in weights if (apart := take_apart(key))}
         only = "transformer" if "transformer" in guesses else None
     found = _sorted(weights, only, layers_per_block)
-    is_other = not found.kinds or any(key.startswith(("image_proj.", "ip_adapter.")) for key in weights)
+    is_other = not found.kinds or any(
+        key.startswith(("image_proj.", "ip_adapter.")) for key in weights
+    )
     if is_other and (other := other_kind(weights, where)):
         raise ValueError(other)
     notes += passed_over(weights, found.ignored, where)
     if not found.kinds:
-        raise ValueError(f"{where} is not a LoRA: none of its {len(weights)} keys names a low-rank weight"
-                         + (f", for example {found.ignored[0]:.100}" if found.ignored else ""))
+        raise ValueError(
+            f"{where} is not a LoRA: none of its {len(weights)} keys names a low-rank weight"
+            + (f", for example {found.ignored[0]:.100}" if found.ignored else "")
+        )
     _check_one(found, where)
     layers: dict[str, dict[str, Layer]] = {}
     assumed = left = unlike = 0
     for (part, module), tensors in found.tensors.items():
         config = settings.get(part, settings.get(None))
-        if configs and is_left_out(config, module):  # diffusers, whose metadata say the same, goes by the weights
+        if configs and is_left_out(
+            config, module
+        ):  # diffusers, whose metadata say the same, goes by the weights
             found.ignored.append(f"{part}.{module}")
             left += 1
             continue
         layer, known = _layer(module, found.kinds.get((part, module)), tensors, config, where)
         layers.setdefault(part, {})[module] = layer
         assumed += not known
-        unlike += layer.kind == "lora" and (_setting(config, "rank_pattern", "r", module) or layer.rank) != layer.rank
+        unlike += (
+            layer.kind == "lora"
+            and (_setting(config, "rank_pattern", "r", module) or layer.rank) != layer.rank
+        )
     if not layers:
-        raise ValueError(f"{where}: its settings exclude_modules and layers_to_transform leave out all its layers")
-    notes += ((f"{left} layers are left out by its settings exclude_modules or layers_to_transform",) if left else ())
-    notes += ((f"its setting r is not the rank of the weights of {unlike} layers, which counts",) if unlike else ())
-    adapter = Adapter(layers, metadata=metadata, ignored=tuple(found.ignored), notes=notes,
-                      keys=dict(found.counts), stems=found.stems,
-                      missing=(f"alpha of {assumed} layers, taken as their rank",) if assumed else ())
+        raise ValueError(
+            f"{where}: its settings exclude_modules and layers_to_transform leave out all its layers"
+        )
+    notes += (
+        (f"{left} layers are left out by its settings exclude_modules or layers_to_transform",)
+        if left
+        else ()
+    )
+    notes += (
+        (f"its setting r is not the rank of the weights of {unlike} layers, which counts",)
+        if unlike
+        else ()
+    )
+    adapter = Adapter(
+        layers,
+        metadata=metadata,
+        ignored=tuple(found.ignored),
+        notes=notes,
+        keys=dict(found.counts),
+        stems=found.stems,
+        missing=(f"alpha of {assumed} layers, taken as their rank",) if assumed else (),
+    )
     return Adapter(**vars(adapter) | {"format": form_of(weights, adapter.kinds, settings)})
 
 
@@ -81,7 +115,9 @@ def _sorted(weights: Mapping[str, Tensor], only: str | None, layers_per_block: i
     found = _Found()
     for key, value in weights.items():
         apart = take_apart(key, only, layers_per_block)
-        if apart is None or (apart.role == "diff" and (value.dim() < 2 or apart.module.endswith("n_embedding"))):
+        if apart is None or (
+            apart.role == "diff" and (value.dim() < 2 or apart.module.endswith("n_embedding"))
+        ):
             found.ignored.append(key)
             continue
         place = apart.component, apart.module
@@ -101,41 +137,67 @@ def _check_one(found: _Found, where: str) -> None:
     """Raise ValueError where a file holds more than one adapter, or a layer twice."""
     if len(found.names) > 1:
         (first, key), *_ = found.names.items()
-        raise ValueError(f"{where} holds {len(found.names)} adapters, {' and '.join(map(repr, [*found.names][:3]))}, as in "
-                         f"{key:.110}; load one: {{k: v for k, v in weights.items() if '.{first}.' in f'{{k}}.'}}")
+        raise ValueError(
+            f"{where} holds {len(found.names)} adapters, {' and '.join(map(repr, [*found.names][:3]))}, as in "
+            f"{key:.110}; load one: {{k: v for k, v in weights.items() if '.{first}.' in f'{{k}}.'}}"
+        )
     if found.twice:
-        raise ValueError(f"{where} has a layer twice, as {found.twice[0][0]:.100} and as {found.twice[0][1]:.100}; give its "
-                         "weights without one of the two")
+        raise ValueError(
+            f"{where} has a layer twice, as {found.twice[0][0]:.100} and as {found.twice[0][1]:.100}; give its "
+            "weights without one of the two"
+        )
 
 
-def _layer(module: str, kind: str | None, tensors: dict, config: Mapping | None, where: str) -> tuple[Layer, bool]:
+def _layer(
+    module: str, kind: str | None, tensors: dict, config: Mapping | None, where: str
+) -> tuple[Layer, bool]:
     """The layer, and whether its alpha was known."""
     alpha, magnitude = tensors.pop("alpha", None), tensors.pop("magnitude", None)
     vector = tensors.pop("vector", None)
     lacks = [role for role in NEEDS[kind] if role not in tensors] if kind else ["up", "down"]
     if kind == "lokr":
-        lacks = [f"w{i}" for i in (1, 2) if f"w{i}" not in tensors and not {f"w{i}_a", f"w{i}_b"} <= tensors.keys()]
+        lacks = [
+            f"w{i}"
+            for i in (1, 2)
+            if f"w{i}" not in tensors and not {f"w{i}_a", f"w{i}_b"} <= tensors.keys()
+        ]
     if lacks:
-        raise ValueError(f"{where} is incomplete: layer {module} lacks {' and '.join(lacks)}; fetch it anew")
+        raise ValueError(
+            f"{where} is incomplete: layer {module} lacks {' and '.join(lacks)}; fetch it anew"
+        )
     rank = _rank(kind, tensors, config, module)
     if kind != "full" and not rank:
-        raise ValueError(f"{where}: layer {module} has rank 0, so it holds nothing; the rank must be 1 or more")
-    if kind == "lora" and tensors["up"].shape[1] != tensors["down"].shape[0] and "mid" not in tensors:
-        raise ValueError(f"{where}: layer {module} has {tensors['down'].shape[0]} rows in one half and "
-                         f"{tensors['up'].shape[1]} columns in the other; both are the rank and must be alike")
+        raise ValueError(
+            f"{where}: layer {module} has rank 0, so it holds nothing; the rank must be 1 or more"
+        )
+    if (
+        kind == "lora"
+        and tensors["up"].shape[1] != tensors["down"].shape[0]
+        and "mid" not in tensors
+    ):
+        raise ValueError(
+            f"{where}: layer {module} has {tensors['down'].shape[0]} rows in one half and "
+            f"{tensors['up'].shape[1]} columns in the other; both are the rank and must be alike"
+        )
     scaling, known = _scaling(kind, tensors, alpha, rank, config, module)
     layer = Layer(kind, tensors, scaling, rank, start=start_of(config) if kind == "lora" else None)
     magnitude = magnitude if vector is None else vector.flatten()
     told = (config or {}).get("use_dora")
     if kind == "lora" and told is not None and told != (magnitude is not None):
-        raise ValueError(f"{where}: its setting use_dora is {told}, and layer {module} has "
-                         f"{'no' if told else 'a'} magnitude; one of them is wrong: fetch it anew")
+        raise ValueError(
+            f"{where}: its setting use_dora is {told}, and layer {module} has "
+            f"{'no' if told else 'a'} magnitude; one of them is wrong: fetch it anew"
+        )
     return replace(layer, magnitude=_magnitude(magnitude, matrix_shape(layer)[0])), known
 
 
 def _magnitude(value: Tensor | None, out: int) -> Tensor | None:
     """DoRA's magnitude: by output (out, …), by input (1, in, …); a flat one of another length than `out` is by input."""
-    return value.unsqueeze(0) if value is not None and value.dim() == 1 and len(value) != out else value
+    return (
+        value.unsqueeze(0)
+        if value is not None and value.dim() == 1 and len(value) != out
+        else value
+    )
 
 
 def _rank(kind: str, tensors: Mapping[str, Tensor], config: Mapping | None, module: str) -> int:
@@ -156,9 +218,13 @@ def _scaling(kind, tensors, alpha, rank, config, module) -> tuple[float, bool]:
         return 1.0, True
     if alpha is not None and alpha.numel() != 1:
         raise ValueError(f"the alpha of layer {module} has {alpha.numel()} numbers; it must be one")
-    if alpha is not None and float(alpha) != 0:  # 0 stands for the rank, as in Kohya's and LyCORIS's own readers
+    if (
+        alpha is not None and float(alpha) != 0
+    ):  # 0 stands for the rank, as in Kohya's and LyCORIS's own readers
         return float(alpha) / rank, True
-    given = _setting(config, "alpha_pattern", "lora_alpha" if "lora_alpha" in (config or {}) else "alpha", module)
+    given = _setting(
+        config, "alpha_pattern", "lora_alpha" if "lora_alpha" in (config or {}) else "alpha", module
+    )
     if given is None:
         return 1.0, False
     return float(given) / (rank**0.5 if config.get("use_rslora") else rank), True

@@ -1,4 +1,5 @@
 """The neutral form, written by the keys of diffusers, PEFT and Kohya."""
+
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,33 +32,50 @@ def as_written(adapter: Adapter, form: str, bases: Bases | None = None) -> Adapt
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}; the formats are: {', '.join(FORMATS)}")
     if form == "kohya" and (nameless := sorted(adapter.layers.keys() - _KOHYA)):
-        raise ValueError(f"Kohya's form has no names for layers of a {' or a '.join(nameless)} as diffusers names them; "
-                         "save it as 'diffusers' or 'peft'")
+        raise ValueError(
+            f"Kohya's form has no names for layers of a {' or a '.join(nameless)} as diffusers names them; "
+            "save it as 'diffusers' or 'peft'"
+        )
     shapes = shapes_of(adapter, bases)
     layers: dict[str, dict[str, Layer]] = {}
     for part, found in adapter.layers.items():
         # PEFT's DoRA is one switch for a component
         whole = all(_peft_dora(layer) for layer in found.values())
         for module, layer in found.items():
-            held = layer.start is None if form == "kohya" else layer.is_plain or (whole and _peft_dora(layer))
+            held = (
+                layer.start is None
+                if form == "kohya"
+                else layer.is_plain or (whole and _peft_dora(layer))
+            )
             base = (bases or {}).get(part, {}).get(module)
             layers.setdefault(part, {})[module] = (
-                as_lora(*layer.factors(base), shapes[part][module]) if not held else
-                layer if form == "kohya" else _shaped(layer, shapes[part][module]))
+                as_lora(*layer.factors(base), shapes[part][module])
+                if not held
+                else layer
+                if form == "kohya"
+                else _shaped(layer, shapes[part][module])
+            )
     return Adapter(**vars(adapter) | {"layers": layers})
 
 
 def to_diffusers(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, dict]]:
     """Weights by diffusers' keys, and PEFT's config by component for the metadata."""
-    weights = {f"{part}.{module}.{_as_read_back(part, ending)}": value for part, layers in adapter.layers.items()
-               for module, layer in layers.items() for ending, value in _peft_tensors(layer)}
+    weights = {
+        f"{part}.{module}.{_as_read_back(part, ending)}": value
+        for part, layers in adapter.layers.items()
+        for module, layer in layers.items()
+        for ending, value in _peft_tensors(layer)
+    }
     return weights, {part: config_of(layers).to_dict() for part, layers in adapter.layers.items()}
 
 
 def to_peft(layers: Mapping[str, Layer]) -> tuple[dict[str, Tensor], LoraConfig]:
     """Weights of one component by PEFT's keys, and its config; text encoders by the names of this transformers."""
-    return {f"base_model.model.{_installed_name(module)}.{ending}": value for module, layer in layers.items()
-            for ending, value in _peft_tensors(layer)}, config_of(layers)
+    return {
+        f"base_model.model.{_installed_name(module)}.{ending}": value
+        for module, layer in layers.items()
+        for ending, value in _peft_tensors(layer)
+    }, config_of(layers)
 
 
 def to_kohya(adapter: Adapter) -> dict[str, Tensor]:
@@ -72,7 +90,10 @@ def to_kohya(adapter: Adapter) -> dict[str, Tensor]:
             stem = f"{names[part]}_{flat_name(module)}"
             if layer.scaling == 0:  # an alpha of 0 stands for the rank there
                 layer = replace(layer.map(torch.zeros_like), scaling=1.0)
-            weights |= {f"{stem}.{_kohya_ending(layer.kind, role)}": value for role, value in layer.tensors.items()}
+            weights |= {
+                f"{stem}.{_kohya_ending(layer.kind, role)}": value
+                for role, value in layer.tensors.items()
+            }
             if layer.kind != "full":
                 weights[f"{stem}.alpha"] = torch.tensor(float(layer.alpha))
             if layer.magnitude is not None:
@@ -82,28 +103,47 @@ def to_kohya(adapter: Adapter) -> dict[str, Tensor]:
 
 def config_of(layers: Mapping[str, Layer]) -> LoraConfig:
     """PEFT's config for one component's layers: ranks, alphas, and which modules."""
-    rank, alpha = (Counter(values).most_common(1)[0][0]
-                   for values in zip(*((layer.rank, layer.alpha) for layer in layers.values()), strict=True))
+    rank, alpha = (
+        Counter(values).most_common(1)[0][0]
+        for values in zip(*((layer.rank, layer.alpha) for layer in layers.values()), strict=True)
+    )
     # without the prefix that only some versions of transformers have; patterns fit either way
     short = {module.removeprefix("text_model."): layer for module, layer in layers.items()}
     return LoraConfig(
-        r=rank, lora_alpha=_whole_number(alpha), target_modules=sorted(short),
+        r=rank,
+        lora_alpha=_whole_number(alpha),
+        target_modules=sorted(short),
         rank_pattern={module: layer.rank for module, layer in short.items() if layer.rank != rank},
-        alpha_pattern={module: _whole_number(layer.alpha) for module, layer in short.items() if layer.alpha != alpha},
-        use_dora=any(layer.magnitude is not None for layer in layers.values()))
+        alpha_pattern={
+            module: _whole_number(layer.alpha)
+            for module, layer in short.items()
+            if layer.alpha != alpha
+        },
+        use_dora=any(layer.magnitude is not None for layer in layers.values()),
+    )
 
 
 def _shaped(layer: Layer, shape: tuple[int, ...]) -> Layer:
     """The same tensors in the shapes that a weight of this shape asks for."""
     up, down = layer.tensors["up"], layer.tensors["down"]
-    return replace(layer, tensors={"up": up.reshape(*up.shape[:2], *[1] * (len(shape) - 2)),
-                                   "down": down.reshape(down.shape[0], *shape[1:])})
+    return replace(
+        layer,
+        tensors={
+            "up": up.reshape(*up.shape[:2], *[1] * (len(shape) - 2)),
+            "down": down.reshape(down.shape[0], *shape[1:]),
+        },
+    )
 
 
 def _peft_dora(layer: Layer) -> bool:
     """Whether a layer is a DoRA as PEFT has it: on a plain LoRA, a magnitude for each output."""
-    return (layer.kind == "lora" and layer.start is None and "mid" not in layer.tensors and layer.magnitude is not None
-            and (layer.magnitude.dim() == 1 or layer.magnitude.shape[0] == layer.tensors["up"].shape[0]))
+    return (
+        layer.kind == "lora"
+        and layer.start is None
+        and "mid" not in layer.tensors
+        and layer.magnitude is not None
+        and (layer.magnitude.dim() == 1 or layer.magnitude.shape[0] == layer.tensors["up"].shape[0])
+    )
 
 
 def _peft_tensors(layer: Layer):
@@ -111,7 +151,10 @@ def _peft_tensors(layer: Layer):
     yield "lora_B.weight", layer.tensors["up"]
     if layer.magnitude is not None:
         vector = layer.magnitude.flatten()
-        yield "lora_magnitude_vector", vector if layer.tensors["down"].dim() == 2 else vector.view(1, -1, 1, 1)
+        yield (
+            "lora_magnitude_vector",
+            vector if layer.tensors["down"].dim() == 2 else vector.view(1, -1, 1, 1),
+        )
 
 
 def _as_read_back(part: str, ending: str) -> str:
@@ -119,11 +162,20 @@ def _as_read_back(part: str, ending: str) -> str:
 
     Upstream: `load_adapter` in https://github.com/huggingface/transformers/blob/main/src/transformers/integrations/peft.py
     """
-    return f"{ending}.weight" if ending.endswith("_vector") and part.startswith("text_encoder") else ending
+    return (
+        f"{ending}.weight"
+        if ending.endswith("_vector") and part.startswith("text_encoder")
+        else ending
+    )
 
 
 def _kohya_ending(kind: str, role: str) -> str:
-    return {"lora": f"lora_{role}.weight", "loha": f"hada_{role}", "lokr": f"lokr_{role}", "full": role}[kind]
+    return {
+        "lora": f"lora_{role}.weight",
+        "loha": f"hada_{role}",
+        "lokr": f"lokr_{role}",
+        "full": role,
+    }[kind]
 
 
 def _column(layer: Layer) -> Tensor:
@@ -142,6 +194,7 @@ def _whole_number(value: float) -> float | int:
 def _has_text_model() -> bool:
     """Whether this version of transformers has `text_model.` in the names of CLIP's text encoder."""
     from transformers import CLIPTextConfig, CLIPTextModel
+
     with torch.device("meta"):
         return hasattr(CLIPTextModel(CLIPTextConfig(num_hidden_layers=1)), "text_model")
 
