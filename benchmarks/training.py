@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader
 import lorabook as lb
 from lorabook.training.callbacks import Watch
 from lorabook.training.checkpoints import Progress
-from lorabook.training.dataset import Examples, Look, Pictures
+from lorabook.training.dataset import EncodedImages, ImageTransform, TransformedImages
 from lorabook.training.display import Display
 from lorabook.training.loop import train
-from lorabook.training.lora import add_lora, trained
+from lorabook.training.lora import add_lora, trainable_parameters
 from lorabook.training.merged import merged_products
 from lorabook.training.optimizers import make_optimizer, make_schedule
-from lorabook.training.sampler import Order
+from lorabook.training.sampler import BatchSampler
 from lorabook.training.setup import set_up
 
 WAYS = ("floor", "ours", "encoding every step")
@@ -38,8 +38,13 @@ WARM = 5
 def ours(setup, carriers, images, steps: int) -> float:
     """Steps a second of the package's own loop, with its looks at the loss, its bar and its snapshots."""
     with tempfile.TemporaryDirectory() as folder:
-        examples = Examples(setup.family, images, Look(64), folder=Path(folder), progress=False)
-    learning = {part: [p for _, p in trained({part: model})] for part, model in carriers.items()}
+        examples = EncodedImages(
+            setup.family, images, ImageTransform(64), folder=Path(folder), progress=False
+        )
+    learning = {
+        part: [p for _, p in trainable_parameters({part: model})]
+        for part, model in carriers.items()
+    }
     optimizer = setup.accelerator.prepare(make_optimizer(learning, setup.config))
     progress, times = Progress(), []
     watch = Watch(
@@ -47,7 +52,7 @@ def ours(setup, carriers, images, steps: int) -> float:
         progress,
         steps + WARM + 1,
         10**6,
-        dict(trained(carriers)),
+        dict(trainable_parameters(carriers)),
         lambda: None,
         None,
         None,
@@ -59,7 +64,7 @@ def ours(setup, carriers, images, steps: int) -> float:
         times.append(time.perf_counter())
 
     with merged_products(carriers.values()):
-        order = Order(0, (len(images),), setup.config.train_batch_size)
+        order = BatchSampler(0, (len(images),), setup.config.train_batch_size)
         schedule = make_schedule(optimizer, setup.config, steps)
         train(
             setup.accelerator,
@@ -79,7 +84,7 @@ def ours(setup, carriers, images, steps: int) -> float:
 def floor(setup, carriers, images, steps: int) -> float:
     """Steps a second of forward, backward and AdamW on one batch, and nothing else."""
     size, unet = setup.config.train_batch_size, setup.family.pipe.unet
-    optimizer = torch.optim.AdamW([p for _, p in trained(carriers)], 1e-4, fused=True)
+    optimizer = torch.optim.AdamW([p for _, p in trainable_parameters(carriers)], 1e-4, fused=True)
     noisy, target, timesteps = (
         torch.randn(size, 4, 16, 16),
         torch.randn(size, 4, 16, 16),
@@ -103,13 +108,13 @@ def encoding(setup, carriers, images, steps: int) -> float:
         setup.family.pipe.unet,
         setup.family.pipe,
     )
-    pictures = Pictures(images, Look(64))
+    pictures = TransformedImages(images, ImageTransform(64))
     tokens = pipe.tokenizer(
         list(images["text"]), padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
     rows = [*range(len(images))] * (size * (steps + WARM) // len(images) + 1)
     loader = DataLoader(rows, size, shuffle=True, collate_fn=list)
-    batches, parameters = iter(loader), [p for _, p in trained(carriers)]
+    batches, parameters = iter(loader), [p for _, p in trainable_parameters(carriers)]
     optimizer = setup.accelerator.prepare(torch.optim.AdamW(parameters, 1e-4))
 
     def step():

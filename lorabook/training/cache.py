@@ -22,7 +22,7 @@ DROP_EVERY = (
 )
 
 
-def store_folder(cache_dir: str | None = None) -> Path:
+def cache_folder(cache_dir: str | None = None) -> Path:
     """Where arrays are kept: below `cache_dir`, else below the user's cache folder."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return (

@@ -221,7 +221,7 @@ class TrainingConfig:
         return command(self, f"lorabook.training.{self.method}")
 
     @property
-    def told(self) -> dict:
+    def settings(self) -> dict:
         """The fields that were given, as plain data; never the token."""
         return told(self)
 

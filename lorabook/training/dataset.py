@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 from lorabook.training.cache import Store, images_hash, key_of
 from lorabook.training.families import StableDiffusion
 from lorabook.training.prefetch import ahead, reads_ahead, sent
-from lorabook.training.sampler import Batches, Chosen, Order
+from lorabook.training.sampler import Batches, BatchIndex, BatchSampler
 
 PROMPTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageTransform:
     """How images are brought to the training resolution."""
 
     resolution: int
@@ -31,13 +31,13 @@ class Look:
     interpolation: str = "lanczos"
 
 
-class Pictures(Dataset):
+class TransformedImages(Dataset):
     """The pixels of a data set's images, resized, cropped and mirrored."""
 
-    def __init__(self, images: datasets.Dataset, look: Look):
+    def __init__(self, images: datasets.Dataset, look: ImageTransform):
         self.images, self.look = images, look
 
-    def __getitems__(self, chosen: Chosen) -> tuple[Chosen, Tensor]:
+    def __getitems__(self, chosen: BatchIndex) -> tuple[BatchIndex, Tensor]:
         """A batch with its pixels, as a DataLoader asks for it."""
         columns = zip(
             chosen.rows.tolist(), chosen.flips.tolist(), chosen.places.tolist(), strict=True
@@ -84,7 +84,7 @@ class Batch:
         number: its number since the start of training.
         rows: the data set's rows, (rows,).
         moments: mean and deviation of the latents, (rows, 2, channels, height, width).
-        captions: the numbers of the texts, for `Examples.prompts`.
+        captions: the numbers of the texts, for `EncodedImages.prompts`.
         prompts: their embeddings, or None where they are encoded at each step.
         geometry: (rows, 4), see `StableDiffusion.predict`.
     """
@@ -97,7 +97,7 @@ class Batch:
     geometry: Tensor
 
 
-class Examples:
+class EncodedImages:
     """A captioned data set, encoded.
 
     The VAE's mean and deviation are kept for each image and its mirror image, not one sample; a step samples from
@@ -109,14 +109,14 @@ class Examples:
         self,
         family: StableDiffusion,
         images: datasets.Dataset,
-        look: Look,
+        look: ImageTransform,
         *,
         folder: Path | None,
         frozen_text: bool = True,
         progress: bool = True,
     ):
         """Encode what stays the same into stores below `folder`; None encodes everything at every step."""
-        self.family, self.pictures, self.look = family, Pictures(images, look), look
+        self.family, self.pictures, self.look = family, TransformedImages(images, look), look
         self.sizes, captions, numbers = image_sizes(images), images["text"], {"": 0}
         for text in captions:
             numbers.setdefault(text, len(numbers))
@@ -142,7 +142,7 @@ class Examples:
         return len(self.sizes)
 
     def batches(
-        self, order: Order, start: int, stop: int, *, workers: int = 0, dropout: float = 0.0
+        self, order: BatchSampler, start: int, stop: int, *, workers: int = 0, dropout: float = 0.0
     ) -> Iterator[Batch]:
         """The batches from one number to another.
 
@@ -166,7 +166,7 @@ class Examples:
             yield batch
 
     def _read(
-        self, order: Order, sampler: Batches, workers: int, dropout: float
+        self, order: BatchSampler, sampler: Batches, workers: int, dropout: float
     ) -> Iterator[Batch]:
         """The batches in the CPU's memory; where latents are not kept, with pixels in the place of moments."""
         if self.moments is not None:
@@ -205,10 +205,12 @@ class Examples:
             for part in self.family.encode_prompts([self.texts[number] for number in used])
         )
 
-    def _batch(self, order: Order, chosen: Chosen, moments: Tensor, dropout: float) -> Batch:
+    def _batch(
+        self, order: BatchSampler, chosen: BatchIndex, moments: Tensor, dropout: float
+    ) -> Batch:
         numbers = self.caption_of[chosen.rows]
         if dropout:
-            numbers = numbers.where(order.draws(chosen.number, purpose=1).uniform() >= dropout, 0)
+            numbers = numbers.where(order.rng(chosen.number, purpose=1).uniform() >= dropout, 0)
         geometry = [
             self.pictures.geometry(self.sizes[row], place, flip)
             for row, place, flip in zip(

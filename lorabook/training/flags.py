@@ -77,7 +77,7 @@ def command(config, module: str) -> str:
     return " ".join(parts)
 
 
-def filled(config, defaults: dict):
+def with_defaults(config, defaults: dict):
     """The config with what it leaves open (None) taken from `defaults`; names it does not have are passed over."""
     names = {option.name for option in fields(config)}
     return replace(

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from lorabook.training.checkpoints import Progress
 from lorabook.training.config import TrainingConfig
-from lorabook.training.dataset import Batch, Examples
+from lorabook.training.dataset import Batch, EncodedImages
 from lorabook.training.families import StableDiffusion
 from lorabook.training.prefetch import sent
-from lorabook.training.sampler import Order, seed_of
+from lorabook.training.sampler import BatchSampler, seed_of
 
 
 def train(
     accelerator: Accelerator,
     family: StableDiffusion,
-    examples: Examples,
-    order: Order,
+    examples: EncodedImages,
+    order: BatchSampler,
     config: TrainingConfig,
     optimizer: torch.optim.Optimizer,
     schedule,
@@ -105,14 +105,14 @@ def train(
 
 def training_loss(
     family: StableDiffusion,
-    examples: Examples,
+    examples: EncodedImages,
     batch: Batch,
-    order: Order,
+    order: BatchSampler,
     config: TrainingConfig,
     group_weights: Tensor,
 ) -> Tensor:
     """The loss of one batch: the mean over each group of its rows, weighed and summed."""
-    draws = order.draws(batch.number, purpose=2)
+    draws = order.rng(batch.number, purpose=2)
     mean, deviation = batch.moments.float().unbind(1)
     shape = mean.shape[1:]
     latents = mean + deviation * sent(draws.normal(*shape), mean.device)

@@ -26,7 +26,7 @@ NAME = "lora"  # on the models while they learn; no file holds it
 KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
 
 
-def chosen_layers(unet: nn.Module, config: TrainingConfig) -> list[str]:
+def target_layers(unet: nn.Module, config: TrainingConfig) -> list[str]:
     """The names of the UNet's layers that will be adapted.
 
     Raises: ValueError if a block is unknown or has no such layers, or if the rank is larger than a layer.
@@ -54,7 +54,7 @@ def chosen_layers(unet: nn.Module, config: TrainingConfig) -> list[str]:
 
 def check_layers(family: StableDiffusion, config: TrainingConfig) -> None:
     """Raise ValueError if the target matches no layer, or if the rank is larger than one of the layers."""
-    chosen_layers(family.pipe.unet, config)
+    target_layers(family.pipe.unet, config)
     for part in family.text_encoders if config.train_text_encoder else ():
         model = getattr(family.pipe, part)
         _check_rank(
@@ -69,7 +69,7 @@ def add_lora(family: StableDiffusion, config: TrainingConfig) -> dict[str, nn.Mo
 
     Returns: the models that carry it, by component.
     """
-    pipe, layers = family.pipe, chosen_layers(family.pipe.unet, config)
+    pipe, layers = family.pipe, target_layers(family.pipe.unet, config)
     for model in (pipe.unet, pipe.vae, *(getattr(pipe, part) for part in family.text_encoders)):
         model.requires_grad_(False)
     targets = {"unet": layers if config.target_blocks else target_modules(config.target)}
@@ -94,7 +94,7 @@ def add_lora(family: StableDiffusion, config: TrainingConfig) -> dict[str, nn.Mo
     return carriers
 
 
-def trained(carriers: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+def trainable_parameters(carriers: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters that learn, by component and name."""
     for part, model in carriers.items():
         for name, parameter in model.named_parameters():
@@ -121,7 +121,7 @@ def write_lora(folder: Path, carriers: dict[str, nn.Module], config: TrainingCon
     base = config.pretrained_model_name_or_path or world().model
     told = {
         key: public_name(value) if isinstance(value, str) else value
-        for key, value in config.told.items()
+        for key, value in config.settings.items()
     }
     about = {
         "base_model": public_name(base),

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from lorabook.training.config import TrainingConfig
-from lorabook.training.dataset import Examples
+from lorabook.training.dataset import EncodedImages
 from lorabook.training.families import StableDiffusion
 
 
@@ -27,7 +27,7 @@ def placed(family: StableDiffusion, parts: Iterable[str], device: torch.device |
 
 
 def idle_parts(
-    family: StableDiffusion, config: TrainingConfig, *examples: Examples | None
+    family: StableDiffusion, config: TrainingConfig, *examples: EncodedImages | None
 ) -> list[str]:
     """The parts that training has no use for between validation pictures: all is encoded, and they do not learn."""
     busy = set(family.text_encoders) if config.train_text_encoder else set()

@@ -25,7 +25,7 @@ def _permutation(seed: int, epoch: int, count: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchSampler:
     """The order in which examples are learned from: shuffled anew for each epoch, without end.
 
     Attributes:
@@ -69,17 +69,17 @@ class Order:
             ]
         )
 
-    def draws(self, number: int, purpose: int) -> "Draws":
+    def rng(self, number: int, purpose: int) -> "Rng":
         """The random numbers of batch `number`, for one purpose."""
-        return Draws(torch.Generator().manual_seed(seed_of(self.seed, 2, purpose, number)), self)
+        return Rng(torch.Generator().manual_seed(seed_of(self.seed, 2, purpose, number)), self)
 
 
 @dataclass
-class Draws:
+class Rng:
     """Random numbers for the rows of a batch: drawn for all processes, this one's part returned."""
 
     generator: torch.Generator
-    order: Order
+    order: BatchSampler
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers, (rows, *shape)."""
@@ -104,7 +104,7 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class BatchIndex:
     """A batch before it is read: rows, which are mirrored (0 or 1), and where they are cropped (0 to 1, twice)."""
 
     number: int
@@ -116,16 +116,16 @@ class Chosen:
 class Batches(Sampler):
     """The batches from one number to another, for a DataLoader."""
 
-    def __init__(self, order: Order, start: int, stop: int, random_flip: bool):
+    def __init__(self, order: BatchSampler, start: int, stop: int, random_flip: bool):
         self.order, self.numbers, self.random_flip = order, range(start, stop), random_flip
 
     def __len__(self):
         return len(self.numbers)
 
-    def __iter__(self) -> Iterator[Chosen]:
+    def __iter__(self) -> Iterator[BatchIndex]:
         for number in self.numbers:
-            draws = self.order.draws(number, purpose=0)
-            yield Chosen(
+            draws = self.order.rng(number, purpose=0)
+            yield BatchIndex(
                 number,
                 self.order.rows(number),
                 draws.integers(2) * self.random_flip,

@@ -9,7 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from lorabook.images.caption_words import first_line
+from lorabook.checks import first_line
 from lorabook.lora.redact import shareable
 from lorabook.training.config import TrainingConfig
 
@@ -45,7 +45,7 @@ def open_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
         return
     settings = {
         key: value
-        for key, value in shareable(config.told).items()
+        for key, value in shareable(config.settings).items()
         if isinstance(value, (int, float, str, bool))
     }
     wandb = {"dir": str(Path(config.output_dir).absolute())}

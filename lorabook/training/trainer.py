@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from lorabook.hub import push_adapter
 from lorabook.lora.files import WEIGHT_NAME
 from lorabook.pipelines import find_model
-from lorabook.training.cache import images_hash, store_folder
+from lorabook.training.cache import cache_folder, images_hash
 from lorabook.training.callbacks import Watch
 from lorabook.training.checkpoints import (
     find_checkpoint,
@@ -23,16 +23,16 @@ from lorabook.training.checkpoints import (
     written_elsewhere,
 )
 from lorabook.training.config import TrainingConfig
-from lorabook.training.dataset import Examples, Look
+from lorabook.training.dataset import EncodedImages, ImageTransform
 from lorabook.training.display import Display
 from lorabook.training.estimate import Estimate, memory_on_a_gpu
 from lorabook.training.loop import train
-from lorabook.training.lora import add_lora, trained, write_lora
+from lorabook.training.lora import add_lora, trainable_parameters, write_lora
 from lorabook.training.memory import idle_parts, input_casts, placed
 from lorabook.training.merged import merged_products
 from lorabook.training.optimizers import make_optimizer, make_schedule, steps_in
 from lorabook.training.run import TrainingRun
-from lorabook.training.sampler import Order
+from lorabook.training.sampler import BatchSampler
 from lorabook.training.setup import Setup, close
 from lorabook.training.trackers import open_trackers
 from lorabook.training.validation import FilmStrip, validation_loss
@@ -134,7 +134,7 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     identity["seed"] = told.seed
     set_seed(told.seed)
     carriers = add_lora(family, config)
-    order = Order(
+    order = BatchSampler(
         told.seed,
         lesson.groups,
         config.train_batch_size,
@@ -143,7 +143,10 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
         lesson.repeats,
     )
     steps, epoch = steps_in(config, order.batches)
-    learning = {part: [p for key, p in trained({part: model})] for part, model in carriers.items()}
+    learning = {
+        part: [p for key, p in trainable_parameters({part: model})]
+        for part, model in carriers.items()
+    }
     if accelerator.is_local_main_process and progress.step < steps:
         print(
             _estimate(
@@ -160,7 +163,7 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     schedule = make_schedule(optimizer, config, steps)
     state = {"optimizer": optimizer, "schedule": schedule, "scaler": accelerator.scaler}
     if progress.step:
-        unpack(progress, dict(trained(carriers)), **state)
+        unpack(progress, dict(trainable_parameters(carriers)), **state)
         _say_other_steps(progress.numbers.get("steps", steps), steps, config.lr_scheduler)
     strip = _film_strip(setup, lesson, progress.step)
 
@@ -172,7 +175,7 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
         return adapter
 
     def save() -> None:
-        progress.tensors, progress.numbers = pack(dict(trained(carriers)), **state)
+        progress.tensors, progress.numbers = pack(dict(trainable_parameters(carriers)), **state)
         progress.numbers |= {"seed": told.seed, "steps": steps}
         save_checkpoint(folder, progress, identity, write, config.checkpoints_total_limit)
 
@@ -181,7 +184,7 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
         progress,
         steps,
         epoch,
-        dict(trained(carriers)),
+        dict(trainable_parameters(carriers)),
         save,
         (lambda: _validated(setup, kept)) if kept else None,
         strip,
@@ -269,9 +272,9 @@ def _with_good_kept(watch: Watch, error: FloatingPointError, write) -> FloatingP
     return FloatingPointError(f"{error}; the adapter of step {watch.good_step} is kept in {folder}")
 
 
-def _examples(setup: Setup, images: datasets.Dataset) -> Examples:
+def _examples(setup: Setup, images: datasets.Dataset) -> EncodedImages:
     config = setup.config
-    look = Look(
+    look = ImageTransform(
         setup.resolution,
         config.center_crop,
         getattr(config, "random_flip", False),
@@ -280,23 +283,23 @@ def _examples(setup: Setup, images: datasets.Dataset) -> Examples:
     return _encoded(setup, images, look)
 
 
-def _encoded(setup: Setup, images: datasets.Dataset, look: Look) -> Examples:
+def _encoded(setup: Setup, images: datasets.Dataset, look: ImageTransform) -> EncodedImages:
     config = setup.config
-    return Examples(
+    return EncodedImages(
         setup.family,
         images,
         look,
-        folder=store_folder(config.cache_dir) if config.cache_latents else None,
+        folder=cache_folder(config.cache_dir) if config.cache_latents else None,
         frozen_text=not config.train_text_encoder,
         progress=setup.accelerator.is_local_main_process,
     )
 
 
-def _kept(setup: Setup, lesson: Lesson) -> Examples | None:
+def _kept(setup: Setup, lesson: Lesson) -> EncodedImages | None:
     """The images kept out of training, cropped in the middle."""
     if lesson.held_out is None:
         return None
-    look = Look(setup.resolution, interpolation=setup.config.image_interpolation_mode)
+    look = ImageTransform(setup.resolution, interpolation=setup.config.image_interpolation_mode)
     return _encoded(setup, lesson.held_out, look)
 
 
@@ -313,12 +316,14 @@ def _film_strip(setup: Setup, lesson: Lesson, until: int) -> FilmStrip | None:
     return FilmStrip(config.validation_prompt, seeds, Path(config.output_dir), lesson.images, until)
 
 
-def _validated(setup: Setup, kept: Examples) -> float:
+def _validated(setup: Setup, kept: EncodedImages) -> float:
     with setup.accelerator.autocast():
         return validation_loss(setup.family, kept)
 
 
-def _estimate(setup: Setup, lesson: Lesson, order: Order, steps: int, learning: list) -> Estimate:
+def _estimate(
+    setup: Setup, lesson: Lesson, order: BatchSampler, steps: int, learning: list
+) -> Estimate:
     config, parameters = setup.config, sum(p.numel() for p in learning)
     batch = config.train_batch_size * len(lesson.groups)
     busy = setup.family.text_encoders if config.train_text_encoder else ()

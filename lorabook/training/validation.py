@@ -9,11 +9,11 @@ import datasets
 import torch
 from PIL import Image
 
-from lorabook.images.caption_words import first_line
+from lorabook.checks import first_line
 from lorabook.metrics import image_similarity, prompt_similarity
 from lorabook.show.grid import ImageGrid
 from lorabook.sweeps import draw, world_of
-from lorabook.training.dataset import Examples
+from lorabook.training.dataset import EncodedImages
 from lorabook.training.families import StableDiffusion
 
 DRAWS = 4  # noises and timesteps for each image
@@ -21,7 +21,9 @@ MOST_IMAGES, MOST_COLUMNS = 64, 8
 
 
 @torch.no_grad()
-def validation_loss(family: StableDiffusion, examples: Examples, batch_size: int = 16) -> float:
+def validation_loss(
+    family: StableDiffusion, examples: EncodedImages, batch_size: int = 16
+) -> float:
     """The loss on images kept out of training, always with the same noise and evenly spread timesteps."""
     generator = torch.Generator().manual_seed(0)
     count, total = min(len(examples), MOST_IMAGES), family.noise.config.num_train_timesteps

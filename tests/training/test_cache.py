@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lorabook.training.cache import Store, images_hash, key_of, store_folder
+from lorabook.training.cache import Store, cache_folder, images_hash, key_of
 
 
 class Counting:
@@ -90,6 +90,6 @@ def test_images_are_known_by_their_content(tmp_path):
 
 def test_the_folder_is_below_the_cache_that_was_named(tmp_path):
     assert (
-        store_folder(str(tmp_path)) == tmp_path / "lorabook-arrays"
-        and store_folder().name == "arrays"
+        cache_folder(str(tmp_path)) == tmp_path / "lorabook-arrays"
+        and cache_folder().name == "arrays"
     )

@@ -2,24 +2,24 @@ import pytest
 import torch
 
 import lorabook as lb
-from lorabook.training.dataset import Examples, Look
+from lorabook.training.dataset import EncodedImages, ImageTransform
 from lorabook.training.families import family_of
-from lorabook.training.sampler import Order
+from lorabook.training.sampler import BatchSampler
 
 
 def make(pipe, folder, store=None, **look):
     told = dict(resolution=64, center_crop=True)
-    return Examples(
+    return EncodedImages(
         family_of(pipe),
         lb.load_captioned_images(folder),
-        Look(**told | look),
+        ImageTransform(**told | look),
         folder=store,
         progress=False,
     )
 
 
 def batches(examples, **kwargs):
-    order = Order(seed=0, groups=(len(examples),), batch=4)
+    order = BatchSampler(seed=0, groups=(len(examples),), batch=4)
     return list(examples.batches(order, 0, 5, **kwargs))
 
 
@@ -43,7 +43,7 @@ def test_workers_read_the_same_images(pipe, creature_folder):
 def test_half_of_the_images_are_mirrored(pipe, creature_folder, tmp_path):
     examples = make(pipe, creature_folder, tmp_path, random_flip=True)
     assert torch.equal(examples.pictures.pixels(0, True), examples.pictures.pixels(0).flip(-1))
-    order = Order(seed=0, groups=(6,), batch=100)
+    order = BatchSampler(seed=0, groups=(6,), batch=100)
     (batch,) = examples.batches(order, 0, 1)
     straight = examples.plain_moments(batch.rows)
     assert 30 < sum(torch.equal(a, b) for a, b in zip(batch.moments, straight, strict=True)) < 70
@@ -59,7 +59,7 @@ def test_prompts_are_encoded_once_for_each_caption(pipe, creature_folder, tmp_pa
 
 def test_dropped_captions_are_the_empty_prompt(pipe, creature_folder, tmp_path):
     examples = make(pipe, creature_folder, tmp_path)
-    order = Order(seed=0, groups=(6,), batch=1000)
+    order = BatchSampler(seed=0, groups=(6,), batch=1000)
     (batch,) = examples.batches(order, 0, 1, dropout=0.3)
     assert examples.texts[0] == "" and (batch.captions == 0).sum().item() == pytest.approx(
         300, abs=50

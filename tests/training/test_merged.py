@@ -4,14 +4,14 @@ import lorabook as lb
 from conftest import quick_config
 from lorabook.training import trainer as fit
 from lorabook.training.families import family_of
-from lorabook.training.lora import add_lora, trained
+from lorabook.training.lora import add_lora, trainable_parameters
 from lorabook.training.merged import merged_products
 
 
 def gradients(pipe, **changes):
     torch.manual_seed(0)
     carriers = add_lora(family_of(pipe), quick_config(target="all", alpha=6.0, **changes))
-    for name, parameter in trained(carriers):
+    for name, parameter in trainable_parameters(carriers):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     noisy, prompts = (
@@ -22,7 +22,7 @@ def gradients(pipe, **changes):
     def once():
         pipe.unet.zero_grad()
         pipe.unet(noisy, torch.tensor([10, 900]), prompts).sample.square().mean().backward()
-        return {name: parameter.grad.clone() for name, parameter in trained(carriers)}
+        return {name: parameter.grad.clone() for name, parameter in trainable_parameters(carriers)}
 
     plain = once()
     with merged_products(carriers.values()):

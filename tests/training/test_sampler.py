@@ -1,10 +1,10 @@
 import torch
 
-from lorabook.training.sampler import Batches, Order, seed_of
+from lorabook.training.sampler import Batches, BatchSampler, seed_of
 
 
 def test_every_example_comes_once_an_epoch_in_another_order_each_time():
-    order = Order(seed=0, groups=(12,), batch=4)
+    order = BatchSampler(seed=0, groups=(12,), batch=4)
     first, second = (
         torch.cat([order.rows(number) for number in range(start, start + 3)]) for start in (0, 3)
     )
@@ -13,39 +13,44 @@ def test_every_example_comes_once_an_epoch_in_another_order_each_time():
 
 
 def test_processes_share_what_one_process_does_alone():
-    alone = Order(seed=3, groups=(7, 5), batch=4)
+    alone = BatchSampler(seed=3, groups=(7, 5), batch=4)
     parts = [
-        Order(seed=3, groups=(7, 5), batch=2, process=process, processes=2) for process in range(2)
+        BatchSampler(seed=3, groups=(7, 5), batch=2, process=process, processes=2)
+        for process in range(2)
     ]
     for number in range(6):
         whole = alone.rows(number).view(2, 4)
         assert torch.equal(whole, torch.cat([part.rows(number).view(2, 2) for part in parts], 1))
-        whole = alone.draws(number, 2).normal(3).view(2, 4, 3)
+        whole = alone.rng(number, 2).normal(3).view(2, 4, 3)
         assert torch.equal(
-            whole, torch.cat([part.draws(number, 2).normal(3).view(2, 2, 3) for part in parts], 1)
+            whole, torch.cat([part.rng(number, 2).normal(3).view(2, 2, 3) for part in parts], 1)
         )
 
 
 def test_groups_stand_behind_each_other_and_the_smaller_one_comes_round_again():
-    order = Order(seed=0, groups=(2, 6), batch=3)
+    order = BatchSampler(seed=0, groups=(2, 6), batch=3)
     rows = torch.cat([order.rows(number).view(2, 3) for number in range(2)], 1)
     assert order.epoch == 6 and sorted(rows[1].tolist()) == list(range(2, 8))
     assert sorted(rows[0].tolist()) == [0, 0, 0, 1, 1, 1]
 
 
 def test_repeats_lengthen_the_epoch():
-    assert Order(seed=0, groups=(5,), batch=5, repeats=4).batches == 4
+    assert BatchSampler(seed=0, groups=(5,), batch=5, repeats=4).batches == 4
 
 
 def test_draws_depend_on_seed_number_and_purpose_alone():
-    order = Order(seed=0, groups=(6,), batch=2)
-    same = [order.draws(5, 2).normal(4) for _ in range(2)]
-    others = [order.draws(6, 2), order.draws(5, 1), Order(seed=1, groups=(6,), batch=2).draws(5, 2)]
+    order = BatchSampler(seed=0, groups=(6,), batch=2)
+    same = [order.rng(5, 2).normal(4) for _ in range(2)]
+    others = [
+        order.rng(6, 2),
+        order.rng(5, 1),
+        BatchSampler(seed=1, groups=(6,), batch=2).rng(5, 2),
+    ]
     assert torch.equal(*same) and not any(torch.equal(same[0], other.normal(4)) for other in others)
 
 
 def test_batches_can_begin_anywhere():
-    order = Order(seed=0, groups=(6,), batch=2)
+    order = BatchSampler(seed=0, groups=(6,), batch=2)
     whole, late = list(Batches(order, 0, 5, True)), list(Batches(order, 3, 5, True))
     assert [batch.number for batch in late] == [3, 4]
     assert torch.equal(whole[4].rows, late[1].rows) and torch.equal(whole[4].flips, late[1].flips)
