@@ -18,7 +18,7 @@ import torch
 import lorabook as lb
 from lorabook.metrics import image_similarity
 from lorabook.studio.generate import Painter, settings_of
-from lorabook.sweeps import draw
+from lorabook.sweeps.batched import generate_image
 from lorabook.worlds import world
 
 STEPS, ENOUGH = (2, 4, 5, 6, 8), 30
@@ -62,7 +62,7 @@ def find(widget, kind: str):
 def ordinary(studio: lb.ScaleStudio):
     """What a call of the pipeline draws now."""
     told = studio.settings
-    return draw(
+    return generate_image(
         studio.pipe,
         prompt=told.prompt,
         seed=told.seeds[0],

@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 
 from lorabook.log_filters import quiet
 from lorabook.missing_weights import read_whole
-from lorabook.worlds import DATA, bundled, world
+from lorabook.worlds import BUNDLED, DATA, HUB, World, bundled, world
 
 # diffusers renamed the argument; asking for the old name warns on new versions
 _DTYPE = "dtype" if hasattr(diffusers.pipelines.pipeline_utils, "_resolve_dtype") else "torch_dtype"
@@ -253,6 +253,13 @@ def scheduler_name(scheduler) -> str | None:
         ):
             return name
     return None
+
+
+def world_of(pipe: DiffusionPipeline) -> World:
+    """The defaults that suit a pipeline, by the size of image it was made for."""
+    unet = getattr(pipe, "unet", None)
+    bundled_size = unet and unet.config.sample_size * pipe.vae_scale_factor == BUNDLED.resolution
+    return BUNDLED if bundled_size else HUB
 
 
 def _squeezed(name: str) -> str:

@@ -24,13 +24,12 @@ from lorabook.live.layers import (
 from lorabook.live.locks import lock_of
 from lorabook.live.memory import is_memory
 from lorabook.live.scale_schedule import denoiser
-from lorabook.pipelines import scheduler_like
+from lorabook.pipelines import scheduler_like, world_of
 from lorabook.studio.apply import BLEND, Applied
 from lorabook.studio.drawable import check_drawable
 from lorabook.studio.from_scales import nearest_settings
 from lorabook.studio.prompt_encoding import Encoder
 from lorabook.studio.settings import StudioSettings
-from lorabook.sweeps import world_of
 from lorabook.worlds import BUNDLED
 
 STEPS = 4  # the bundled model's pictures look as with 30 already: benchmarks/studio.py

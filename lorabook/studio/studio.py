@@ -13,6 +13,7 @@ from lorabook.live.locks import lock_of
 from lorabook.live.manage import remove_adapter
 from lorabook.live.report import LoadReport
 from lorabook.live.save import SaveReport
+from lorabook.pipelines import world_of
 from lorabook.show import display as mime
 from lorabook.show.grid import ImageGrid
 from lorabook.studio.adapter_files import adapter_files
@@ -28,7 +29,6 @@ from lorabook.studio.settings import StudioSettings
 from lorabook.studio.snapshot import static_picture
 from lorabook.studio.view import View
 from lorabook.studio.worker import Renderer
-from lorabook.sweeps import world_of
 from lorabook.worlds import BUNDLED, DATA
 
 _PATIENCE = 120  # seconds to wait for a picture that is asked for

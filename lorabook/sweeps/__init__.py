@@ -1,3 +1,1 @@
-"""Many pictures in few denoising passes."""
-
-from lorabook.sweeps.drawing import draw, world_of  # noqa: F401
+"""Many images in few denoising passes."""

@@ -20,8 +20,9 @@ from lorabook.live.layers import (
     put_factor,
     trained_scaling,
 )
+from lorabook.live.locks import lock_of
 from lorabook.sweeps.cells import Cell, Factors
-from lorabook.sweeps.drawing import without_bar
+from lorabook.upstream import without_progress_bar
 
 TOGETHER = {
     "height",
@@ -72,7 +73,7 @@ def draw_batch(
         _scale_samples(pipe, layers["unet"], factors, 2 if is_guided(pipe, call) else 1)
         call.pop("clip_skip", None)
         generators = [torch.Generator("cpu").manual_seed(cell.call["seed"]) for cell in cells]
-        with without_bar(pipe):
+        with without_progress_bar(pipe):
             return pipe(
                 **embeddings,
                 **call,
@@ -81,11 +82,17 @@ def draw_batch(
             ).images
 
 
+def generate_image(pipe, *, seed: int, **call):
+    """One image by an ordinary call of the pipeline, from the noise of this seed, without a progress bar."""
+    with lock_of(pipe), without_progress_bar(pipe):
+        return pipe(**call, generator=torch.Generator("cpu").manual_seed(seed)).images[0]
+
+
 def draw_alone(pipe, cell: Cell, factors: Factors, told: Mapping[str, object]):
     """The picture of a cell by an ordinary call of any pipeline."""
     call = {key: value for key, value in cell.call.items() if key not in ("seed", "scheduler")}
     layers = lora_layers(pipe)
-    with _kept(layers), without_bar(pipe):
+    with _kept(layers), without_progress_bar(pipe):
         for name, parts in factors.items():
             for part, found in parts.items():
                 for module, factor in found.items():

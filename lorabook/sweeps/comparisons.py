@@ -17,11 +17,11 @@ from lorabook.lora.blend_report import BlendReport
 from lorabook.lora.layer_stats import norm_of, views_of
 from lorabook.lora.merge import METHODS
 from lorabook.metrics import image_similarity
+from lorabook.pipelines import world_of
 from lorabook.show.block_plot import plot_blocks
 from lorabook.show.grid import ImageGrid
 from lorabook.show.plots import Plot
 from lorabook.show.tables import as_html, as_text
-from lorabook.sweeps import world_of
 from lorabook.sweeps.sweep import sweep
 
 _HEADS = ("method", "rank", "relative error against the sum of ΔW")

@@ -1,9 +1,8 @@
 """What a person sees while a sweep draws: the time left, and the pictures as they come."""
 
-import sys
-
 from tqdm.auto import tqdm
 
+from lorabook.show.display import in_notebook
 from lorabook.show.grid import ImageGrid
 
 
@@ -45,9 +44,3 @@ class Live:
         self.bar.close()
         if self.handle is not None:
             self.handle.update({"text/plain": ""}, raw=True)
-
-
-def in_notebook() -> bool:
-    """Whether a Jupyter kernel shows what is displayed."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return shell is not None and hasattr(shell, "kernel")

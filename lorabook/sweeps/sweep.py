@@ -11,10 +11,10 @@ from lorabook.live.load import read_source
 from lorabook.live.locks import locked
 from lorabook.live.scale_schedule import steps_on
 from lorabook.live.scales import kept_scales, scales_of, set_scales
+from lorabook.pipelines import world_of
 from lorabook.show.grid import ImageGrid
 from lorabook.sweeps.axes import INSTEAD, Axis, check_seed, check_together, read_axis
 from lorabook.sweeps.cells import Present, as_scales, cells_of
-from lorabook.sweeps.drawing import world_of
 from lorabook.sweeps.live_grid import Live
 from lorabook.sweeps.passes import draw_cells
 

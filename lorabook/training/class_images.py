@@ -9,8 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lorabook.images import image_files, load_instance_images
-from lorabook.pipelines import load_pipeline
-from lorabook.sweeps import world_of
+from lorabook.pipelines import load_pipeline, world_of
 from lorabook.training.config import DreamBoothConfig
 from lorabook.training.memory import placed
 from lorabook.training.setup import Setup

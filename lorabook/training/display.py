@@ -4,6 +4,7 @@ import time
 
 from tqdm.auto import tqdm
 
+from lorabook.show.display import in_notebook
 from lorabook.show.grid import ImageGrid
 from lorabook.show.plots import plot_losses
 
@@ -11,16 +12,6 @@ SHARE = 20  # a curve is drawn again after this many times the seconds that draw
 PATIENCE = (
     60  # seconds before the first curve; a shorter run has the bar alone, unless it draws pictures
 )
-
-
-def in_notebook() -> bool:
-    """Whether a notebook's kernel runs this."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    shell = get_ipython()
-    return shell is not None and "IPKernelApp" in shell.config
 
 
 class Display:

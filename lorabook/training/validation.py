@@ -11,8 +11,9 @@ from PIL import Image
 
 from lorabook.checks import first_line
 from lorabook.metrics import image_similarity, prompt_similarity
+from lorabook.pipelines import world_of
 from lorabook.show.grid import ImageGrid
-from lorabook.sweeps import draw, world_of
+from lorabook.sweeps.batched import generate_image
 from lorabook.training.dataset import EncodedImages
 from lorabook.training.families import StableDiffusion
 
@@ -85,7 +86,7 @@ class FilmStrip:
         """Draw the pictures of a step and keep them; returns them."""
         world = world_of(pipe)
         drawn = [
-            draw(
+            generate_image(
                 pipe,
                 seed=seed,
                 prompt=self.prompt,

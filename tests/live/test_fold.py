@@ -8,7 +8,7 @@ import torch
 import lorabook as lb
 from lorabook.live.fold import folded
 from lorabook.live.layers import active_adapters, lora_layers
-from lorabook.sweeps import draw
+from lorabook.sweeps.batched import generate_image
 
 
 @pytest.fixture
@@ -22,7 +22,10 @@ def two(pipe):
 
 def picture(pipe):
     return np.asarray(
-        draw(pipe, prompt="a red boat", seed=0, num_inference_steps=2, guidance_scale=4.0), int
+        generate_image(
+            pipe, prompt="a red boat", seed=0, num_inference_steps=2, guidance_scale=4.0
+        ),
+        int,
     )
 
 

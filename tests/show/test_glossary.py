@@ -6,7 +6,7 @@ import pytest
 import lorabook as lb
 from lorabook.show.glossary import _NOTEBOOKS, TERMS
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 
 
 def plain(word):

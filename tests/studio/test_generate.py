@@ -13,7 +13,7 @@ from lorabook.live.locks import lock_of
 from lorabook.live.scales import scales_of
 from lorabook.studio.apply import BLEND
 from lorabook.studio.generate import STEPS, Painter, Stopped, settings_of
-from lorabook.sweeps import draw
+from lorabook.sweeps.batched import generate_image
 
 PROMPT = "a cartoon blue creature with wings"
 
@@ -41,7 +41,7 @@ def ordinary(pipe, settings, **told):
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
     } | told
-    return [array(draw(pipe, seed=seed, **told)) for seed in settings.seeds]
+    return [array(generate_image(pipe, seed=seed, **told)) for seed in settings.seeds]
 
 
 def differences(painted, others):
