@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lorabook.training.checkpoints import Progress
+from lorabook.training.devices import components_on, input_casts
 from lorabook.training.display import Display
-from lorabook.training.memory import input_casts, placed
 from lorabook.training.setup import Setup
 from lorabook.training.trackers import report, report_pictures
 from lorabook.training.validation import FilmStrip
@@ -148,7 +148,7 @@ class Watch:
         pipe = self.setup.family.pipe
         if pipe.vae.dtype != self.setup.dtype:
             pipe.vae.to(self.setup.dtype)
-        with placed(self.setup.family, self.setup.family.encoders, self.setup.family.device):
+        with components_on(self.setup.family, self.setup.family.encoders, self.setup.family.device):
             drawn = self.strip.draw(pipe, step)
         if self.strip.steps:
             self.display.strip(self.strip.grid())

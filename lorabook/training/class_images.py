@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from lorabook.images import image_files, load_instance_images
 from lorabook.pipelines import load_pipeline, world_of
 from lorabook.training.config import DreamBoothConfig
-from lorabook.training.memory import placed
+from lorabook.training.devices import components_on
 from lorabook.training.setup import Setup
 
 PRECISIONS = {
@@ -56,7 +56,7 @@ def _draw(setup: Setup, config: DreamBoothConfig, folder: Path, missing: list[in
     dtype = _precision(setup, config)
     if dtype == setup.dtype:
         return _draw_with(setup.family.pipe, setup, config, folder, missing)
-    with placed(setup.family, ("unet", *setup.family.encoders), "cpu"):
+    with components_on(setup.family, ("unet", *setup.family.encoders), "cpu"):
         pipe = load_pipeline(
             config.pretrained_model_name_or_path,
             device=setup.accelerator.device,

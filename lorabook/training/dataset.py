@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lorabook.training.cache import Store, images_hash, key_of
+from lorabook.training.devices import read_ahead, to_device
 from lorabook.training.families import StableDiffusion
-from lorabook.training.prefetch import ahead, reads_ahead, sent
 from lorabook.training.sampler import Batches, BatchIndex, BatchSampler
 
 PROMPTS_AT_ONCE = 64
@@ -154,13 +154,13 @@ class EncodedImages:
         sampler = Batches(order, start, stop, self.look.random_flip)
         read = self._read(order, sampler, workers, dropout)
         device = self.family.device
-        for batch in ahead(read) if reads_ahead(device) else read:
+        for batch in read_ahead(read, device):
             batch.moments, batch.geometry = (
-                sent(batch.moments, device),
-                sent(batch.geometry, device),
+                to_device(batch.moments, device),
+                to_device(batch.geometry, device),
             )
             if batch.prompts:
-                batch.prompts = tuple(sent(part, device) for part in batch.prompts)
+                batch.prompts = tuple(to_device(part, device) for part in batch.prompts)
             if self.moments is None:  # so far it was pixels
                 batch.moments = self.family.encode_images(batch.moments)
             yield batch

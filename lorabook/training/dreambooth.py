@@ -12,7 +12,7 @@ from lorabook.training.config import DreamBoothConfig
 from lorabook.training.flags import run_command_line
 from lorabook.training.run import TrainingRun
 from lorabook.training.setup import Setup, check_early, set_up
-from lorabook.training.trainer import Lesson, check_batch, fit, split
+from lorabook.training.trainer import TrainingData, check_batch, fit, split
 
 
 def train_dreambooth(config: DreamBoothConfig) -> TrainingRun:
@@ -46,17 +46,19 @@ def train_dreambooth(config: DreamBoothConfig) -> TrainingRun:
     learned, held_out = split(images, config.validation_split)
     check_batch(config, len(learned) * config.repeats)
     setup = set_up(config)
-    return fit(setup, _lesson(setup, learned, held_out))
+    return fit(setup, _training_data(setup, learned, held_out))
 
 
-def _lesson(setup: Setup, learned: datasets.Dataset, held_out: datasets.Dataset | None) -> Lesson:
+def _training_data(
+    setup: Setup, learned: datasets.Dataset, held_out: datasets.Dataset | None
+) -> TrainingData:
     """Instance images, and with prior preservation the class images behind them."""
     config = setup.config
     if not config.with_prior_preservation:
-        return Lesson(learned, (len(learned),), held_out=held_out, repeats=config.repeats)
+        return TrainingData(learned, (len(learned),), held_out=held_out, repeats=config.repeats)
     classes = class_images(setup)
     both = datasets.concatenate_datasets([learned, classes])
-    return Lesson(
+    return TrainingData(
         both,
         (len(learned), len(classes)),
         (1.0, config.prior_loss_weight),

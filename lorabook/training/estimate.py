@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lorabook.training.devices import components_on
 from lorabook.training.families import StableDiffusion
-from lorabook.training.memory import placed
 
 ADAM_BYTES = 12  # a gradient and two moments in float32, beside each weight that learns
 
@@ -72,7 +72,7 @@ def _kept_by_forward(family: StableDiffusion, resolution: int) -> int:
         prompts = family.encode_prompts([""])
     dtype = pipe.unet.conv_in.weight.dtype
     with (
-        placed(family, family.encoders, "cpu"),
+        components_on(family, family.encoders, "cpu"),
         torch.autocast(family.device.type, dtype, dtype != torch.float32),
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
     ):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lorabook.training.checkpoints import Progress
 from lorabook.training.config import TrainingConfig
 from lorabook.training.dataset import Batch, EncodedImages
+from lorabook.training.devices import to_device
 from lorabook.training.families import StableDiffusion
-from lorabook.training.prefetch import sent
 from lorabook.training.sampler import BatchSampler, seed_of
 
 
@@ -115,12 +115,12 @@ def training_loss(
     draws = order.rng(batch.number, purpose=2)
     mean, deviation = batch.moments.float().unbind(1)
     shape = mean.shape[1:]
-    latents = mean + deviation * sent(draws.normal(*shape), mean.device)
+    latents = mean + deviation * to_device(draws.normal(*shape), mean.device)
     noise = draws.normal(*shape)
     if config.noise_offset:
         noise = noise + config.noise_offset * draws.normal(shape[0], 1, 1)
-    timesteps = sent(draws.integers(family.noise.config.num_train_timesteps), mean.device)
-    noisy, target = family.add_noise(latents, sent(noise, mean.device), timesteps)
+    timesteps = to_device(draws.integers(family.noise.config.num_train_timesteps), mean.device)
+    noisy, target = family.add_noise(latents, to_device(noise, mean.device), timesteps)
     prompts = batch.prompts or examples.prompts(batch.captions)
     prediction = family.predict(noisy, timesteps, prompts, batch.geometry)
     errors = family.losses(

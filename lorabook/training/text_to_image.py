@@ -9,7 +9,7 @@ from lorabook.training.config import TextToImageConfig
 from lorabook.training.flags import run_command_line
 from lorabook.training.run import TrainingRun
 from lorabook.training.setup import check_early, set_up
-from lorabook.training.trainer import Lesson, check_batch, fit, split
+from lorabook.training.trainer import TrainingData, check_batch, fit, split
 from lorabook.worlds import world
 
 
@@ -40,7 +40,7 @@ def train_text_to_image(config: TextToImageConfig) -> TrainingRun:
     )
     learned, held_out = split(images, config.validation_split)
     check_batch(config, len(learned))
-    return fit(set_up(config), Lesson(learned, (len(learned),), held_out=held_out))
+    return fit(set_up(config), TrainingData(learned, (len(learned),), held_out=held_out))
 
 
 if __name__ == "__main__":

@@ -24,11 +24,12 @@ from lorabook.training.checkpoints import (
 )
 from lorabook.training.config import TrainingConfig
 from lorabook.training.dataset import EncodedImages, ImageTransform
+from lorabook.training.devices import components_on, input_casts
 from lorabook.training.display import Display
 from lorabook.training.estimate import Estimate, memory_on_a_gpu
+from lorabook.training.families import StableDiffusion
 from lorabook.training.loop import train
 from lorabook.training.lora import add_lora, trainable_parameters, write_lora
-from lorabook.training.memory import idle_parts, input_casts, placed
 from lorabook.training.merged import merged_products
 from lorabook.training.optimizers import make_optimizer, make_schedule, steps_in
 from lorabook.training.run import TrainingRun
@@ -77,7 +78,7 @@ FREE = {
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingData:
     """What is learned: images with their texts, in groups (instance, class) with their weights in the loss."""
 
     images: datasets.Dataset
@@ -113,22 +114,22 @@ def check_batch(config, images: int) -> None:
         )
 
 
-def fit(setup: Setup, lesson: Lesson) -> TrainingRun:
+def fit(setup: Setup, data: TrainingData) -> TrainingRun:
     """Encode, train, save, and return the run; the same for every method and family."""
     try:
-        return _fit(setup, lesson)
+        return _fit(setup, data)
     finally:
         close(setup)
 
 
-def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
+def _fit(setup: Setup, data: TrainingData) -> TrainingRun:
     config, accelerator, family, folder = (
         setup.config,
         setup.accelerator,
         setup.family,
         Path(setup.config.output_dir),
     )
-    identity = _identity(setup, lesson)
+    identity = _identity(setup, data)
     progress = find_checkpoint(folder, config.resume_from_checkpoint, identity)
     told = replace(setup.told, seed=progress.numbers.get("seed", setup.told.seed))
     identity["seed"] = told.seed
@@ -136,11 +137,11 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     carriers = add_lora(family, config)
     order = BatchSampler(
         told.seed,
-        lesson.groups,
+        data.groups,
         config.train_batch_size,
         accelerator.process_index,
         accelerator.num_processes,
-        lesson.repeats,
+        data.repeats,
     )
     steps, epoch = steps_in(config, order.batches)
     learning = {
@@ -149,12 +150,10 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     }
     if accelerator.is_local_main_process and progress.step < steps:
         print(
-            _estimate(
-                setup, lesson, order, steps, [p for group in learning.values() for p in group]
-            )
+            _estimate(setup, data, order, steps, [p for group in learning.values() for p in group])
         )
     with accelerator.local_main_process_first():
-        examples, kept = _examples(setup, lesson.images), _kept(setup, lesson)
+        examples, kept = _examples(setup, data.images), _kept(setup, data)
     optimizer = make_optimizer(learning, config, accelerator.num_processes)
     if (
         accelerator.scaler
@@ -165,7 +164,7 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     if progress.step:
         unpack(progress, dict(trainable_parameters(carriers)), **state)
         _say_other_steps(progress.numbers.get("steps", steps), steps, config.lr_scheduler)
-    strip = _film_strip(setup, lesson, progress.step)
+    strip = _film_strip(setup, data, progress.step)
 
     def write(target: Path) -> Path:
         adapter = write_lora(target, carriers, told)
@@ -191,9 +190,9 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
         Display(steps, progress.step, accelerator.is_local_main_process),
     )
     open_trackers(accelerator, config)
-    with placed(family, idle_parts(family, config, examples, kept), "cpu"):
+    with components_on(family, idle_parts(family, config, examples, kept), "cpu"):
         finished = _train_watched(
-            watch, examples, order, optimizer, schedule, lesson, write, carriers
+            watch, examples, order, optimizer, schedule, data, write, carriers
         )
     accelerator.wait_for_everyone()
     adapter, pushed = folder / WEIGHT_NAME, None
@@ -211,8 +210,17 @@ def _fit(setup: Setup, lesson: Lesson) -> TrainingRun:
     )
 
 
+def idle_parts(
+    family: StableDiffusion, config: TrainingConfig, *examples: EncodedImages | None
+) -> list[str]:
+    """The parts that training has no use for between validation pictures: all is encoded, and they do not learn."""
+    busy = set(family.text_encoders) if config.train_text_encoder else set()
+    busy.update(*(found.needs for found in examples if found))
+    return [part for part in family.encoders if part not in busy]
+
+
 def _train_watched(
-    watch: Watch, examples, order, optimizer, schedule, lesson, write, carriers
+    watch: Watch, examples, order, optimizer, schedule, data, write, carriers
 ) -> bool:
     """Train to the last step, or to a stop button's interrupt; returns whether it was the last step.
 
@@ -239,7 +247,7 @@ def _train_watched(
                     progress,
                     watch.steps,
                     watch,
-                    group_weights=lesson.weights,
+                    group_weights=data.weights,
                 )
         return True
     except FloatingPointError as error:
@@ -295,15 +303,15 @@ def _encoded(setup: Setup, images: datasets.Dataset, look: ImageTransform) -> En
     )
 
 
-def _kept(setup: Setup, lesson: Lesson) -> EncodedImages | None:
+def _kept(setup: Setup, data: TrainingData) -> EncodedImages | None:
     """The images kept out of training, cropped in the middle."""
-    if lesson.held_out is None:
+    if data.held_out is None:
         return None
     look = ImageTransform(setup.resolution, interpolation=setup.config.image_interpolation_mode)
-    return _encoded(setup, lesson.held_out, look)
+    return _encoded(setup, data.held_out, look)
 
 
-def _film_strip(setup: Setup, lesson: Lesson, until: int) -> FilmStrip | None:
+def _film_strip(setup: Setup, data: TrainingData, until: int) -> FilmStrip | None:
     """The validation pictures, on the main process, where a prompt asks for them."""
     config = setup.config
     if not (
@@ -313,7 +321,7 @@ def _film_strip(setup: Setup, lesson: Lesson, until: int) -> FilmStrip | None:
     ):
         return None
     seeds = list(range(config.num_validation_images))
-    return FilmStrip(config.validation_prompt, seeds, Path(config.output_dir), lesson.images, until)
+    return FilmStrip(config.validation_prompt, seeds, Path(config.output_dir), data.images, until)
 
 
 def _validated(setup: Setup, kept: EncodedImages) -> float:
@@ -322,14 +330,14 @@ def _validated(setup: Setup, kept: EncodedImages) -> float:
 
 
 def _estimate(
-    setup: Setup, lesson: Lesson, order: BatchSampler, steps: int, learning: list
+    setup: Setup, data: TrainingData, order: BatchSampler, steps: int, learning: list
 ) -> Estimate:
     config, parameters = setup.config, sum(p.numel() for p in learning)
-    batch = config.train_batch_size * len(lesson.groups)
+    batch = config.train_batch_size * len(data.groups)
     busy = setup.family.text_encoders if config.train_text_encoder else ()
     at_once = batch * order.processes * config.gradient_accumulation_steps
     return Estimate(
-        len(lesson.images),
+        len(data.images),
         steps,
         at_once,
         steps
@@ -358,15 +366,15 @@ def _say_other_steps(before: int, now: int, schedule: str) -> None:
         )
 
 
-def _identity(setup: Setup, lesson: Lesson) -> dict:
+def _identity(setup: Setup, data: TrainingData) -> dict:
     """What makes a run the one it is: its settings, its images and their texts, its base model."""
     config = setup.config
     settings = {key: value for key, value in vars(config).items() if key not in FREE}
-    texts = hashlib.sha256("\n".join(lesson.images["text"]).encode()).hexdigest()
+    texts = hashlib.sha256("\n".join(data.images["text"]).encode()).hexdigest()
     found = settings | {
-        "images": images_hash(lesson.images)[:16],
+        "images": images_hash(data.images)[:16],
         "texts": texts[:16],
-        "weights of the loss": lesson.weights,
+        "weights of the loss": data.weights,
         "resolution": setup.resolution,
         "mixed_precision": setup.accelerator.mixed_precision,
         "base model": Path(find_model(config.pretrained_model_name_or_path)).name,

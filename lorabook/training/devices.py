@@ -1,20 +1,45 @@
-"""Which parts of a pipeline take the training device's memory, and when."""
+"""What stands on the training device, and when, and how batches get there."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from diffusers.training_utils import free_memory, offload_models
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
-from lorabook.training.config import TrainingConfig
-from lorabook.training.dataset import EncodedImages
 from lorabook.training.families import StableDiffusion
+
+T = TypeVar("T")
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; to a GPU from pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def read_ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
+    """The same items in the same order, each read by a thread while the device uses the one before it.
+
+    A CPU that trains has no core free for that, so there they come as they are.
+    """
+    if device.type == "cpu":
+        yield from items
+        return
+    end = object()
+    with ThreadPoolExecutor(1, "reads-ahead") as reader:
+        coming = reader.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = reader.submit(next, items, end)
+            yield item
 
 
 @contextmanager
-def placed(family: StableDiffusion, parts: Iterable[str], device: torch.device | str):
+def components_on(family: StableDiffusion, parts: Iterable[str], device: torch.device | str):
     """Parts of the pipeline are on a device inside the block, and where they were after it.
 
     What they leave is given back to the device, so that the step after it finds it.
@@ -24,15 +49,6 @@ def placed(family: StableDiffusion, parts: Iterable[str], device: torch.device |
         give_back()
         yield
     give_back()
-
-
-def idle_parts(
-    family: StableDiffusion, config: TrainingConfig, *examples: EncodedImages | None
-) -> list[str]:
-    """The parts that training has no use for between validation pictures: all is encoded, and they do not learn."""
-    busy = set(family.text_encoders) if config.train_text_encoder else set()
-    busy.update(*(found.needs for found in examples if found))
-    return [part for part in family.encoders if part not in busy]
 
 
 @contextmanager

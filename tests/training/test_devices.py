@@ -12,9 +12,8 @@ from transformers import CLIPTextModel
 
 import lorabook as lb
 from conftest import quick_config, quick_dreambooth
+from lorabook.training.devices import components_on, input_casts, read_ahead
 from lorabook.training.families import StableDiffusion, family_of
-from lorabook.training.memory import input_casts, placed
-from lorabook.training.prefetch import ahead
 from lorabook.training.validation import FilmStrip
 from lorabook.worlds import DATA
 
@@ -22,7 +21,7 @@ from lorabook.worlds import DATA
 @pytest.fixture
 def places(monkeypatch):
     """Each time that the UNet predicts or a picture is drawn: what is on the training device, by a recording of moves."""
-    place, seen, real = {}, [], placed.__wrapped__
+    place, seen, real = {}, [], components_on.__wrapped__
 
     def record(family, parts, device):
         before = {part: place.get(part, "device") for part in parts}
@@ -32,8 +31,8 @@ def places(monkeypatch):
 
     from contextlib import contextmanager
 
-    for module in ("fit", "watch", "estimate"):
-        monkeypatch.setattr(f"lorabook.training.{module}.placed", contextmanager(record))
+    for module in ("trainer", "callbacks", "estimate"):
+        monkeypatch.setattr(f"lorabook.training.{module}.components_on", contextmanager(record))
     predict, draw = StableDiffusion.predict, FilmStrip.draw
 
     def note(what, call):
@@ -85,7 +84,7 @@ def test_parts_are_elsewhere_inside_the_block_and_back_after_it(pipe):
             "to",
             lambda self, *told: where.append((type(self), *told)) or to(self, *told),
         )
-        with placed(family, ["text_encoder"], "cpu"):
+        with components_on(family, ["text_encoder"], "cpu"):
             where.append("inside")
     assert where == [(CLIPTextModel, "cpu"), "inside", (CLIPTextModel, torch.device("cpu"))]
 
@@ -118,9 +117,13 @@ def test_reading_ahead_keeps_the_order_and_the_errors():
 
     found = []
     with pytest.raises(ValueError, match="at the end"):
-        for number in ahead(numbers()):
+        for number in read_ahead(numbers(), torch.device("cuda")):
             found.append(number)
-    assert found == [0, 1, 2, 3, 4] and list(ahead(iter("abc"))) == ["a", "b", "c"]
+    assert found == [0, 1, 2, 3, 4] and list(read_ahead(iter("abc"), torch.device("cpu"))) == [
+        "a",
+        "b",
+        "c",
+    ]
 
 
 def test_a_run_that_reads_ahead_makes_the_same_adapter(tmp_path, monkeypatch):
@@ -128,7 +131,10 @@ def test_a_run_that_reads_ahead_makes_the_same_adapter(tmp_path, monkeypatch):
     plain = load_file(
         lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "a"), **told)).adapter
     )
-    monkeypatch.setattr("lorabook.training.dataset.reads_ahead", lambda device: True)
+    monkeypatch.setattr(
+        "lorabook.training.dataset.read_ahead",
+        lambda items, device: read_ahead(items, torch.device("cuda")),
+    )
     read = load_file(
         lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "b"), **told)).adapter
     )
