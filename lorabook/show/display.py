@@ -6,7 +6,7 @@ import sys
 
 
 def bundle(png: bytes, alt: str) -> tuple[dict, dict]:
-    """What `_repr_mimebundle_` returns for a PNG: the data, and its content in words as metadata."""
+    """What `_repr_mimebundle_` returns for a PNG: the data, and its content in words."""
     return {"image/png": base64.b64encode(png).decode()}, {"image/png": {"alt": alt}}
 
 

@@ -8,17 +8,18 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from lorabook.show import display as mime
+from lorabook.show.display import bundle
 
-_TEXT, _PAPER, _FRAME, _GAP, _MARGIN = (40, 40, 44), (255, 255, 255), (225, 225, 228), 6, 10
 SMALLEST, LARGEST = 128, 320  # pixels of a cell's longer side, when shown
 KEY = "lorabook"  # of the text in a PNG that holds a grid's settings
+_TEXT, _PAPER, _FRAME = (40, 40, 44), (255, 255, 255), (225, 225, 228)
+_GAP, _MARGIN = 6, 10
 
 
 @dataclass
@@ -26,10 +27,10 @@ class ImageGrid:
     """Images in rows and columns, with a label for each.
 
     Attributes:
-        images: PIL images as `images[row][column]`; None where nothing was drawn.
-        columns, rows: one label each; an empty list draws none.
-        title: what stands above, or "".
-        settings: what repeats it: for a sweep, the arguments of `sweep`.
+        images: PIL images as `images[row][column]`; None where there is no image.
+        columns, rows: One label each; an empty list draws none.
+        title: What stands above, or "".
+        settings: What repeats it: for a sweep, the arguments of `sweep`.
     """
 
     images: list[list[Image.Image | None]] = field(repr=False)
@@ -41,14 +42,11 @@ class ImageGrid:
     def __post_init__(self):
         if not self.images or not self.images[0]:
             raise ValueError("an ImageGrid needs at least one image")
-        if len({len(row) for row in self.images}) > 1:
-            raise ValueError(
-                f"every row of an ImageGrid needs as many images; got {[len(r) for r in self.images]}"
-            )
-        for name, labels, count in (
-            ("columns", self.columns, len(self.images[0])),
-            ("rows", self.rows, len(self.images)),
-        ):
+        lengths = [len(row) for row in self.images]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"every row of an ImageGrid needs as many images; got {lengths}")
+        counts = (("columns", self.columns, lengths[0]), ("rows", self.rows, len(lengths)))
+        for name, labels, count in counts:
             if labels and len(labels) != count:
                 raise ValueError(
                     f"an ImageGrid with {count} {name} was given {len(labels)} labels for them"
@@ -63,42 +61,35 @@ class ImageGrid:
     def alt(self) -> str:
         """What the grid shows in a sentence of at most 300 letters, for those who do not see it."""
         rows, columns = len(self.images), len(self.images[0])
-        sizes = {image.size for row in self.images for image in row if image}
-        size = (
-            " × ".join(map(str, map(max, zip(*sizes, strict=True)))) + " pixels"
-            if sizes
-            else "no pixels yet"
-        )
-        told = {
-            "": [self.title.rstrip(".")] * bool(self.title),
-            "columns: ": self.columns,
-            "rows: ": self.rows,
-        }
+        sizes = [image.size for image in self._present()]
+        pixels = "no pixels yet"
+        if sizes:
+            pixels = " × ".join(str(max(edges)) for edges in zip(*sizes, strict=True)) + " pixels"
+        labels = {"": [self.title.rstrip(".")], "columns: ": self.columns, "rows: ": self.rows}
         parts = [
-            name + textwrap.shorten(", ".join(labels), 70, placeholder=" …")
-            for name, labels in told.items()
-            if labels
+            name + textwrap.shorten(", ".join(texts), 70, placeholder=" …")
+            for name, texts in labels.items()
+            if any(texts)
         ]
-        return (
-            f"Pictures in {_counted(rows, 'row')} and {_counted(columns, 'column')}, {size} each"
-            f"{': ' if parts else ''}{'; '.join(parts)}."
-        )
+        counts = f"{rows} row{'s' * (rows != 1)} and {columns} column{'s' * (columns != 1)}"
+        content = ": " + "; ".join(parts) if parts else ""
+        return f"Pictures in {counts}, {pixels} each{content}."
 
     def picture(self, *, reduced: bool = True) -> Image.Image:
-        """The whole grid as one image: small images are enlarged, pixel for pixel, and large ones reduced.
+        """The whole grid as one image; small images are enlarged, pixel for pixel.
 
         Args:
-            reduced: False leaves large images as they are.
+            reduced: Make large images smaller; False leaves them as they are.
         """
-        return self._laid_out(reduced)[0]
+        return self._layout(reduced)[0]
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write the grid as a PNG with its labels and settings inside, so that `load` gives it back; returns the path.
+        """Write the grid as a PNG that `load` reads; returns the path.
 
-        Images keep all their pixels.
+        Images keep all their pixels; labels and settings stand in the PNG's text.
         """
-        sheet, places = self._laid_out(reduced=False)
-        told = {
+        sheet, places = self._layout(reduced=False)
+        content = {
             "settings": dict(self.settings),
             "columns": list(self.columns),
             "rows": list(self.rows),
@@ -106,7 +97,7 @@ class ImageGrid:
             "places": places,
         }
         text = PngImagePlugin.PngInfo()
-        text.add_itxt(KEY, json.dumps(told))
+        text.add_itxt(KEY, json.dumps(content))
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path, "PNG", pnginfo=text)
@@ -114,7 +105,7 @@ class ImageGrid:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ImageGrid":
-        """A grid that `save` wrote, with its images, labels and settings: `sweep(pipe, **grid.settings)` repeats a sweep.
+        """A grid that `save` wrote: `sweep(pipe, **grid.settings)` repeats a sweep.
 
         Raises: FileNotFoundError for no such file, ValueError for a picture that is no saved grid.
         """
@@ -123,59 +114,38 @@ class ImageGrid:
         try:
             with Image.open(path) as sheet:
                 sheet.load()
-            told = json.loads(sheet.text[KEY])
-            images = [
-                [
-                    None
-                    if place is None
-                    else sheet.crop(place[:4]).resize(place[4:], Image.NEAREST)
-                    for place in row
-                ]
-                for row in told["places"]
-            ]
+            content = json.loads(sheet.text[KEY])
+            images = [[place and _cut_out(sheet, place) for place in r] for r in content["places"]]
+            labels = [content[key] for key in ("columns", "rows", "title", "settings")]
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no grid that ImageGrid.save wrote") from error
-        return cls(images, told["columns"], told["rows"], told["title"], told["settings"])
+        return cls(images, *labels)
 
     def difference_from(self, column: int | str) -> "ImageGrid":
-        """How far each image is from the one in a column of its row: the absolute difference, black where they are equal.
+        """The absolute difference of each image from the one in a column of its row.
 
         Args:
-            column: its number from 0, or its label.
+            column: Its number from 0, or its label.
         Raises: ValueError for a column that is not there, or images of different sizes.
         """
-        number, count = (
-            list(self.columns).index(column) if column in self.columns else column,
-            len(self.images[0]),
-        )
+        labels, count = list(self.columns), len(self.images[0])
+        number = labels.index(column) if column in labels else column
         if not isinstance(number, int) or isinstance(number, bool) or not -count <= number < count:
-            raise ValueError(
-                f"the grid has no column {column!r:.60}; it has {count}: {', '.join(self.columns)}"[
-                    :400
-                ]
-            )
-        if len({image.size for row in self.images for image in row if image}) > 1:
+            names = ", ".join(labels)
+            raise ValueError(f"the grid has no column {column!r:.60}; it has {count}: {names:.250}")
+        if len({image.size for image in self._present()}) > 1:
             raise ValueError("the grid's images have different sizes, so they have no difference")
-        rows = [
-            [
-                ImageChops.difference(image.convert("RGB"), row[number].convert("RGB"))
-                if image and row[number]
-                else None
-                for image in row
-            ]
-            for row in self.images
-        ]
-        name = self.columns[number] if self.columns else f"column {number}"
-        return ImageGrid(
-            rows, self.columns, self.rows, f"{self.title}\ndifference from {name}".strip()
-        )
+        rows = [[_difference(image, row[number]) for image in row] for row in self.images]
+        name = labels[number] if labels else f"column {number}"
+        title = f"{self.title}\ndifference from {name}".strip()
+        return ImageGrid(rows, self.columns, self.rows, title)
 
     def to_gif(self, path: str | os.PathLike | None = None, *, seconds: float = 0.5) -> "Gif":
         """The columns one after another, all rows below each other.
 
         Args:
-            path: where to write it, or None.
-            seconds: that each column is shown.
+            path: Where to write it, or None.
+            seconds: How long each column is shown.
         """
         frames = [
             ImageGrid(
@@ -183,107 +153,70 @@ class ImageGrid:
             ).picture()
             for x in range(len(self.images[0]))
         ]
-        size = tuple(map(max, zip(*(frame.size for frame in frames), strict=True)))
-        frames = [
-            ImageOps.pad(frame, size, color=_PAPER, centering=(0.5, 1))
-            if frame.size != size
-            else frame
-            for frame in frames
-        ]
-        made = io.BytesIO()
-        frames[0].save(
-            made,
-            "GIF",
-            save_all=True,
-            append_images=frames[1:],
-            duration=round(1000 * seconds),
-            loop=0,
-        )
-        gif = Gif(made.getvalue(), f"An animation, one column after another. {self.alt}")
+        size = tuple(max(edges) for edges in zip(*(f.size for f in frames), strict=True))
+        first, *others = (ImageOps.pad(f, size, color=_PAPER, centering=(0.5, 1)) for f in frames)
+        encoded = io.BytesIO()
+        looped = {"save_all": True, "duration": round(1000 * seconds), "loop": 0}
+        first.save(encoded, "GIF", append_images=others, **looped)
+        gif = Gif(encoded.getvalue(), f"An animation, one column after another. {self.alt}")
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_bytes(gif.data)
         return gif
 
-    def _laid_out(self, reduced: bool) -> tuple[Image.Image, list]:
-        """The sheet, and where each image is on it: left, top, right, bottom, and its own width and height."""
-        shown = [[image and _shown(image, reduced) for image in row] for row in self.images]
-        sizes = [image.size for row in shown for image in row if image] or [(SMALLEST, SMALLEST)]
-        cell_w, cell_h = (max(edges) for edges in zip(*sizes, strict=True))
-        font = _font(max(12, min(cell_w, LARGEST) // 11))
-        heads = [_wrapped(label, font, cell_w) for label in self.columns]
-        sides = [_wrapped(label, font, max(cell_w, 150)) for label in self.rows]
-        line = font.size + 4
-        cell_h = max([cell_h, *(line * (side.count("\n") + 1) for side in sides)])
-        left = _MARGIN + (_widest(sides, font) + _GAP if sides else 0)
-        right = left + len(self.images[0]) * (cell_w + _GAP) - _GAP + _MARGIN
-        title = _wrapped(self.title, font, right - 2 * _MARGIN) if self.title else ""
-        top = _MARGIN + (line * (title.count("\n") + 1) + _GAP if title else 0)
-        first = top + (max(h.count("\n") for h in heads) + 1) * line + _GAP if heads else top
-        sheet = Image.new(
-            "RGB", (right, first + len(self.images) * (cell_h + _GAP) - _GAP + _MARGIN), _PAPER
-        )
-        draw = ImageDraw.Draw(sheet)
-        draw.multiline_text((_MARGIN, _MARGIN), title, _TEXT, font)
-        for x, head in enumerate(heads):
-            draw.multiline_text(
-                (left + x * (cell_w + _GAP) + cell_w / 2, first - _GAP),
-                head,
-                _TEXT,
-                font,
-                anchor="md",
-                align="center",
-            )
-        places = []
-        for y, row in enumerate(shown):
-            if sides:
-                draw.multiline_text(
-                    (left - _GAP, first + y * (cell_h + _GAP) + cell_h / 2),
-                    sides[y],
-                    _TEXT,
-                    font,
-                    anchor="rm",
-                    align="right",
-                )
-            places.append(
-                [
-                    self._placed(
-                        sheet,
-                        draw,
-                        image,
-                        self.images[y][x],
-                        (left + x * (cell_w + _GAP), first + y * (cell_h + _GAP), cell_w, cell_h),
-                    )
-                    for x, image in enumerate(row)
-                ]
-            )
-        return sheet, places
+    def _present(self) -> list[Image.Image]:
+        return [image for row in self.images for image in row if image]
 
-    @staticmethod
-    def _placed(
-        sheet, draw, shown: Image.Image | None, image: Image.Image | None, cell: tuple
-    ) -> list | None:
-        """Put an image in the middle of its cell (left, top, width, height), or a frame where there is none."""
-        left, top, wide, high = cell
-        if shown is None:
-            draw.rectangle((left, top, left + wide - 1, top + high - 1), outline=_FRAME)
-            return None
-        left, top = left + (wide - shown.width) // 2, top + (high - shown.height) // 2
-        sheet.paste(shown, (left, top))
-        return [left, top, left + shown.width, top + shown.height, *image.size]
+    def _layout(self, reduced: bool) -> tuple[Image.Image, list]:
+        """The sheet, and each image's place on it: its four edges, and its own width and height."""
+        shown = [[image and _resized(image, reduced) for image in row] for row in self.images]
+        sizes = [image.size for row in shown for image in row if image] or [(SMALLEST, SMALLEST)]
+        width, height = (max(edges) for edges in zip(*sizes, strict=True))
+        font = _font(max(12, min(width, LARGEST) // 11))
+        heads = [_wrap(label, font, width) for label in self.columns]
+        sides = [_wrap(label, font, max(width, 150)) for label in self.rows]
+        line = font.size + 4
+        height = max([height, *(line * _line_count(side) for side in sides)])
+        left = _MARGIN + (_text_width(sides, font) + _GAP if sides else 0)
+        right = left + len(self.images[0]) * (width + _GAP) - _GAP + _MARGIN
+        title = _wrap(self.title, font, right - 2 * _MARGIN) if self.title else ""
+        top = _MARGIN + (line * _line_count(title) + _GAP if title else 0)
+        top += line * max(map(_line_count, heads)) + _GAP if heads else 0
+        bottom = top + len(self.images) * (height + _GAP) - _GAP + _MARGIN
+
+        sheet = Image.new("RGB", (right, bottom), _PAPER)
+        draw = ImageDraw.Draw(sheet)
+        write = partial(draw.multiline_text, fill=_TEXT, font=font)
+        write((_MARGIN, _MARGIN), title)
+        xs = [left + x * (width + _GAP) for x in range(len(self.images[0]))]
+        ys = [top + y * (height + _GAP) for y in range(len(self.images))]
+        for x, head in zip(xs, heads, strict=False):
+            write((x + width / 2, top - _GAP), head, anchor="md", align="center")
+        for y, side in zip(ys, sides, strict=False):
+            write((left - _GAP, y + height / 2), side, anchor="rm", align="right")
+        places = [[None] * len(xs) for _ in ys]
+        for row, y in enumerate(ys):
+            for column, x in enumerate(xs):
+                image = shown[row][column]
+                if image is None:
+                    draw.rectangle((x, y, x + width - 1, y + height - 1), outline=_FRAME)
+                    continue
+                x0, y0 = x + (width - image.width) // 2, y + (height - image.height) // 2
+                sheet.paste(image, (x0, y0))
+                edges = [x0, y0, x0 + image.width, y0 + image.height]
+                places[row][column] = [*edges, *self.images[row][column].size]
+        return sheet, places
 
     def _repr_png_(self) -> bytes:
         encoded, picture = io.BytesIO(), self.picture()
-        sizes = [max(image.size) for row in self.images for image in row if image]
-        if (
-            min(sizes, default=0) < SMALLEST
-        ):  # a drawing enlarged: 256 colours hold it in a third of the bytes
+        if min((max(image.size) for image in self._present()), default=0) < SMALLEST:
+            # Enlarged drawings: 256 colours hold them in a third of the bytes.
             picture = picture.quantize(256, dither=Image.Dither.NONE)
         picture.save(encoded, "PNG", optimize=True)
         return encoded.getvalue()
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        return mime.bundle(self._repr_png_(), self.alt)
+        return bundle(self._repr_png_(), self.alt)
 
 
 @dataclass(frozen=True)
@@ -291,8 +224,8 @@ class Gif:
     """An animation that shows itself.
 
     Attributes:
-        data: the GIF's bytes.
-        alt: what it shows, in words.
+        data: The GIF's bytes.
+        alt: What it shows, in words.
     """
 
     data: bytes = field(repr=False)
@@ -309,12 +242,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _shown(image: Image.Image, reduced: bool) -> Image.Image:
-    """The image at the size it is shown in."""
+def _resized(image: Image.Image, reduced: bool) -> Image.Image:
+    """The image at the size in which it is shown."""
     longer = max(image.size)
     if longer > LARGEST and reduced:
         return ImageOps.contain(image.convert("RGB"), (LARGEST, LARGEST), Image.LANCZOS)
@@ -322,7 +251,20 @@ def _shown(image: Image.Image, reduced: bool) -> Image.Image:
     return image.convert("RGB").resize((image.width * zoom, image.height * zoom), Image.NEAREST)
 
 
-def _wrapped(label: str, font, width: int) -> str:
+def _cut_out(sheet: Image.Image, place: Sequence[int]) -> Image.Image:
+    """The image at a place, at its own size; a foreign file may name a place that cannot be."""
+    left, top, right, bottom, width, height = place
+    inside = 0 <= left <= right <= sheet.width and 0 <= top <= bottom <= sheet.height
+    if not inside or width > right - left or height > bottom - top:
+        raise ValueError(f"there is no image at {place}")
+    return sheet.crop((left, top, right, bottom)).resize((width, height), Image.NEAREST)
+
+
+def _difference(one: Image.Image | None, other: Image.Image | None) -> Image.Image | None:
+    return one and other and ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
+
+
+def _wrap(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The label broken into lines that fit `width` pixels; its own lines stay."""
     letters = max(4, int(width / (font.getlength("abcdefghij") / 10)))
     while True:
@@ -332,5 +274,9 @@ def _wrapped(label: str, font, width: int) -> str:
         letters -= 1
 
 
-def _widest(labels: Sequence[str], font) -> int:
-    return math.ceil(max(font.getlength(line) for label in labels for line in label.split("\n")))
+def _line_count(text: str) -> int:
+    return text.count("\n") + 1
+
+
+def _text_width(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
+    return math.ceil(max(font.getlength(line) for text in texts for line in text.split("\n")))

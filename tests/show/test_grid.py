@@ -1,9 +1,10 @@
 import base64
 import io
+import json
 
 import pytest
 from IPython.core.formatters import DisplayFormatter
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, PngImagePlugin
 
 import lorabook as lb
 
@@ -153,6 +154,16 @@ def test_a_saved_grid_comes_back_with_every_pixel_and_label(tmp_path, size):
         (grid.images[1][0], again.images[1][0]),
     ):
         assert before.tobytes() == after.tobytes()
+
+
+def test_a_place_that_cannot_be_is_no_grid(picture, tmp_path):
+    text = PngImagePlugin.PngInfo()
+    places = [[[0, 0, 10**6, 10**6, 10**6, 10**6]]]
+    content = {"places": places, "columns": [], "rows": [], "title": "", "settings": {}}
+    text.add_itxt("lorabook", json.dumps(content))
+    picture().save(tmp_path / "foreign.png", pnginfo=text)
+    with pytest.raises(ValueError, match="foreign.png is no grid"):
+        lb.ImageGrid.load(tmp_path / "foreign.png")
 
 
 def test_what_is_no_saved_grid_is_one_sentence(picture, tmp_path):
