@@ -12,9 +12,9 @@ from huggingface_hub.utils import get_session, logging, validate_repo_id
 from PIL import Image
 from safetensors.torch import save
 
-from lorabook.lora.files import METADATA_KEY, WEIGHT_NAME, find_adapter, read_adapter
-from lorabook.lora.redact import outgoing, outgoing_command, outgoing_file
-from lorabook.lora.training_settings import parsed
+from lorabook.lora.formats.keys import METADATA_KEY, WEIGHT_NAME
+from lorabook.lora.metadata import outgoing, outgoing_command, outgoing_file, parse_json
+from lorabook.lora.source import find_adapter, read_adapter
 from lorabook.machine.environment import secret
 from lorabook.worlds import bundled
 
@@ -96,7 +96,7 @@ def push_adapter(
         {HALF_NAME: _half(path, weights, outgoing(metadata))} if fp16 else {}
     )
     pictures = _pictures(
-        source, path, parsed(metadata.get("training")).get("validation_prompt") or ""
+        source, path, parse_json(metadata.get("training")).get("validation_prompt") or ""
     )
     try:
         api = client(repo_id, token)
@@ -253,7 +253,7 @@ def model_card(
     metadata = outgoing(metadata)
     base, words, pictures = (
         metadata.get("base_model"),
-        parsed(metadata.get("trigger_words"), list),
+        parse_json(metadata.get("trigger_words"), list),
         pictures or {},
     )
     wide = any(
@@ -320,12 +320,12 @@ def _body(
 
 def _settings(metadata: dict) -> dict[str, object]:
     """Ranks, alphas and the training settings, as far as others may see them."""
-    lora, rows = parsed(metadata.get(METADATA_KEY)), {}
+    lora, rows = parse_json(metadata.get(METADATA_KEY)), {}
     for name, label in (("r", "rank"), ("lora_alpha", "alpha")):
         for part in (key.removesuffix(f".{name}") for key in lora if key.endswith(f".{name}")):
             values = {lora[f"{part}.{name}"], *(lora.get(f"{part}.{label}_pattern") or {}).values()}
             rows[f"{label}, {part}"] = ", ".join(str(value) for value in sorted(values))
-    return rows | parsed(metadata.get("training"))
+    return rows | parse_json(metadata.get("training"))
 
 
 def _on_hub(model: str | None) -> bool:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 import lorabook as lb
 from loopback_hub import OWNER, TOKEN, LoopbackHub
 from lorabook.hub import HALF_NAME, find_token, model_card, open_repository, push_adapter
-from lorabook.lora.files import WEIGHT_NAME, write_adapter
+from lorabook.lora.formats.keys import WEIGHT_NAME
+from lorabook.lora.formats.write import write_adapter
 
 CREATURES = lb.bundled("adapters/creatures") / WEIGHT_NAME
 PUSH_AND_LOAD = """

@@ -5,6 +5,7 @@ import re
 from lorabook.live.layers import models_of, walk
 from lorabook.lora.adapter import Adapter
 from lorabook.lora.formats.keys import bare
+from lorabook.lora.shapes import has_stacked_transformers, is_large, text_width
 
 _BY_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
 _SMALL = re.compile(
@@ -129,27 +130,6 @@ def transformers_of(thing) -> tuple[str, ...]:
     )
 
 
-def is_large(adapter: Adapter) -> bool:
-    """Whether an adapter is one for SDXL: it has a second text encoder, stacked transformers, or SDXL's text width."""
-    return (
-        "text_encoder_2" in adapter.layers
-        or _stacks(adapter.layers.get("unet", ()))
-        or text_width(adapter) == 2048
-    )
-
-
-def text_width(adapter: Adapter) -> int | None:
-    """How many numbers stand for a word where the UNet reads it; None where no such layer is a plain one."""
-    return next(
-        (
-            layer.tensors["down"].shape[1]
-            for module, layer in adapter.layers.get("unet", {}).items()
-            if module.endswith("attn2.to_k") and layer.is_plain
-        ),
-        None,
-    )
-
-
 def _large(thing) -> bool | None:
     """Whether it is SDXL; None for an adapter that does not tell."""
     if isinstance(thing, Adapter):
@@ -163,7 +143,7 @@ def _large(thing) -> bool | None:
     return (
         asks
         or hasattr(thing, "text_encoder_2")
-        or bool(unet and _stacks(name for name, _ in walk(unet)))
+        or bool(unet and has_stacked_transformers(name for name, _ in walk(unet)))
     )
 
 
@@ -173,8 +153,3 @@ def _width(thing) -> int | None:
     return getattr(
         getattr(getattr(thing, "unet", None), "config", None), "cross_attention_dim", None
     )
-
-
-def _stacks(names) -> bool:
-    """Only SDXL has several transformers in one attention."""
-    return any(".transformer_blocks.1." in name for name in names)

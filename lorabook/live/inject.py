@@ -31,7 +31,7 @@ from lorabook.live.steady import keep_steady
 from lorabook.log_filters import quiet
 from lorabook.lora.adapter import Adapter, Layer, lora
 from lorabook.lora.download import shareable_address
-from lorabook.lora.formats.names import text_name
+from lorabook.lora.formats.keys import text_name
 
 
 def put_on(

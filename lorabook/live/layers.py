@@ -9,9 +9,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lorabook.live.originals import fused_names
+from lorabook.lora.formats.keys import COMPONENTS
 
 BEFORE = "_scales_before"  # on a layer: its scales while a call multiplies them, see steady.py
-COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 
 Carrying = Mapping[str, Mapping[str, BaseTunerLayer]]

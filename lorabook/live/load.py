@@ -10,8 +10,7 @@ from lorabook.live.originals import fused_names
 from lorabook.live.report import LoadReport, report_of
 from lorabook.live.transformer_keys import by_diffusers_names
 from lorabook.lora.adapter import Adapter
-from lorabook.lora.files import brief
-from lorabook.lora.source import Source, read_source
+from lorabook.lora.source import Source, brief, read_source
 
 
 @locked

@@ -30,7 +30,7 @@ from lorabook.live.originals import fused_in, fused_names, let_go
 from lorabook.live.report import LoadReport
 from lorabook.live.scale_schedule import set_steps
 from lorabook.lora.adapter import Adapter
-from lorabook.lora.files import brief
+from lorabook.lora.source import brief
 from lorabook.show.tables import as_html, as_text
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from lorabook.live.block_weights import from_block_weights
 from lorabook.live.mention import Mention, phrase_error
 from lorabook.live.presets import preset
-from lorabook.lora.files import WEIGHT_NAME
+from lorabook.lora.formats.keys import WEIGHT_NAME
 
 KINDS = ("lora", "lyco")
 _NAMED = ("te", "unet", "lbw", "w", "start", "stop", "step")

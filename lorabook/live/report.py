@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lorabook.live.layers import layers_of
 from lorabook.lora.adapter import Adapter
-from lorabook.lora.download import sha256_of
-from lorabook.lora.formats.unread import embedding_notes
+from lorabook.lora.formats.read import embedding_notes
+from lorabook.lora.source import sha256_of
 from lorabook.show.tables import as_html
 
 

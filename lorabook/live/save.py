@@ -17,10 +17,16 @@ from lorabook.live.offloaded import check_at_hand
 from lorabook.live.originals import original
 from lorabook.live.scales import scales_of
 from lorabook.lora.adapter import Adapter, Layer
-from lorabook.lora.files import METADATA_KEY, WEIGHT_NAME, write_adapter
-from lorabook.lora.formats.names import text_name
-from lorabook.lora.formats.write import FORMATS, as_written, to_diffusers, to_kohya, to_peft
-from lorabook.lora.redact import outgoing, public_name, shareable
+from lorabook.lora.formats.keys import METADATA_KEY, WEIGHT_NAME, text_name
+from lorabook.lora.formats.write import (
+    FORMATS,
+    as_written,
+    to_diffusers,
+    to_kohya,
+    to_peft,
+    write_adapter,
+)
+from lorabook.lora.metadata import outgoing, public_name, shareable
 from lorabook.lora.resize import ResizeReport, difference, resize
 from lorabook.lora.shapes import as_lora
 from lorabook.lora.source import read_source

@@ -8,8 +8,7 @@ from torch import Tensor
 from lorabook.live.layers import models_of, walk
 from lorabook.log_filters import quiet
 from lorabook.lora.adapter import Adapter, Layer
-from lorabook.lora.formats.keys import bare
-from lorabook.lora.formats.names import flat_name
+from lorabook.lora.formats.keys import bare, flat_name
 from lorabook.lora.formats.read import parse
 
 PART = "transformer"

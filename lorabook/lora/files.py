@@ -1,27 +1,19 @@
 """Adapter files: found, checked before anything is changed, and written whole or not at all."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lorabook.live.layers import COMPONENTS
 from lorabook.lora.download import fetch_adapter, shareable_address
 from lorabook.lora.file_kind import opened
+from lorabook.lora.formats.keys import COMPONENTS, CONFIG_NAME, PEFT_NAME, WEIGHT_NAME
 from lorabook.lora.pickles import PICKLES, read_pickle
 from lorabook.lora.repository import Folder, Repository, hub_file
 from lorabook.worlds import bundled
-
-WEIGHT_NAME, PEFT_NAME = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
-CONFIG_NAME = "adapter_config.json"  # PEFT's, beside its weights
-METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps rank, alpha and target modules
 
 
 class Place(NamedTuple):
@@ -219,56 +211,3 @@ def checked(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
             "its training failed, use an earlier checkpoint"
         )
     return weights
-
-
-def write_adapter(
-    path: str | os.PathLike, weights: Mapping[str, Tensor], *, config: dict, about: dict
-) -> Path:
-    """Write an adapter file in diffusers' form; it appears whole or not at all.
-
-    Args:
-        path: the file.
-        weights: tensors by diffusers key ("unet.….lora_A.weight").
-        config: PEFT's LoraConfig by component, as {"unet": {"r": 4, "lora_alpha": 4, …}}; empty where the keys say it.
-        about: what else the file should tell (base model, trigger words, training settings); kept as JSON.
-    Returns: the path.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    flat = {
-        f"{part}.{key}": _plain(value)
-        for part, settings in config.items()
-        for key, value in settings.items()
-    }
-    metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(flat, sort_keys=True)} if flat else {})
-    metadata |= {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()
-    }
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        save_tensors(unfinished, weights, metadata)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file; a disk that is full is an OSError, as with any other file."""
-    try:
-        save_file(
-            {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()},
-            path,
-            metadata,
-        )
-    except SafetensorError as error:
-        raise OSError(f"{path.name} cannot be written: {error}") from error
-
-
-def _plain(value):
-    """The value as JSON knows it."""
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    if isinstance(value, torch.dtype):
-        return str(value)
-    return getattr(value, "value", value)

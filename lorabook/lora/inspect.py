@@ -12,11 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lorabook.blocks import block_map
 from lorabook.lora.adapter import Adapter
-from lorabook.lora.download import sha256_of
-from lorabook.lora.formats.unread import embedding_notes
+from lorabook.lora.formats.read import embedding_notes
 from lorabook.lora.layer_stats import LayerView, doubts_about, norm_of, views_of
-from lorabook.lora.source import read_source
-from lorabook.lora.training_settings import shareable, training_in
+from lorabook.lora.metadata import shareable, training_in
+from lorabook.lora.source import read_source, sha256_of
 from lorabook.show import display as mime
 from lorabook.show.block_plot import WIDTH, blocks_height, draw_blocks, draw_spectra
 from lorabook.show.plots import STYLE, Plot

@@ -8,8 +8,6 @@ from huggingface_hub import ModelCard
 
 from lorabook.lora.file_kind import opened
 from lorabook.lora.files import (
-    CONFIG_NAME,
-    METADATA_KEY,
     Place,
     brief,
     check_inside,
@@ -17,9 +15,18 @@ from lorabook.lora.files import (
     place_of,
     weights_in,
 )
+from lorabook.lora.formats.keys import CONFIG_NAME, METADATA_KEY
 from lorabook.lora.pickles import PICKLES
+from lorabook.lora.redact import (  # noqa: F401
+    outgoing,
+    outgoing_command,
+    outgoing_file,
+    public_name,
+    shareable,
+)
 from lorabook.lora.repository import Folder, Repository
-from lorabook.lora.training_settings import parsed
+from lorabook.lora.training_settings import parsed as parse_json
+from lorabook.lora.training_settings import training_in  # noqa: F401
 from lorabook.pipelines import RETIRED, find_model
 
 MOST_TAGS, NEARLY_ALL = 5, 0.9
@@ -60,7 +67,7 @@ def trigger_words_in(metadata: Mapping[str, str], card: str | None = None) -> tu
         captions that a Kohya adapter was trained on, at most 5.
     """
     told = (
-        *parsed(metadata.get("trigger_words"), list),
+        *parse_json(metadata.get("trigger_words"), list),
         metadata.get("instance_prompt"),
         metadata.get("modelspec.trigger_phrase"),
         _front_matter(card).get("instance_prompt"),
@@ -106,7 +113,7 @@ def base_model_of(
         return found
     names = (CONFIG_NAME, f"unet/{CONFIG_NAME}", f"transformer/{CONFIG_NAME}")
     config = next(
-        (told for name in names if (told := parsed(_text(place, place.beside(name))))), {}
+        (told for name in names if (told := parse_json(_text(place, place.beside(name))))), {}
     )
     found = base_model_in(
         _metadata(place, weight_name, needed=not base_model_in({}, config, card)), config, card
@@ -139,7 +146,7 @@ def _readme(place: Place) -> str | None:
 def _names(metadata: Mapping[str, str], config: Mapping, card: str | None) -> Iterator:
     """All that is told of the base model, the most trustworthy first."""
     yield metadata.get("base_model")
-    told = parsed(metadata.get(METADATA_KEY))
+    told = parse_json(metadata.get(METADATA_KEY))
     yield from (told.get(f"{part}.base_model_name_or_path") for part in ("unet", "transformer"))
     yield config.get("base_model_name_or_path")
     carded = _front_matter(card).get("base_model")
@@ -167,7 +174,10 @@ def _can_load(name: str) -> bool:
 
 def _usual_tags(metadata: Mapping[str, str]) -> list[str]:
     """The tags that stand in nearly all captions of a folder of images, the most frequent first."""
-    told, sizes = parsed(metadata.get("ss_tag_frequency")), parsed(metadata.get("ss_dataset_dirs"))
+    told, sizes = (
+        parse_json(metadata.get("ss_tag_frequency")),
+        parse_json(metadata.get("ss_dataset_dirs")),
+    )
     folders = {key: value for key, value in told.items() if isinstance(value, dict)} or {"": told}
     usual = []
     for folder, tags in folders.items():

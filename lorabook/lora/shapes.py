@@ -131,3 +131,29 @@ def _projections_are_matrices(layers: Mapping[str, Layer]) -> bool:
 
 def _rest(layer: Layer) -> int:
     return torch.Size((weight_shape(layer, "to_k") or (0,))[1:]).numel()
+
+
+def is_large(adapter: Adapter) -> bool:
+    """Whether an adapter is one for SDXL: it has a second text encoder, stacked transformers, or SDXL's text width."""
+    return (
+        "text_encoder_2" in adapter.layers
+        or has_stacked_transformers(adapter.layers.get("unet", ()))
+        or text_width(adapter) == 2048
+    )
+
+
+def text_width(adapter: Adapter) -> int | None:
+    """How many numbers stand for a word where the UNet reads it; None where no such layer is a plain one."""
+    return next(
+        (
+            layer.tensors["down"].shape[1]
+            for module, layer in adapter.layers.get("unet", {}).items()
+            if module.endswith("attn2.to_k") and layer.is_plain
+        ),
+        None,
+    )
+
+
+def has_stacked_transformers(names) -> bool:
+    """Only SDXL has several transformers in one attention."""
+    return any(".transformer_blocks.1." in name for name in names)

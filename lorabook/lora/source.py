@@ -7,22 +7,21 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lorabook.lora.adapter import Adapter
+from lorabook.lora.download import sha256_of  # noqa: F401
 from lorabook.lora.file_kind import read_settings
-from lorabook.lora.files import (
-    CONFIG_NAME,
-    METADATA_KEY,
-    PEFT_NAME,
-    WEIGHT_NAME,
+from lorabook.lora.files import (  # noqa: F401
     Place,
     brief,
     check_inside,
     checked,
+    find_adapter,
     parts_in,
     path_of,
     place_of,
     read_adapter,
     weights_in,
 )
+from lorabook.lora.formats.keys import CONFIG_NAME, METADATA_KEY, PEFT_NAME, WEIGHT_NAME
 from lorabook.lora.formats.read import parse
 from lorabook.lora.metadata import base_model_in, card_of, trigger_words_in
 

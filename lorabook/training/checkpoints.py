@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lorabook.lora.files import WEIGHT_NAME, save_tensors
+from lorabook.lora.formats.keys import WEIGHT_NAME
+from lorabook.lora.formats.write import save_tensors
 
 STATE, HISTORY, SUMS = "training_state.safetensors", "history.json", "SHA256SUMS"
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import lorabook
 from lorabook.blocks import block_map, block_of, target_modules
-from lorabook.lora.files import WEIGHT_NAME, write_adapter
+from lorabook.lora.formats.keys import WEIGHT_NAME
 from lorabook.lora.formats.read import parse
-from lorabook.lora.formats.write import to_diffusers, to_kohya
-from lorabook.lora.redact import outgoing, public_name
+from lorabook.lora.formats.write import to_diffusers, to_kohya, write_adapter
+from lorabook.lora.metadata import outgoing, public_name
 from lorabook.training.config import TrainingConfig
 from lorabook.training.families import StableDiffusion
 from lorabook.worlds import world

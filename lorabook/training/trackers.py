@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from lorabook.checks import first_line
-from lorabook.lora.redact import shareable
+from lorabook.lora.metadata import shareable
 from lorabook.training.config import TrainingConfig
 
 PACKAGES = {

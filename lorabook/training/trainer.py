@@ -11,7 +11,7 @@ import datasets
 from accelerate.utils import set_seed
 
 from lorabook.hub import push_adapter
-from lorabook.lora.files import WEIGHT_NAME
+from lorabook.lora.formats.keys import WEIGHT_NAME
 from lorabook.pipelines import find_model
 from lorabook.training.cache import cache_folder, images_hash
 from lorabook.training.callbacks import Watch

@@ -6,7 +6,7 @@ import lorabook as lb
 from lorabook.live.block_weights import to_block_weights
 from lorabook.live.presets import preset
 from lorabook.live.prompt_syntax import Mention, find_adapters, merged, nearest, parse_prompt
-from lorabook.lora.files import WEIGHT_NAME
+from lorabook.lora.formats.keys import WEIGHT_NAME
 
 
 def only(prompt):

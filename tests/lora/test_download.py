@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save
 from loopback_hub import LoopbackHub
 from loopback_site import CONTENT, Site
 from lorabook.lora import download as address
-from lorabook.lora.download import fetch_adapter, sha256_of, shareable_address
+from lorabook.lora.download import fetch_adapter, shareable_address
+from lorabook.lora.source import sha256_of
 
 TOKEN = "civ-SecretTokenForTests"
 PAGE = b"<!DOCTYPE html><html><body>Log in</body></html>"

@@ -2,7 +2,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorabook.lora.files import find_adapter, read_adapter, write_adapter
+from lorabook.lora.formats.write import write_adapter
+from lorabook.lora.source import find_adapter, read_adapter
 
 
 def test_one_file_in_a_folder_is_found(tmp_path):

@@ -8,7 +8,7 @@ from safetensors.torch import save, save_file
 
 import lorabook as lb
 from loopback_hub import LoopbackHub
-from lorabook.lora.files import METADATA_KEY, WEIGHT_NAME
+from lorabook.lora.formats.keys import METADATA_KEY, WEIGHT_NAME
 from lorabook.lora.metadata import base_model_in, base_model_of, trigger_words_in
 
 SD15, SDXL = (

@@ -11,8 +11,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 import lorabook as lb
-from lorabook.lora.files import METADATA_KEY
 from lorabook.lora.formats import peft_settings as settings
+from lorabook.lora.formats.keys import METADATA_KEY
 from lorabook.lora.formats.peft_settings import settings_in
 from lorabook.lora.formats.read import parse
 from lorabook.lora.source import read_source

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import lorabook as lb
-from lorabook.lora.redact import outgoing, outgoing_command, outgoing_file, public_name, shareable
+from lorabook.lora.metadata import outgoing, outgoing_command, outgoing_file, public_name, shareable
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import lorabook as lb
 from adapter_files import WRITERS, plain
 from loopback_hub import TOKEN, LoopbackHub
 from loopback_site import Site
-from lorabook.lora.files import WEIGHT_NAME
+from lorabook.lora.formats.keys import WEIGHT_NAME
 from lorabook.lora.source import read_source
 
 

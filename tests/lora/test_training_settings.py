@@ -1,6 +1,6 @@
 import json
 
-from lorabook.lora.training_settings import shareable, training_in
+from lorabook.lora.metadata import shareable, training_in
 
 
 def test_lorabooks_settings_are_told():

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 from peft.tuners.tuners_utils import check_target_module_exists
 
-from lorabook.live.layers import COMPONENTS
-from lorabook.lora.files import METADATA_KEY
+from lorabook.lora.formats.keys import COMPONENTS, METADATA_KEY
 from lorabook.lora.training_settings import parsed
 
 STARTS = (

@@ -1,18 +1,22 @@
 """The neutral form, written by the keys of diffusers, PEFT and Kohya."""
 
+import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lorabook.live.architecture import is_large
 from lorabook.lora.adapter import Adapter, Layer
-from lorabook.lora.formats.names import flat_name
-from lorabook.lora.shapes import as_lora, shapes_of
+from lorabook.lora.formats.keys import METADATA_KEY, flat_name
+from lorabook.lora.shapes import as_lora, is_large, shapes_of
 
 FORMATS = ("diffusers", "peft", "kohya")
 _KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
@@ -201,3 +205,56 @@ def _has_text_model() -> bool:
 
 def _installed_name(module: str) -> str:
     return module if _has_text_model() else module.removeprefix("text_model.")
+
+
+def write_adapter(
+    path: str | os.PathLike, weights: Mapping[str, Tensor], *, config: dict, about: dict
+) -> Path:
+    """Write an adapter file in diffusers' form; it appears whole or not at all.
+
+    Args:
+        path: the file.
+        weights: tensors by diffusers key ("unet.….lora_A.weight").
+        config: PEFT's LoraConfig by component, as {"unet": {"r": 4, "lora_alpha": 4, …}}; empty where the keys say it.
+        about: what else the file should tell (base model, trigger words, training settings); kept as JSON.
+    Returns: the path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flat = {
+        f"{part}.{key}": _plain(value)
+        for part, settings in config.items()
+        for key, value in settings.items()
+    }
+    metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(flat, sort_keys=True)} if flat else {})
+    metadata |= {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()
+    }
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        save_tensors(unfinished, weights, metadata)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file; a disk that is full is an OSError, as with any other file."""
+    try:
+        save_file(
+            {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()},
+            path,
+            metadata,
+        )
+    except SafetensorError as error:
+        raise OSError(f"{path.name} cannot be written: {error}") from error
+
+
+def _plain(value):
+    """The value as JSON knows it."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, torch.dtype):
+        return str(value)
+    return getattr(value, "value", value)
