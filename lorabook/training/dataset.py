@@ -13,67 +13,74 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lorabook.training.cache import Store, images_hash, key_of
+from lorabook.training.cache import CachedRows, encode_once, fingerprint, images_hash
 from lorabook.training.devices import read_ahead, to_device
 from lorabook.training.families import StableDiffusion
-from lorabook.training.sampler import Batches, BatchIndex, BatchSampler
+from lorabook.training.sampler import BatchIndex, BatchSampler
 
 PROMPTS_AT_ONCE = 64
+PIXELS_AT_ONCE = 2**18  # one image of 512 x 512, which takes less memory than a step of training
+MIDDLE = (0.5, 0.5)
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """How images are brought to the training resolution."""
+    """How images are resized, cropped and mirrored; the shorter side becomes the resolution."""
 
     resolution: int
     center_crop: bool = True
     random_flip: bool = False
     interpolation: str = "lanczos"
 
-
-class TransformedImages(Dataset):
-    """The pixels of a data set's images, resized, cropped and mirrored."""
-
-    def __init__(self, images: datasets.Dataset, look: ImageTransform):
-        self.images, self.look = images, look
-
-    def __getitems__(self, chosen: BatchIndex) -> tuple[BatchIndex, Tensor]:
-        """A batch with its pixels, as a DataLoader asks for it."""
-        columns = zip(
-            chosen.rows.tolist(), chosen.flips.tolist(), chosen.places.tolist(), strict=True
-        )
-        return chosen, torch.stack([self.pixels(*entry) for entry in columns])
-
-    def pixels(
-        self, row: int, flip: bool = False, place: tuple[float, float] = (0.5, 0.5)
+    def __call__(
+        self, image: Image.Image, flip: bool = False, crop: tuple[float, float] = MIDDLE
     ) -> Tensor:
-        """One image as (3, resolution, resolution), −1 to 1."""
-        image, side = self.images[row]["image"], self.look.resolution
-        width, height, top, left = self._cut(image.size, place)
-        image = image.resize((width, height), Image.Resampling[self.look.interpolation.upper()])
-        image = image.crop((left, top, left + side, top + side))
+        """An image as (3, resolution, resolution), −1 to 1.
+
+        Args:
+            flip: whether it is mirrored.
+            crop: where it is cropped, 0 to 1 from the top and from the left.
+        """
+        width, height, top, left = self._cut(image.size, crop)
+        image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        image = image.crop((left, top, left + self.resolution, top + self.resolution))
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
 
     def geometry(
-        self, size: tuple[int, int], place: tuple[float, float], flip: bool = False
+        self, size: tuple[int, int], flip: bool = False, crop: tuple[float, float] = MIDDLE
     ) -> tuple[int, int, int, int]:
-        """Original height and width, top and left of the crop: what SDXL is told of an image of (width, height)."""
-        width, _, top, left = self._cut(size, place)
-        return size[1], size[0], top, width - self.look.resolution - left if flip else left
+        """What SDXL takes of an image of (width, height): its height and width, top and left of the crop."""
+        width, _, top, left = self._cut(size, crop)
+        return size[1], size[0], top, width - self.resolution - left if flip else left
 
-    def _cut(self, size: tuple[int, int], place: tuple[float, float]) -> tuple[int, int, int, int]:
-        """Width and height after resizing, top and left of the crop; the shorter side becomes the resolution."""
-        side = self.look.resolution
+    def _cut(self, size: tuple[int, int], crop: tuple[float, float]) -> tuple[int, int, int, int]:
+        """Width and height after resizing, top and left of the crop."""
+        side = self.resolution
         width, height = (max(side, round(edge * side / min(size))) for edge in size)
+        if self.center_crop:
+            return width, height, (height - side) // 2, (width - side) // 2
         top, left = (
-            int((edge - side) * 0.5)
-            if self.look.center_crop
-            else min(edge - side, int((edge - side + 1) * share))
-            for edge, share in zip((height, width), place, strict=True)
+            min(edge - side, int((edge - side + 1) * share))
+            for edge, share in zip((height, width), crop, strict=True)
         )
         return width, height, top, left
+
+
+class TransformedImages(Dataset):
+    """A data set's images as pixels, a batch at a time, for a DataLoader."""
+
+    def __init__(self, images: datasets.Dataset, transform: ImageTransform):
+        self.images, self.transform = images, transform
+
+    def __getitem__(self, index: BatchIndex) -> tuple[BatchIndex, Tensor]:
+        entries = zip(index.rows.tolist(), index.flips.tolist(), index.crops.tolist(), strict=True)
+        return index, torch.stack([self.pixels(*entry) for entry in entries])
+
+    def pixels(self, row: int, flip: bool = False, crop: tuple[float, float] = MIDDLE) -> Tensor:
+        """One image, see `ImageTransform`."""
+        return self.transform(self.images[row]["image"], flip, crop)
 
 
 @dataclass
@@ -100,65 +107,74 @@ class Batch:
 class EncodedImages:
     """A captioned data set, encoded.
 
-    The VAE's mean and deviation are kept for each image and its mirror image, not one sample; a step samples from
-    them, so that training sees the same distribution as without a cache. Where the crop is random and the images are
-    not square, images are encoded anew; prompts are where a text encoder is trained.
+    The VAE's mean and deviation are in the cache for each image and its mirror image, and not one
+    sample of them: a step samples, so that training sees the same distribution as without a cache.
+    Images that are not square and are cropped anywhere are encoded at each step, and so are
+    prompts while a text encoder learns.
+
+    Attributes:
+        sizes: width and height of each image.
+        texts: all different captions, the empty one first.
+        caption_of: the number of each image's caption.
+        moments, embeddings: from the cache, or None where they are encoded at each step.
     """
 
     def __init__(
         self,
         family: StableDiffusion,
         images: datasets.Dataset,
-        look: ImageTransform,
+        transform: ImageTransform,
         *,
         folder: Path | None,
         frozen_text: bool = True,
-        progress: bool = True,
     ):
-        """Encode what stays the same into stores below `folder`; None encodes everything at every step."""
-        self.family, self.pictures, self.look = family, TransformedImages(images, look), look
-        self.sizes, captions, numbers = image_sizes(images), images["text"], {"": 0}
-        for text in captions:
+        """Encode what stays the same into a cache folder; None encodes all at every step."""
+        self.family, self.transform = family, transform
+        self.pixels, self.sizes = TransformedImages(images, transform), image_sizes(images)
+        numbers = {"": 0}
+        for text in images["text"]:
             numbers.setdefault(text, len(numbers))
-        self.texts, self.caption_of = (
-            list(numbers),
-            torch.tensor([numbers[text] for text in captions]),
-        )
-        fixed = look.center_crop or all(width == height for width, height in self.sizes)
+        self.texts = list(numbers)
+        self.caption_of = torch.tensor([numbers[text] for text in images["text"]])
+        square = all(width == height for width, height in self.sizes)
         self.moments = self.embeddings = None
         try:
-            self.moments = self._kept_moments(folder, progress) if folder and fixed else None
-            self.embeddings = (
-                self._kept_prompts(folder, progress) if folder and frozen_text else None
-            )
+            if folder and (transform.center_crop or square):
+                self.moments = self._encode_images(folder)
+            if folder and frozen_text:
+                self.embeddings = self._encode_prompts(folder)
         except OSError as error:
             warnings.warn(
-                f"{folder} cannot keep what was encoded ({error.strerror or error}); images or prompts are "
-                "encoded at every step, which takes longer: make room, or name another cache_dir",
+                f"{folder} cannot keep what was encoded ({error.strerror or error}); images or "
+                "prompts are encoded at every step, which takes longer: make room, or name another "
+                "cache_dir",
                 stacklevel=2,
             )
 
     def __len__(self):
         return len(self.sizes)
 
+    @property
+    def encoders_in_use(self) -> set[str]:
+        """The pipeline's components that encode at each step."""
+        images = {"vae"} if self.moments is None else set()
+        return images | set(self.family.text_encoders if self.embeddings is None else ())
+
     def batches(
-        self, order: BatchSampler, start: int, stop: int, *, workers: int = 0, dropout: float = 0.0
+        self, sampler: BatchSampler, start: int, stop: int, *, workers: int = 0, dropout: float = 0
     ) -> Iterator[Batch]:
-        """The batches from one number to another.
+        """The batches from one number to another, on the UNet's device.
 
         Args:
-            order: which rows they hold.
-            workers: processes that read images, where latents are not kept.
+            sampler: which rows they hold.
+            workers: processes that read images which are not in the cache.
             dropout: share of captions replaced by the empty one.
         """
-        sampler = Batches(order, start, stop, self.look.random_flip)
-        read = self._read(order, sampler, workers, dropout)
+        read = self._read(sampler, start, stop, workers, dropout)
         device = self.family.device
         for batch in read_ahead(read, device):
-            batch.moments, batch.geometry = (
-                to_device(batch.moments, device),
-                to_device(batch.geometry, device),
-            )
+            batch.moments = to_device(batch.moments, device)
+            batch.geometry = to_device(batch.geometry, device)
             if batch.prompts:
                 batch.prompts = tuple(to_device(part, device) for part in batch.prompts)
             if self.moments is None:  # so far it was pixels
@@ -166,129 +182,96 @@ class EncodedImages:
             yield batch
 
     def _read(
-        self, order: BatchSampler, sampler: Batches, workers: int, dropout: float
+        self, sampler: BatchSampler, start: int, stop: int, workers: int, dropout: float
     ) -> Iterator[Batch]:
-        """The batches in the CPU's memory; where latents are not kept, with pixels in the place of moments."""
-        if self.moments is not None:
-            chosen = (
-                (chosen, self.moments[chosen.rows + len(self) * chosen.flips]) for chosen in sampler
-            )
+        """The batches in the CPU's memory; pixels in the place of moments that are not cached."""
+        indices = sampler.indices(start, stop, self.transform.random_flip)
+        if self.moments is None:
+            read = DataLoader(self.pixels, sampler=indices, batch_size=None, num_workers=workers)
         else:
-            chosen = DataLoader(
-                self.pictures, batch_sampler=sampler, num_workers=workers, collate_fn=_as_it_is
-            )
-        return (self._batch(order, *read, dropout) for read in chosen)
+            read = ((i, self.moments[i.rows][torch.arange(len(i.rows)), i.flips]) for i in indices)
+        for index, values in read:
+            captions = self.caption_of[index.rows]
+            if dropout:
+                stays = sampler.rng(index.number, purpose=1).uniform() >= dropout
+                captions = captions.where(stays, 0)
+            prompts = self.embeddings and tuple(part[captions] for part in self.embeddings)
+            geometry = self.geometry(index.rows, index.flips, index.crops)
+            yield Batch(index.number, index.rows, values, captions, prompts, geometry)
 
-    @property
-    def needs(self) -> set[str]:
-        """The pipeline's parts that encode at each step."""
-        return {
-            *(("vae",) if self.moments is None else ()),
-            *(self.family.text_encoders if self.embeddings is None else ()),
-        }
+    def geometry(
+        self, rows: Tensor, flips: Tensor | None = None, crops: Tensor | None = None
+    ) -> Tensor:
+        """What SDXL takes of these images, (rows, 4); by default not mirrored, cropped in the middle."""
+        flips = torch.zeros(len(rows)) if flips is None else flips
+        crops = torch.full((len(rows), 2), 0.5) if crops is None else crops
+        entries = zip(rows.tolist(), flips.tolist(), crops.tolist(), strict=True)
+        return torch.tensor([self.transform.geometry(self.sizes[r], f, c) for r, f, c in entries])
 
     def plain_moments(self, rows: Tensor) -> Tensor:
-        """Mean and deviation of images as they are, cropped in the middle, (rows, 2, channels, height, width)."""
+        """Moments of images not mirrored, cropped in the middle; as in `Batch`."""
         if self.moments is not None:
-            return self.moments[rows].to(self.family.device)
-        return self.family.encode_images(
-            torch.stack([self.pictures.pixels(row) for row in rows.tolist()])
-        )
+            return self.moments[rows][:, 0].to(self.family.device)
+        pixels = torch.stack([self.pixels.pixels(row) for row in rows.tolist()])
+        return self.family.encode_images(pixels)
 
     def prompts(self, numbers: Tensor) -> tuple[Tensor, ...]:
         """Embeddings of the texts of these numbers, as the family encodes them."""
         if self.embeddings is not None:
-            return tuple(store[numbers].to(self.family.device) for store in self.embeddings)
+            return tuple(part[numbers].to(self.family.device) for part in self.embeddings)
         used, places = numbers.unique(return_inverse=True)
-        return tuple(
-            part[places]
-            for part in self.family.encode_prompts([self.texts[number] for number in used])
+        encoded = self.family.encode_prompts([self.texts[number] for number in used])
+        return tuple(part[places] for part in encoded)
+
+    def _encode_images(self, folder: Path) -> CachedRows:
+        """(images, 1 or 2, 2, channels, height, width): moments of the image and its mirror image."""
+        images, transform, vae = self.pixels.images, self.transform, self.family.pipe.vae
+        flips = (False, True) if transform.random_flip else (False,)
+
+        def encode(rows: list[int]) -> tuple[Tensor, ...]:
+            pixels = torch.stack([self.pixels.pixels(row, flip) for row in rows for flip in flips])
+            return (self.family.encode_images(pixels).unflatten(0, (len(rows), len(flips))),)
+
+        key = fingerprint(
+            "moments", images_hash(images), vae, vae.config.scaling_factor, vars(transform)
         )
-
-    def _batch(
-        self, order: BatchSampler, chosen: BatchIndex, moments: Tensor, dropout: float
-    ) -> Batch:
-        numbers = self.caption_of[chosen.rows]
-        if dropout:
-            numbers = numbers.where(order.rng(chosen.number, purpose=1).uniform() >= dropout, 0)
-        geometry = [
-            self.pictures.geometry(self.sizes[row], place, flip)
-            for row, place, flip in zip(
-                chosen.rows.tolist(), chosen.places.tolist(), chosen.flips.tolist(), strict=True
-            )
-        ]
-        prompts = tuple(store[numbers] for store in self.embeddings) if self.embeddings else None
-        return Batch(chosen.number, chosen.rows, moments, numbers, prompts, torch.tensor(geometry))
-
-    def _kept_moments(self, folder: Path, progress: bool) -> Store:
-        """A store of moments: all images, then all mirrored."""
-        count, flips = len(self), 1 + self.look.random_flip
-        size = max(
-            1, min(32, 2**18 // self.look.resolution**2)
-        )  # one of 512 x 512: less memory than a step of training
-
-        def encode(start: int, stop: int) -> Tensor:
-            return self.family.encode_images(
-                torch.stack(
-                    [self.pictures.pixels(row % count, row >= count) for row in range(start, stop)]
-                )
-            )
-
-        vae = self.family.pipe.vae
-        key = key_of(
-            "moments",
-            images_hash(self.pictures.images),
-            vae,
-            vae.config.scaling_factor,
-            vars(self.look),
+        at_once = min(32, PIXELS_AT_ONCE // transform.resolution**2 // len(flips))
+        (moments,) = encode_once(
+            images,
+            encode,
+            folder / f"{key}.arrow",
+            batch_size=max(1, at_once),
+            label="encoding images",
         )
-        return Store(
-            folder, key, count * flips, size, encode, label="encoding images", progress=progress
-        )
+        return moments
 
-    def _kept_prompts(self, folder: Path, progress: bool) -> list[Store]:
-        """A store for each part of the prompt embeddings."""
-        pipe = self.family.pipe
-        encoders = [getattr(pipe, name) for name in self.family.text_encoders]
-        mask = [getattr(encoder.config, "use_attention_mask", None) for encoder in encoders]
-        tokenizers = [
-            getattr(pipe, name.replace("text_encoder", "tokenizer"))
-            for name in self.family.text_encoders
-        ]
+    def _encode_prompts(self, folder: Path) -> list[CachedRows]:
+        """Each part of the prompt embeddings, a row a text."""
+        pipe, names = self.family.pipe, self.family.text_encoders
+        encoders = [getattr(pipe, name) for name in names]
+        masks = [getattr(encoder.config, "use_attention_mask", None) for encoder in encoders]
+        tokenizers = [getattr(pipe, name.replace("text_encoder", "tokenizer")) for name in names]
         tokens = [(t.model_max_length, sorted(t.get_vocab().items())) for t in tokenizers]
-        key = key_of("prompts", *self.texts, *encoders, *mask, *tokens)
-        texts = self.texts
 
         @torch.no_grad()
-        def encode(start: int, stop: int) -> tuple[Tensor, ...]:
-            return self.family.encode_prompts(texts[start:stop])
+        def encode(rows: list[int]) -> tuple[Tensor, ...]:
+            return self.family.encode_prompts([self.texts[row] for row in rows])
 
-        parts = len(encode(0, 1))
-        return [
-            Store(
-                folder,
-                f"{key}-{part}",
-                len(texts),
-                PROMPTS_AT_ONCE,
-                lambda a, b, part=part: encode(a, b)[part],
-                label="encoding prompts",
-                progress=progress,
-            )
-            for part in range(parts)
-        ]
+        key = fingerprint("prompts", self.texts, *encoders, masks, tokens)
+        return encode_once(
+            datasets.Dataset.from_dict({"text": self.texts}),
+            encode,
+            folder / f"{key}.arrow",
+            batch_size=PROMPTS_AT_ONCE,
+            label="encoding prompts",
+        )
 
 
 def image_sizes(images: datasets.Dataset) -> list[tuple[int, int]]:
     """Width and height of each image, read from its header alone."""
-    stored = images.select_columns("image").cast_column("image", datasets.Image(decode=False))
     sizes = []
-    for row in stored:
-        with Image.open(
-            io.BytesIO(row["image"]["bytes"]) if row["image"]["bytes"] else row["image"]["path"]
-        ) as image:
+    for row in images.select_columns("image").cast_column("image", datasets.Image(decode=False)):
+        content = row["image"]["bytes"]
+        with Image.open(io.BytesIO(content) if content else row["image"]["path"]) as image:
             sizes.append(image.size)
     return sizes
-
-
-def _as_it_is(batch):
-    return batch

@@ -1,7 +1,7 @@
 """What differs between model families in training, each in one small object."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -16,15 +16,17 @@ from diffusers import (
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
+from lorabook.training.config import TrainingConfig
+
 
 @dataclass
 class StableDiffusion:
     """Stable Diffusion 1.x and 2.x: one text encoder; predicts epsilon or v.
 
     Attributes:
-        pipe: the pipeline whose parts are trained.
+        pipe: the pipeline whose components are trained.
         noise: the schedule that training adds noise by.
-        defaults: by training method, what its reference script does where a config leaves it open.
+        defaults: by method, what its reference script does where a config says None.
     """
 
     pipe: DiffusionPipeline
@@ -37,17 +39,6 @@ class StableDiffusion:
         "dreambooth": {"learning_rate": 5e-4, "adam_weight_decay": 1e-2},
     }
 
-    @classmethod
-    def of(cls, pipe: DiffusionPipeline, prediction_type: str | None = None) -> "StableDiffusion":
-        """The family object of a pipeline; `prediction_type` overrides the model's own."""
-        noise = DDPMScheduler.from_config(pipe.scheduler.config)
-        if prediction_type:  # of the pipeline's own too, which draws the validation pictures
-            noise.register_to_config(prediction_type=prediction_type)
-            pipe.scheduler = type(pipe.scheduler).from_config(
-                pipe.scheduler.config, prediction_type=prediction_type
-            )
-        return cls(pipe, noise)
-
     @cached_property
     def device(self) -> torch.device:
         """Where the UNet is; asked once, since asking a model takes a share of a small step."""
@@ -55,7 +46,7 @@ class StableDiffusion:
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """The parts that encode images and prompts."""
+        """The components that encode images and prompts."""
         return "vae", *self.text_encoders
 
     @property
@@ -63,17 +54,25 @@ class StableDiffusion:
         """The side of the images that the model was made for, in pixels."""
         return self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
 
+    def resolve(self, config: TrainingConfig) -> TrainingConfig:
+        """The config with this family's values where it says None."""
+        defaults = self.defaults[config.method].items()
+        return replace(config, **{k: v for k, v in defaults if getattr(config, k) is None})
+
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
         """Prompt embeddings: one tensor, (prompts, tokens, width)."""
-        return self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[
-            :1
-        ]
+        encoded = self.pipe.encode_prompt(
+            prompts, self.device, 1, do_classifier_free_guidance=False
+        )
+        return encoded[:1]
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Mean and deviation of the images' latents, scaled; pixels: (batch, 3, height, width), −1 to 1.
+        """Mean and deviation of the images' latents, scaled.
 
-        Returns: (batch, 2, channels, latent height, latent width).
+        Args:
+            pixels: (images, 3, height, width), −1 to 1.
+        Returns: (images, 2, channels, latent height, latent width).
         """
         vae = self.pipe.vae
         with torch.autocast(vae.device.type, enabled=False):
@@ -93,10 +92,10 @@ class StableDiffusion:
         """The UNet's prediction.
 
         Args:
-            noisy: (batch, channels, height, width).
-            timesteps: (batch,).
+            noisy: (images, channels, height, width).
+            timesteps: (images,).
             prompts: what `encode_prompts` returned, a row an image.
-            geometry: (batch, 4): original height and width, top and left of the crop, in pixels.
+            geometry: (images, 4): original height and width, top and left of the crop, in pixels.
         """
         return self.pipe.unet(noisy, timesteps, prompts[0], return_dict=False)[0]
 
@@ -108,12 +107,13 @@ class StableDiffusion:
         snr_gamma: float | None = None,
         denoised: bool = False,
     ) -> Tensor:
-        """The squared error of each image, (batch,).
+        """The squared error of each image, (images,).
 
         Args:
             snr_gamma: weigh by min-SNR, clamped at this (Hang et al. 2023, arXiv:2303.09556).
-            denoised: the error of the denoised latents over the noise's variance, as in EDM's loss (Karras et al.
-                2022, arXiv:2206.00364); for epsilon that is the plain error, for v its share of signal.
+            denoised: the error of the denoised latents over the noise's variance, as in EDM's loss
+                (Karras et al. 2022, arXiv:2206.00364): for epsilon the plain error, for v the
+                error times its share of signal.
         """
         errors = F.mse_loss(prediction.float(), target.float(), reduction="none").mean((1, 2, 3))
         velocity = self.noise.config.prediction_type == "v_prediction"
@@ -127,7 +127,7 @@ class StableDiffusion:
 
 
 class StableDiffusionXL(StableDiffusion):
-    """Stable Diffusion XL: two text encoders, a pooled embedding, and the image's size and crop as numbers."""
+    """Stable Diffusion XL: two text encoders, a pooled embedding, the image's size and crop."""
 
     pipeline_class = StableDiffusionXLPipeline
     text_encoders = ("text_encoder", "text_encoder_2")
@@ -148,7 +148,7 @@ class StableDiffusionXL(StableDiffusion):
         return super().encode_images(pixels)
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
-        """Prompt embeddings, (prompts, tokens, width), and the second encoder's pooled ones, (prompts, width)."""
+        """Embeddings, (prompts, tokens, width), and the second encoder's pooled, (prompts, width)."""
         embeddings, _, pooled, _ = self.pipe.encode_prompt(
             prompts, device=self.device, do_classifier_free_guidance=False
         )
@@ -158,19 +158,16 @@ class StableDiffusionXL(StableDiffusion):
         self, noisy: Tensor, timesteps: Tensor, prompts: tuple[Tensor, ...], geometry: Tensor
     ) -> Tensor:
         """The UNet's prediction; arguments as above."""
-        size = [
-            noisy.new_full((len(noisy), 1), side * self.pipe.vae_scale_factor)
-            for side in noisy.shape[-2:]
-        ]
-        time_ids = torch.cat([geometry.to(noisy), *size], 1)
-        added = {"text_embeds": prompts[1], "time_ids": time_ids}
-        return self.pipe.unet(
-            noisy, timesteps, prompts[0], added_cond_kwargs=added, return_dict=False
-        )[0]
+        sides = [side * self.pipe.vae_scale_factor for side in noisy.shape[-2:]]
+        size = [noisy.new_full((len(noisy), 1), side) for side in sides]
+        added = {"text_embeds": prompts[1], "time_ids": torch.cat([geometry.to(noisy), *size], 1)}
+        unet = self.pipe.unet
+        return unet(noisy, timesteps, prompts[0], added_cond_kwargs=added, return_dict=False)[0]
 
 
 FAMILIES = (StableDiffusion, StableDiffusionXL)
-MORE_CHANNELS = {
+# by the channels that a UNet takes
+OTHER_MODELS = {
     5: "a depth-to-image model",
     7: "an upscaler",
     8: "an instruct-pix2pix model",
@@ -181,12 +178,19 @@ MORE_CHANNELS = {
 def family_of(pipe: DiffusionPipeline, prediction_type: str | None = None) -> StableDiffusion:
     """The family object for a pipeline.
 
+    Args:
+        prediction_type: what the UNet predicts, where that is not the model's own; the pipeline's
+            scheduler, which generates the validation images, learns of it too.
     Raises: ValueError if its kind of model cannot be trained.
     """
     for family in FAMILIES:
         if isinstance(pipe, family.pipeline_class):
             check_trainable(pipe.config, pipe.unet.config)
-            return family.of(pipe, prediction_type)
+            changes = {"prediction_type": prediction_type} if prediction_type else {}
+            schedule = pipe.scheduler.config
+            if changes:
+                pipe.scheduler = type(pipe.scheduler).from_config(schedule, **changes)
+            return family(pipe, DDPMScheduler.from_config(schedule, **changes))
     raise _untrainable(type(pipe).__name__)
 
 
@@ -197,24 +201,23 @@ def check_trainable(index: Mapping, unet: Mapping) -> None:
         index, unet: what its model_index.json and its UNet's config.json hold.
     Raises: ValueError if its UNet sees more than noisy latents and a prompt, or if it has none.
     """
-    kind = str(index.get("_class_name"))
     if "unet" not in index:
-        raise _untrainable(kind)
-    seen, predicted = unet.get("in_channels", 4), unet.get("out_channels", 4)
-    if seen != predicted:
-        kind = MORE_CHANNELS.get(seen, "made for another task")
+        raise _untrainable(str(index.get("_class_name")))
+    taken, predicted = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    if taken != predicted:
         raise ValueError(
-            f"the base model is {kind}: its UNet takes {seen} channels, and training gives it the "
-            f"{predicted} of noisy latents; train on the plain text-to-image model that it comes from, whose "
-            "adapter loads on both unless it holds conv_in"
+            f"the base model is {OTHER_MODELS.get(taken, 'made for another task')}: its UNet takes "
+            f"{taken} channels, and training gives it the {predicted} of noisy latents; train on "
+            "the plain text-to-image model that it comes from, whose adapter loads on both unless "
+            "it holds conv_in"
         )
     if unet.get("class_embed_type") or unet.get("num_class_embeds"):
         raise ValueError(
-            "the base model's UNet takes class labels beside the prompt, and training has none; train on a "
-            "plain text-to-image model"
+            "the base model's UNet takes class labels beside the prompt, and training has none; "
+            "train on a plain text-to-image model"
         )
 
 
 def _untrainable(kind: str) -> ValueError:
-    known = ", ".join(family.pipeline_class.__name__ for family in FAMILIES)
-    return ValueError(f"{kind} cannot be trained; the families are: {known}")
+    names = ", ".join(family.pipeline_class.__name__ for family in FAMILIES)
+    return ValueError(f"{kind} cannot be trained; the families are: {names}")

@@ -23,7 +23,6 @@ from lorabook.missing_weights import read_whole
 from lorabook.pipelines import check_hub, default_device, find_model, load_pipeline
 from lorabook.training.config import TrainingConfig
 from lorabook.training.families import StableDiffusion, check_trainable, family_of
-from lorabook.training.flags import with_defaults
 from lorabook.training.lora import check_layers
 from lorabook.training.optimizers import check_optimizer
 from lorabook.training.process import process_state
@@ -86,7 +85,7 @@ def _set_up(config: TrainingConfig, put_back: Callable[[], None]) -> Setup:
     given, told = config.seed, replace(config, seed=_common_seed(config.seed))
     if accelerator.mixed_precision != "no":  # it may be the launcher's
         told = replace(told, mixed_precision=accelerator.mixed_precision)
-    config = with_defaults(told, family.defaults[config.method])
+    config = family.resolve(told)
     check_layers(family, config)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
