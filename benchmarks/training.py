@@ -38,9 +38,7 @@ WARM = 5
 def ours(setup, carriers, images, steps: int) -> float:
     """Steps a second of the package's own loop, with its looks at the loss, its bar and its snapshots."""
     with tempfile.TemporaryDirectory() as folder:
-        examples = EncodedImages(
-            setup.family, images, ImageTransform(64), folder=Path(folder), progress=False
-        )
+        examples = EncodedImages(setup.family, images, ImageTransform(64), folder=Path(folder))
     learning = {
         part: [p for _, p in trainable_parameters({part: model})]
         for part, model in carriers.items()

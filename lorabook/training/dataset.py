@@ -1,4 +1,4 @@
-"""Images and captions as the UNet sees them: encoded once where they stay the same, else at each step."""
+"""Images and captions as the UNet sees them: encoded once, or at each step where they change."""
 
 import io
 import warnings
@@ -51,7 +51,7 @@ class ImageTransform:
     def geometry(
         self, size: tuple[int, int], flip: bool = False, crop: tuple[float, float] = MIDDLE
     ) -> tuple[int, int, int, int]:
-        """What SDXL takes of an image of (width, height): its height and width, top and left of the crop."""
+        """An image's height and width, top and left of its crop: for SDXL."""
         width, _, top, left = self._cut(size, crop)
         return size[1], size[0], top, width - self.resolution - left if flip else left
 
@@ -130,7 +130,7 @@ class EncodedImages:
     ):
         """Encode what stays the same into a cache folder; None encodes all at every step."""
         self.family, self.transform = family, transform
-        self.pixels, self.sizes = TransformedImages(images, transform), image_sizes(images)
+        self.transformed, self.sizes = TransformedImages(images, transform), image_sizes(images)
         numbers = {"": 0}
         for text in images["text"]:
             numbers.setdefault(text, len(numbers))
@@ -187,7 +187,9 @@ class EncodedImages:
         """The batches in the CPU's memory; pixels in the place of moments that are not cached."""
         indices = sampler.indices(start, stop, self.transform.random_flip)
         if self.moments is None:
-            read = DataLoader(self.pixels, sampler=indices, batch_size=None, num_workers=workers)
+            read = DataLoader(
+                self.transformed, sampler=indices, batch_size=None, num_workers=workers
+            )
         else:
             read = ((i, self.moments[i.rows][torch.arange(len(i.rows)), i.flips]) for i in indices)
         for index, values in read:
@@ -202,7 +204,7 @@ class EncodedImages:
     def geometry(
         self, rows: Tensor, flips: Tensor | None = None, crops: Tensor | None = None
     ) -> Tensor:
-        """What SDXL takes of these images, (rows, 4); by default not mirrored, cropped in the middle."""
+        """The geometry of rows, (rows, 4); by default as they are, cropped in the middle."""
         flips = torch.zeros(len(rows)) if flips is None else flips
         crops = torch.full((len(rows), 2), 0.5) if crops is None else crops
         entries = zip(rows.tolist(), flips.tolist(), crops.tolist(), strict=True)
@@ -212,7 +214,7 @@ class EncodedImages:
         """Moments of images not mirrored, cropped in the middle; as in `Batch`."""
         if self.moments is not None:
             return self.moments[rows][:, 0].to(self.family.device)
-        pixels = torch.stack([self.pixels.pixels(row) for row in rows.tolist()])
+        pixels = torch.stack([self.transformed.pixels(row) for row in rows.tolist()])
         return self.family.encode_images(pixels)
 
     def prompts(self, numbers: Tensor) -> tuple[Tensor, ...]:
@@ -224,12 +226,14 @@ class EncodedImages:
         return tuple(part[places] for part in encoded)
 
     def _encode_images(self, folder: Path) -> CachedRows:
-        """(images, 1 or 2, 2, channels, height, width): moments of the image and its mirror image."""
-        images, transform, vae = self.pixels.images, self.transform, self.family.pipe.vae
-        flips = (False, True) if transform.random_flip else (False,)
+        """Moments of image and mirror image, (images, 1 or 2, 2, channels, height, width)."""
+        images, transform = self.transformed.images, self.transform
+        vae, flips = self.family.pipe.vae, (False, True) if transform.random_flip else (False,)
 
         def encode(rows: list[int]) -> tuple[Tensor, ...]:
-            pixels = torch.stack([self.pixels.pixels(row, flip) for row in rows for flip in flips])
+            pixels = torch.stack(
+                [self.transformed.pixels(row, flip) for row in rows for flip in flips]
+            )
             return (self.family.encode_images(pixels).unflatten(0, (len(rows), len(flips))),)
 
         key = fingerprint(

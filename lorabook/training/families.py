@@ -148,7 +148,7 @@ class StableDiffusionXL(StableDiffusion):
         return super().encode_images(pixels)
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
-        """Embeddings, (prompts, tokens, width), and the second encoder's pooled, (prompts, width)."""
+        """Embeddings, (prompts, tokens, width), and pooled ones, (prompts, width)."""
         embeddings, _, pooled, _ = self.pipe.encode_prompt(
             prompts, device=self.device, do_classifier_free_guidance=False
         )

@@ -29,13 +29,13 @@ type_hints = cache(get_type_hints)
 
 
 def flag(default, help_text: str, *, secret: bool = False):
-    """A dataclass field that is a flag; a secret one is left out of all that is shown or written."""
+    """A dataclass field that is a flag; a secret one is not shown and not written."""
     help_text = help_text.replace("%", "%%")  # argparse formats it
     return field(default=default, repr=not secret, metadata={"help": help_text})
 
 
 def check_fields(config) -> None:
-    """Check each field by its type: a plain one, a `Literal` of choices, or one of the ranges above.
+    """Check each field by its type: a plain one, a `Literal`, or a range of those above.
 
     None passes where it is the default: then the model, the data or the method decide.
 

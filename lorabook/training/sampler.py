@@ -89,7 +89,7 @@ class BatchSampler:
         return Rng(torch.Generator().manual_seed(seed_of(self.seed, 2, purpose, number)), self)
 
     def indices(self, start: int, stop: int, random_flip: bool) -> Iterator[BatchIndex]:
-        """The batches from one number to another, as rows and how these are mirrored and cropped."""
+        """The batches from one number to another, as rows with their flips and crops."""
         for number in range(start, stop):
             rng = self.rng(number, purpose=0)
             flips = rng.integers(2) * random_flip

@@ -215,7 +215,7 @@ def idle_parts(
 ) -> list[str]:
     """The parts that training has no use for between validation pictures: all is encoded, and they do not learn."""
     busy = set(family.text_encoders) if config.train_text_encoder else set()
-    busy.update(*(found.needs for found in examples if found))
+    busy.update(*(found.encoders_in_use for found in examples if found))
     return [part for part in family.encoders if part not in busy]
 
 
@@ -285,7 +285,7 @@ def _examples(setup: Setup, images: datasets.Dataset) -> EncodedImages:
     look = ImageTransform(
         setup.resolution,
         config.center_crop,
-        getattr(config, "random_flip", False),
+        config.random_flip,
         config.image_interpolation_mode,
     )
     return _encoded(setup, images, look)
@@ -299,7 +299,6 @@ def _encoded(setup: Setup, images: datasets.Dataset, look: ImageTransform) -> En
         look,
         folder=cache_folder(config.cache_dir) if config.cache_latents else None,
         frozen_text=not config.train_text_encoder,
-        progress=setup.accelerator.is_local_main_process,
     )
 
 

@@ -37,11 +37,11 @@ def validation_loss(
         latents = mean + deviation * torch.randn(mean.shape, generator=generator).to(mean)
         noise, steps = torch.randn(mean.shape, generator=generator).to(mean), steps.to(mean.device)
         noisy, target = family.add_noise(latents, noise, steps)
-        geometry = torch.tensor(
-            [examples.pictures.geometry(examples.sizes[row], (0.5, 0.5)) for row in part.tolist()]
-        )
         prediction = family.predict(
-            noisy, steps, examples.prompts(examples.caption_of[part]), geometry.to(mean.device)
+            noisy,
+            steps,
+            examples.prompts(examples.caption_of[part]),
+            examples.geometry(part).to(mean.device),
         )
         errors.append(family.losses(prediction, target, steps))
     return torch.cat(errors).mean().item()

@@ -7,14 +7,13 @@ from lorabook.training.families import family_of
 from lorabook.training.sampler import BatchSampler
 
 
-def make(pipe, folder, store=None, **look):
-    told = dict(resolution=64, center_crop=True)
+def make(pipe, folder, store=None, **changes):
+    settings = dict(resolution=64, center_crop=True)
     return EncodedImages(
         family_of(pipe),
         lb.load_captioned_images(folder),
-        ImageTransform(**told | look),
+        ImageTransform(**settings | changes),
         folder=store,
-        progress=False,
     )
 
 
@@ -42,7 +41,9 @@ def test_workers_read_the_same_images(pipe, creature_folder):
 
 def test_half_of_the_images_are_mirrored(pipe, creature_folder, tmp_path):
     examples = make(pipe, creature_folder, tmp_path, random_flip=True)
-    assert torch.equal(examples.pictures.pixels(0, True), examples.pictures.pixels(0).flip(-1))
+    assert torch.equal(
+        examples.transformed.pixels(0, True), examples.transformed.pixels(0).flip(-1)
+    )
     order = BatchSampler(seed=0, groups=(6,), batch=100)
     (batch,) = examples.batches(order, 0, 1)
     straight = examples.plain_moments(batch.rows)
@@ -53,7 +54,7 @@ def test_prompts_are_encoded_once_for_each_caption(pipe, creature_folder, tmp_pa
     for store in (tmp_path, None):
         examples = make(pipe, creature_folder, store)
         (embedding,) = examples.prompts(examples.caption_of[[3]])
-        (expected,) = family_of(pipe).encode_prompts([examples.pictures.images[3]["text"]])
+        (expected,) = family_of(pipe).encode_prompts([examples.transformed.images[3]["text"]])
         assert torch.allclose(embedding, expected, atol=1e-5)
 
 
@@ -71,10 +72,10 @@ def test_the_shorter_side_becomes_the_resolution(pipe, tmp_path, picture):
     (tmp_path / "a.txt").write_text("red")
     examples = make(pipe, tmp_path)
     assert (
-        examples.pictures.pixels(0).shape == (3, 64, 64)
-        and examples.pictures.pixels(0)[0].min() > 0.9
+        examples.transformed.pixels(0).shape == (3, 64, 64)
+        and examples.transformed.pixels(0)[0].min() > 0.9
     )
-    assert examples.pictures.geometry((200, 100), (0.0, 0.0)) == (100, 200, 0, 32)
+    assert examples.transform.geometry((200, 100)) == (100, 200, 0, 32)
 
 
 def test_random_crops_reach_both_edges_and_are_not_kept(pipe, tmp_path, picture):
@@ -82,7 +83,8 @@ def test_random_crops_reach_both_edges_and_are_not_kept(pipe, tmp_path, picture)
     (tmp_path / "a.txt").write_text("red")
     examples = make(pipe, tmp_path, tmp_path / "store", center_crop=False)
     lefts = [
-        examples.pictures.geometry((200, 100), (0.0, share))[3] for share in (0.0, 0.5, 0.9999)
+        examples.transform.geometry((200, 100), crop=(0.0, share))[3]
+        for share in (0.0, 0.5, 0.9999)
     ]
     assert examples.moments is None and lefts == [0, 32, 64]
 

@@ -1,14 +1,14 @@
 import torch
 
-from lorabook.training.sampler import Batches, BatchSampler, seed_of
+from lorabook.training.sampler import BatchSampler, seed_of
 
 
-def test_every_example_comes_once_an_epoch_in_another_order_each_time():
-    order = BatchSampler(seed=0, groups=(12,), batch=4)
+def test_every_example_comes_once_an_epoch_in_another_sampler_each_time():
+    sampler = BatchSampler(seed=0, groups=(12,), batch=4)
     first, second = (
-        torch.cat([order.rows(number) for number in range(start, start + 3)]) for start in (0, 3)
+        torch.cat([sampler.rows(number) for number in range(start, start + 3)]) for start in (0, 3)
     )
-    assert order.batches == 3 and first.tolist() != second.tolist()
+    assert sampler.batches == 3 and first.tolist() != second.tolist()
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(12))
 
 
@@ -28,9 +28,9 @@ def test_processes_share_what_one_process_does_alone():
 
 
 def test_groups_stand_behind_each_other_and_the_smaller_one_comes_round_again():
-    order = BatchSampler(seed=0, groups=(2, 6), batch=3)
-    rows = torch.cat([order.rows(number).view(2, 3) for number in range(2)], 1)
-    assert order.epoch == 6 and sorted(rows[1].tolist()) == list(range(2, 8))
+    sampler = BatchSampler(seed=0, groups=(2, 6), batch=3)
+    rows = torch.cat([sampler.rows(number).view(2, 3) for number in range(2)], 1)
+    assert sampler.epoch == 6 and sorted(rows[1].tolist()) == list(range(2, 8))
     assert sorted(rows[0].tolist()) == [0, 0, 0, 1, 1, 1]
 
 
@@ -39,19 +39,19 @@ def test_repeats_lengthen_the_epoch():
 
 
 def test_draws_depend_on_seed_number_and_purpose_alone():
-    order = BatchSampler(seed=0, groups=(6,), batch=2)
-    same = [order.rng(5, 2).normal(4) for _ in range(2)]
+    sampler = BatchSampler(seed=0, groups=(6,), batch=2)
+    same = [sampler.rng(5, 2).normal(4) for _ in range(2)]
     others = [
-        order.rng(6, 2),
-        order.rng(5, 1),
+        sampler.rng(6, 2),
+        sampler.rng(5, 1),
         BatchSampler(seed=1, groups=(6,), batch=2).rng(5, 2),
     ]
     assert torch.equal(*same) and not any(torch.equal(same[0], other.normal(4)) for other in others)
 
 
 def test_batches_can_begin_anywhere():
-    order = BatchSampler(seed=0, groups=(6,), batch=2)
-    whole, late = list(Batches(order, 0, 5, True)), list(Batches(order, 3, 5, True))
+    sampler = BatchSampler(seed=0, groups=(6,), batch=2)
+    whole, late = list(sampler.indices(0, 5, True)), list(sampler.indices(3, 5, True))
     assert [batch.number for batch in late] == [3, 4]
     assert torch.equal(whole[4].rows, late[1].rows) and torch.equal(whole[4].flips, late[1].flips)
 
