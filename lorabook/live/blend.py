@@ -17,7 +17,7 @@ from lorabook.live.layers import (
 from lorabook.live.locks import locked
 from lorabook.live.match import fit
 from lorabook.live.originals import fused_names
-from lorabook.live.scales import factors_for, plain_scales
+from lorabook.live.scales import layer_scales, resolve_scales
 from lorabook.lora.adapter import Adapter
 from lorabook.lora.blend_report import BlendReport, blend_report
 from lorabook.lora.compare import Interference, compare_adapters
@@ -123,14 +123,14 @@ def gathered(
 
 
 def _weights(pipe, name: str, value, adapter: Adapter):
-    plain = plain_scales(pipe, value, name)
+    plain = resolve_scales(pipe, value, name)
     if not isinstance(plain, Mapping):
         return plain
     if "steps" in plain:
         raise ValueError(
             f"the weight of {name!r} changes over the denoising, which a blend cannot; leave out its steps"
         )
-    factors = factors_for(pipe, name, plain)
+    factors = layer_scales(pipe, name, plain)
     return {
         part: {
             module: factors[part].get(

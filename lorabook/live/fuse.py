@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lorabook.live.call_scale import watch_call_scale
-from lorabook.live.expand import steps_of
 from lorabook.live.fused_weights import exchange
 from lorabook.live.inject import adapter_of, source_of
 from lorabook.live.layers import (
@@ -28,7 +27,7 @@ from lorabook.live.match import Ready
 from lorabook.live.offloaded import check_at_hand
 from lorabook.live.originals import FusedAdapter, fused_in, fused_names
 from lorabook.live.scale_schedule import steps_on
-from lorabook.live.scales import factors_for, plain_scales
+from lorabook.live.scales import layer_scales, resolve_scales, steps_of
 from lorabook.live.undora import make_scalable
 
 
@@ -213,11 +212,11 @@ def _check(pipe, names: list[str], scales: Mapping | None, models: Mapping[str, 
                 + ", ".join(layers_of(pipe, name))
             )
         if scales is not None:
-            factors_for(pipe, name, plain_scales(pipe, scales[name], name))
+            layer_scales(pipe, name, resolve_scales(pipe, scales[name], name))
         changing = (
             name in steps_on(pipe)
             if scales is None
-            else steps_of(plain_scales(pipe, scales[name], name), name)
+            else steps_of(resolve_scales(pipe, scales[name], name), name)
         )
         if changing:
             raise ValueError(
@@ -229,7 +228,9 @@ def _check(pipe, names: list[str], scales: Mapping | None, models: Mapping[str, 
 def _taken(pipe, name: str, scales, models: Mapping[str, nn.Module]) -> dict[str, FusedAdapter]:
     """The adapter as it is on the pipeline, by component, for those that are to be fused."""
     adapter, active = adapter_of(pipe, name), name in active_adapters(pipe)
-    wanted = None if scales is None else factors_for(pipe, name, plain_scales(pipe, scales, name))
+    wanted = (
+        None if scales is None else layer_scales(pipe, name, resolve_scales(pipe, scales, name))
+    )
     taken = {}
     for part, layers in layers_of(pipe, name).items():
         if part in models:

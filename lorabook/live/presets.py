@@ -1,67 +1,60 @@
-"""Scales by name: what a part of the model does, and the A1111 block-weight extension's own presets."""
+"""Scales by name, and the A1111 block-weight extension's vectors of numbers, as scales dictionaries.
 
-import difflib
-from collections.abc import Mapping
+The tables are those of https://github.com/hako-mikan/sd-webui-lora-block-weight, scripts/lora_block_weight.py.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
-from lorabook.blocks import KINDS
-from lorabook.live.block_weights import TEXTS, from_block_weights
+from lorabook.blocks import KINDS, place_of
+from lorabook.checks import is_number, nearest
+from lorabook.types import Scales
+
+TEXT_ENCODERS = {"sd": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
+_IN, _OUT = ([f"{side}{number:02}" for number in range(12)] for side in ("IN", "OUT"))
+NAMES = {
+    26: ("BASE", *_IN, "MID", *_OUT),
+    17: ("BASE", *(_IN[i] for i in (1, 2, 4, 5, 7, 8)), "MID", *_OUT[3:]),
+    20: ("BASE", *_IN[:9], "MID", *_OUT[:9]),
+    12: ("BASE", *(_IN[i] for i in (4, 5, 7, 8)), "MID", *_OUT[:6]),
+}
+# by family: how many blocks a side of the UNet has, and which down blocks have attention
+_BLOCKS = {"sd": (4, (0, 1, 2)), "sdxl": (3, (1, 2))}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Scales with a name; what the name does not speak of is at 0 where it says "only" or "blocks", else at 1.
+    """Scales with a name; what the name leaves out is at 0 where it says "only" or "blocks", else at 1.
 
     Attributes:
         unet: scales of the UNet by family, "sd" and "sdxl".
-        text: the number of the text encoders.
-        why: what it is good for, and who says so.
+        text: the scale of the text encoders.
+        why: what the preset is good for, and who says so.
     """
 
-    unet: Mapping[str, float | dict]
+    unet: Mapping[str, Scales]
     text: float
     why: str
 
 
-def preset(name: str, family: str = "sd") -> dict:
-    """The scales that a name stands for.
-
-    Args:
-        name: one of `PRESETS`, or of the block-weight extension's `VECTORS`, whose 17 numbers mean what they mean there:
-            a block that they do not name gets 0, so that on SDXL they switch off OUT00 to OUT02.
-        family: "sd" or "sdxl".
-    Returns: scales, as `set_scales` takes them for one adapter.
-    Raises: ValueError for an unknown name, listing the nearest, or an unknown family.
-    """
-    if family not in TEXTS:
-        raise ValueError(f"unknown family {family!r}; the families are: {', '.join(TEXTS)}")
-    if name in VECTORS:
-        return from_block_weights(VECTORS[name], family=family)
-    if name not in PRESETS:
-        names = [*PRESETS, *VECTORS]
-        nearest = difflib.get_close_matches(name, names, 4, 0.4)
-        raise ValueError(
-            f"unknown preset {name!r}; "
-            + (
-                f"the nearest are: {', '.join(nearest)}"
-                if nearest
-                else f"the presets are: {', '.join(names)}"
-            )
-        )
-    chosen = PRESETS[name]
-    return dict.fromkeys(TEXTS[family], chosen.text) | {"unet": _copy(chosen.unet[family])}
+def _alike(scales: Scales) -> dict[str, Scales]:
+    return {"sd": scales, "sdxl": scales}
 
 
-def _copy(part):
-    return {key: _copy(value) for key, value in part.items()} if isinstance(part, dict) else part
+def _only(kind: str) -> dict[str, Scales]:
+    return _alike({other: 0.0 for other in KINDS if other != kind})
 
 
-def _everywhere(part: float | dict) -> dict[str, float | dict]:
-    return {"sd": part, "sdxl": part}
-
-
-def _only(kind: str) -> dict[str, float | dict]:
-    return _everywhere({other: 0.0 for other in KINDS if other != kind})
+def _one_attention(side: str, block: int, index: int) -> dict[str, Scales]:
+    """Scales of SDXL's UNet that leave one attention: three in an up block, two in a down block."""
+    others = {f"attentions_{i}": 0.0 for i in range(3 if side == "up" else 2) if i != index}
+    inside = others | {"resnet": 0.0}
+    if block < 2:  # SDXL's last block of each side has no sampler
+        inside["sampler"] = 0.0
+    blocks = {f"block_{i}": inside if i == block else 0.0 for i in range(3)}
+    return {"down": 0.0, "mid": 0.0, "up": 0.0, "embedding": 0.0} | {side: blocks}
 
 
 _INNER = {
@@ -71,21 +64,9 @@ _INNER = {
 }
 _OUTER_UP = {"down": 0.0, "mid": 0.0, "up": {"block_0": 0.0, "block_1": 0.0}, "embedding": 0.0}
 
-
-def _one_attention(side: str, block: int, place: int) -> dict:
-    """Scales of SDXL's UNet that leave one `attentions.place`, of three in an up block and of two in a down block."""
-    others = {f"attentions_{i}": 0.0 for i in range(3 if side == "up" else 2) if i != place}
-    # SDXL's last blocks have no sampler
-    inside = others | {"resnet": 0.0} | ({"sampler": 0.0} if block < 2 else {})
-    blocks = {f"block_{i}": inside if i == block else 0.0 for i in range(3)}
-    return {"down": 0.0, "mid": 0.0, "up": 0.0, "embedding": 0.0} | {side: blocks}
-
-
 PRESETS = {
-    "unet only": Preset(_everywhere(1.0), 0.0, "the picture's side without the changed words"),
-    "text encoder only": Preset(
-        _everywhere(0.0), 1.0, "the changed words without the picture's side"
-    ),
+    "unet only": Preset(_alike(1.0), 0.0, "the picture's side without the changed words"),
+    "text encoder only": Preset(_alike(0.0), 1.0, "the changed words without the picture's side"),
     "cross-attention only": Preset(
         _only("cross-attention"),
         0.0,
@@ -104,41 +85,166 @@ PRESETS = {
         _only("resnet"), 0.0, "the convolutions that LoCon adds to LoRA: LyCORIS, arXiv:2309.14859"
     ),
     "no resnets": Preset(
-        _everywhere({"resnet": 0.0}),
-        1.0,
-        "a LoCon without its convolutions in resnets, as a LoRA is",
+        _alike({"resnet": 0.0}), 1.0, "a LoCon without its convolutions in resnets, as a LoRA is"
     ),
     "style blocks": Preset(
         {"sd": _OUTER_UP, "sdxl": _one_attention("up", 0, 1)},
         0.0,
-        "SDXL: up.block_0 attentions.1 carries colour, material and atmosphere (InstantStyle, arXiv:2404.02733; B-LoRA, "
-        "arXiv:2403.14572); SD: fine outer layers carry appearance (P+, arXiv:2303.09522), OUT06 to OUT11",
+        "SDXL: up.block_0 attentions.1 carries colour, material and atmosphere (InstantStyle, "
+        "arXiv:2404.02733; B-LoRA, arXiv:2403.14572); SD: fine outer layers carry appearance (P+, "
+        "arXiv:2303.09522), OUT06 to OUT11",
     ),
     "layout blocks": Preset(
         {"sd": _INNER, "sdxl": _one_attention("down", 2, 1)},
         0.0,
-        "SDXL: down.block_2 attentions.1 carries structure and composition (InstantStyle, arXiv:2404.02733); SD: coarse "
-        "inner layers carry structure (P+, arXiv:2303.09522), IN07 to OUT05",
+        "SDXL: down.block_2 attentions.1 carries structure and composition (InstantStyle, "
+        "arXiv:2404.02733); SD: coarse inner layers carry structure (P+, arXiv:2303.09522), IN07 "
+        "to OUT05",
     ),
     "content blocks": Preset(
         {"sd": _INNER, "sdxl": _one_attention("up", 0, 0)},
         0.0,
-        "SDXL: up.block_0 attentions.0 carries what is shown (B-LoRA, arXiv:2403.14572); SD: as the layout blocks",
+        "SDXL: up.block_0 attentions.0 carries what is shown (B-LoRA, arXiv:2403.14572); SD: as "
+        "the layout blocks",
     ),
 }
-
-# the numbers that the extension comes with, for BASE, IN01, IN02, IN04, IN05, IN07, IN08, MID, OUT03 … OUT11
+# the numbers that the extension comes with, for the 17 names
 VECTORS = {
-    name: tuple(float(digit) for digit in digits)
-    for name, digits in {
-        "NONE": "00000000000000000",
-        "ALL": "11111111111111111",
-        "INS": "11110000000000000",
-        "IND": "10001110000000000",
-        "INALL": "11111110000000000",
-        "MIDD": "10001111111100000",
-        "OUTD": "10000000111100000",
-        "OUTS": "10000000000011111",
-        "OUTALL": "10000000111111111",
-    }.items()
-} | {"ALL0.5": (0.5,) * 17}
+    "NONE": [0.0] * 17,
+    "ALL": [1.0] * 17,
+    "INS": [1.0] * 4 + [0.0] * 13,
+    "IND": [1.0] + [0.0] * 3 + [1.0] * 3 + [0.0] * 10,
+    "INALL": [1.0] * 7 + [0.0] * 10,
+    "MIDD": [1.0] + [0.0] * 3 + [1.0] * 8 + [0.0] * 5,
+    "OUTD": [1.0] + [0.0] * 7 + [1.0] * 4 + [0.0] * 5,
+    "OUTS": [1.0] + [0.0] * 11 + [1.0] * 5,
+    "OUTALL": [1.0] + [0.0] * 7 + [1.0] * 9,
+    "ALL0.5": [0.5] * 17,
+}
+
+
+def preset(name: str, family: str = "sd") -> dict[str, Scales]:
+    """The scales that a name stands for.
+
+    Args:
+        name: one of `PRESETS`, or of the extension's `VECTORS`. A vector's 17 numbers mean what
+            they mean in the extension: a block that they do not name gets 0, so that on SDXL they
+            switch off OUT00 to OUT02.
+        family: "sd" or "sdxl".
+    Returns: scales, as `set_scales` takes them for one adapter.
+    Raises: ValueError for an unknown name, listing the nearest, or an unknown family.
+    """
+    _check_family(family)
+    if name in VECTORS:
+        return from_block_weights(VECTORS[name], family=family)
+    if name not in PRESETS:
+        hint = nearest(name, [*PRESETS, *VECTORS], "the presets are")
+        raise ValueError(f"unknown preset {name!r}; {hint}")
+    text = dict.fromkeys(TEXT_ENCODERS[family], PRESETS[name].text)
+    return text | {"unet": deepcopy(PRESETS[name].unet[family])}
+
+
+def from_block_weights(numbers: Sequence[float], *, family: str | None = None) -> dict[str, Scales]:
+    """A vector of block weights as scales.
+
+    As in the extension, blocks that a short vector does not name get 0, and layers outside the
+    blocks (time embedding, conv_out) keep 1. IN00 is conv_in; IN03, IN06 and IN09 are the
+    downsamplers; each other IN or OUT is a resnet and the attention behind it; an upsampler goes
+    with the OUT before it.
+
+    Args:
+        numbers: 17 or 26 (Stable Diffusion: LoRA, LoCon), 12 or 20 (SDXL: LoRA, LoCon).
+        family: "sd" or "sdxl", whose blocks are named; None takes what the count was made for.
+    Returns: scales, as `set_scales` takes them for one adapter.
+    Raises: ValueError for another count or family, or an entry that is not a finite number.
+    """
+    numbers = list(numbers)
+    _check_count(len(numbers))
+    family = family or ("sd" if len(numbers) in (17, 26) else "sdxl")
+    _check_family(family)
+    weights = dict.fromkeys(NAMES[26], 0.0)
+    for name, number in zip(NAMES[len(numbers)], numbers, strict=True):
+        if not is_number(number):
+            raise ValueError(f"the block weight {name} must be a finite number, not {number!r:.80}")
+        weights[name] = float(number)
+    blocks, with_attention = _BLOCKS[family]
+    down, up = {}, {}
+    for block in range(blocks):
+        first, second = (weights[name] for name in _IN[3 * block + 1 :][:2])
+        parts = {"resnets_0": first, "resnets_1": second}
+        if block in with_attention:
+            parts |= {"attentions_0": first, "attentions_1": second}
+        if block < blocks - 1:
+            parts["sampler"] = weights[_IN[3 * block + 3]]
+        outs = [weights[name] for name in _OUT[3 * block :][:3]]
+        # one number for a block fits every UNet, also one with fewer layers in a block
+        down[f"block_{block}"] = first if len(set(parts.values())) == 1 else parts
+        up[f"block_{block}"] = outs[0] if len(set(outs)) == 1 else outs
+    unet = {"conv_in": weights["IN00"], "down": down, "mid": weights["MID"], "up": up}
+    return dict.fromkeys(TEXT_ENCODERS[family], weights["BASE"]) | {"unet": unet}
+
+
+def to_block_weights(scales: Mapping[str, Mapping[str, float]], count: int) -> list[float]:
+    """The scales of an adapter's layers as a vector of block weights.
+
+    Args:
+        scales: of each layer that the adapter has, by component and module, as `set_scales` gives
+            them back: `table["ink"]`.
+        count: 17, 26, 12 or 20.
+    Returns: the numbers; 1 where the adapter has no layer in a block.
+    Raises: ValueError, naming the block, where one number a block cannot say it: layers of a block
+        that differ, a layer outside the blocks that is not at 1, or a block that the vector does
+        not name and that is not at 0.
+    """
+    _check_count(count)
+    if not all(isinstance(layers, Mapping) for layers in scales.values()):
+        raise ValueError(
+            "to_block_weights reads the scale of each layer, as set_scales gives them back: "
+            'table = set_scales(pipe, {"ink": 0.5}), then table["ink"]'
+        )
+    by_name: dict[str, tuple[str, float]] = {}
+    layers = [(part, *layer) for part, modules in scales.items() for layer in modules.items()]
+    for component, module, scale in layers:
+        name, layer = _name_of(component, module), f"{component}.{module}"
+        first, same = by_name.setdefault(name, (layer, scale))
+        if name is None and not math.isclose(scale, 1):
+            raise ValueError(
+                f"{layer} is at {scale:g}; block weights leave what is outside the blocks at 1"
+            )
+        if name and name not in NAMES[count] and scale != 0:
+            raise ValueError(
+                f"{count} block weights leave {name} at 0, where {layer} is at {scale:g}; use "
+                f"{'26' if count in (17, 26) else '20 or 26'} of them"
+            )
+        if name and not math.isclose(scale, same, rel_tol=1e-9, abs_tol=1e-12):
+            raise ValueError(
+                f"block weights have one number for {name}, where {first} is at {same:g} and "
+                f"{layer} at {scale:g}"
+            )
+    return [float(by_name[name][1]) if name in by_name else 1.0 for name in NAMES[count]]
+
+
+def _name_of(component: str, module: str) -> str | None:
+    """Which of the 26 names a layer obeys; None for one outside the blocks."""
+    if component.startswith("text_encoder"):
+        return "BASE"
+    if module == "conv_in":
+        return "IN00"
+    if module.startswith("mid_block."):
+        return "MID"
+    place = place_of(module)
+    if place is None:
+        return None
+    side, block = place[0].split(".")
+    index = 3 * int(block) + (2 if place[1] == "samplers" else place[2])
+    return _IN[index + 1] if side == "down" else _OUT[index]
+
+
+def _check_count(count: int) -> None:
+    if count not in NAMES:
+        raise ValueError(f"block weights are 12, 17, 20 or 26 numbers, not {count}")
+
+
+def _check_family(family: str) -> None:
+    if family not in _BLOCKS:
+        raise ValueError(f"unknown family {family!r}; the families are: {', '.join(_BLOCKS)}")

@@ -7,7 +7,7 @@ import ipywidgets as widgets
 
 from lorabook.live.locks import lock_of
 from lorabook.live.presets import PRESETS, VECTORS
-from lorabook.live.scales import factors_for, plain_scales
+from lorabook.live.scales import layer_scales, resolve_scales
 from lorabook.studio.block_sliders import BlockSliders
 from lorabook.studio.blocks_of_adapter import (
     blocks_of,
@@ -147,7 +147,7 @@ class AdapterPanel:
             pipe = self._painter.pipe
             with lock_of(pipe):
                 wanted = nearest_settings(
-                    factors_for(pipe, self.name, plain_scales(pipe, name, self.name))
+                    layer_scales(pipe, self.name, resolve_scales(pipe, name, self.name))
                 )
             self._preset_scales = self.name, _scales(wanted)
             self._put_all(wanted)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from pprint import pformat
 
-from lorabook.live.block_weights import to_block_weights
-from lorabook.live.call import encodes_apart, is_plain, told_prompts, words_of
+from lorabook.live.generate import is_plain, prompt_arguments, takes_embeddings, words_of
 from lorabook.live.inject import source_of
 from lorabook.live.layers import layers_of, models_of
-from lorabook.live.scales import factors_for
+from lorabook.live.presets import to_block_weights
+from lorabook.live.scales import layer_scales
 from lorabook.pipelines import find_model, scheduler_name, scheduler_named, usual_name
 from lorabook.studio.diffusers_scales import as_diffusers
 from lorabook.studio.generate import side_of, size_of
@@ -227,7 +227,7 @@ def _block_weights(pipe, name: str, adapter: AdapterSettings) -> tuple[str, str]
     """The `:lbw=` of an adapter, and why it cannot be said."""
     if not adapter.blocks and not adapter.parts:
         return "", ""
-    factors = factors_for(pipe, name, replace(adapter, scale=1.0).scales(models_of(pipe)))
+    factors = layer_scales(pipe, name, replace(adapter, scale=1.0).scales(models_of(pipe)))
     why = ""
     for count in (12, 20) if "text_encoder_2" in models_of(pipe) else (17, 26):
         try:
@@ -244,16 +244,16 @@ def _as_drawn(settings: StudioSettings, pipe) -> StudioSettings:
     if settings.scheduler:
         scheduler_named(settings.scheduler)
     prompt, negative = read(settings.prompt, settings.negative_prompt)
-    if encodes_apart(pipe, {}):
+    if takes_embeddings(pipe, {}):
         return settings
-    told = told_prompts(pipe, prompt, negative, {})
+    told = prompt_arguments(pipe, prompt, negative, {})
     return settings.with_(prompt=told["prompt"], negative_prompt=told["negative_prompt"] or "")
 
 
 def _is_plain(settings: StudioSettings, pipe) -> bool:
     """Whether the pipeline itself draws the prompts as the studio does."""
     return (
-        not encodes_apart(pipe, {})
+        not takes_embeddings(pipe, {})
         or is_plain(pipe, settings.prompt)
         and is_plain(pipe, settings.negative_prompt)
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from lorabook.blocks import place_of
 from lorabook.live.layers import models_of, walk
-from lorabook.live.scales import factors_for
+from lorabook.live.scales import layer_scales
 
 Unet = dict[str, float]
 
@@ -22,7 +22,7 @@ def as_diffusers(pipe, name: str, scales) -> tuple[float | dict, str]:
         scales: as `set_scales` takes them for it.
     Returns: the number or dictionary, and "" or a sentence on what it does not say.
     """
-    factors = factors_for(pipe, name, scales)
+    factors = layer_scales(pipe, name, scales)
     values = [value for found in factors.values() for value in found.values()]
     if len(set(values)) < 2:
         return (values or [1.0])[0], ""

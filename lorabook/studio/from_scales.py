@@ -15,7 +15,7 @@ def nearest_settings(factors: Factors, **others) -> AdapterSettings:
 
     Args:
         factors: numbers by component and module, for the layers that the adapter touches: a ScaleTable's `table["ink"]`,
-            or `factors_for(pipe, "ink", preset("style blocks"))`.
+            or `layer_scales(pipe, "ink", preset("style blocks"))`.
         **others: further fields (on, rank).
     """
     scale, alike = _most_common([value for found in factors.values() for value in found.values()])

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lorabook.live.call import check_prompt, encodes_apart, told_prompts
+from lorabook.live.generate import check_prompt, prompt_arguments, takes_embeddings
 from lorabook.live.layers import active_adapters, lora_layers
 
 _MOST = 16  # prompts that are kept
@@ -24,13 +24,13 @@ class Encoder:
         """
         prompt, negative = read(prompt, negative)
         call = {"guidance_scale": guidance_scale}
-        if not encodes_apart(pipe, call):
-            return told_prompts(pipe, prompt, negative, call)
+        if not takes_embeddings(pipe, call):
+            return prompt_arguments(pipe, prompt, negative, call)
         key = (prompt, negative, guidance_scale > 1, len(pipe.tokenizer), _state(pipe))
         if key not in self._made:
             while len(self._made) >= _MOST:
                 self._made.pop(next(iter(self._made)))
-            self._made[key] = told_prompts(pipe, prompt, negative, call)
+            self._made[key] = prompt_arguments(pipe, prompt, negative, call)
         return self._made[key]
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
-from lorabook.live.call import check_prompt
-from lorabook.live.expand import steps_of
+from lorabook.live.generate import check_prompt
 from lorabook.live.layers import adapter_names, check_known, listed
-from lorabook.live.scales import factors_for, plain_scales
+from lorabook.live.scales import layer_scales, resolve_scales, steps_of
 from lorabook.lora.merge import METHODS
 from lorabook.pipelines import scheduler_named
 
@@ -228,8 +227,8 @@ def _check_value(pipe, what: str, value, name: str) -> None:
         )
     else:
         adapter, _, path = what.partition(".")
-        said = plain_scales(pipe, scales_at(path, value), adapter)
-        factors_for(pipe, adapter, said)
+        said = resolve_scales(pipe, scales_at(path, value), adapter)
+        layer_scales(pipe, adapter, said)
         steps_of(said, adapter)
 
 

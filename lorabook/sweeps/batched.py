@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from lorabook.live.call import is_guided, told_prompts
+from lorabook.live.generate import is_guided, prompt_arguments
 from lorabook.live.layers import (
     Carrying,
     activate,
@@ -99,7 +99,7 @@ def draw_alone(pipe, cell: Cell, factors: Factors, told: Mapping[str, object]):
                     put_factor(layers[part][module], name, factor)
         activate(pipe, [name for name in adapter_names(pipe) if _works(factors[name])], layers)
         call |= told
-        call |= told_prompts(pipe, call.pop("prompt"), call.pop("negative_prompt", None), call)
+        call |= prompt_arguments(pipe, call.pop("prompt"), call.pop("negative_prompt", None), call)
         return pipe(**call, generator=torch.Generator("cpu").manual_seed(cell.call["seed"])).images[
             0
         ]
@@ -179,7 +179,7 @@ def _encoded(
         if key not in made:
             for part, module, name, factor in scales:
                 put_factor(encoders[part][module], name, factor)
-            made[key] = told_prompts(pipe, *key[:2], call)
+            made[key] = prompt_arguments(pipe, *key[:2], call)
         rows.append(made[key])
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 

@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-from lorabook.live.expand import steps_of
 from lorabook.live.layers import active_adapters, adapter_names
-from lorabook.live.scale_table import ScaleTable
-from lorabook.live.scales import factors_for, plain_scales, scales_of
+from lorabook.live.scales import ScaleTable, layer_scales, resolve_scales, scales_of, steps_of
 from lorabook.sweeps.axes import CALL, RATIO, Axis, scales_at
 
 SWEPT = "swept"  # the name of what a sweep itself puts on the pipeline
@@ -118,7 +116,7 @@ def factors_of(pipe, cell: Cell, present: Present) -> Factors:
     for name in adapter_names(pipe):
         on = name == cell.chosen if cell.chosen is not None else name not in cell.weights
         kept = name in present.table and (name != cell.chosen or name in present.active)
-        before = present.table[name] if kept else factors_for(pipe, name, 1.0)
+        before = present.table[name] if kept else layer_scales(pipe, name, 1.0)
         said = _product(
             pipe, [(scales, whole) for adapter, scales, whole in cell.said if adapter == name], name
         )
@@ -136,7 +134,7 @@ def schedule_of(pipe, cell: Cell, steps: Mapping[str, Sequence]) -> dict[str, li
     """The scales over the denoising by adapter: what the cell says, else what was."""
     found = dict(steps)
     for name, scales, whole in cell.said:
-        plain = plain_scales(pipe, scales, name)
+        plain = resolve_scales(pipe, scales, name)
         if whole or "steps" in plain:
             found[name] = steps_of(plain, name)
     return {name: list(shares) for name, shares in found.items() if shares}
@@ -148,9 +146,9 @@ def _product(
     """What several statements make of the layers that any of them speaks of."""
     found: dict[str, dict[str, float]] = {}
     for scales, whole in statements:
-        plain = plain_scales(pipe, scales, name)
-        spoken = factors_for(pipe, name, 0.0 if whole else _zeros(plain))
-        for part, layers in factors_for(pipe, name, plain).items():
+        plain = resolve_scales(pipe, scales, name)
+        spoken = layer_scales(pipe, name, 0.0 if whole else _zeros(plain))
+        for part, layers in layer_scales(pipe, name, plain).items():
             for module, factor in layers.items():
                 if spoken[part][module] == 0:
                     found.setdefault(part, {})[module] = (

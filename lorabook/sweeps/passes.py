@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from lorabook.live.blend import blend
-from lorabook.live.call import chunks_of
+from lorabook.live.generate import chunks_of
 from lorabook.live.layers import adapter_names
 from lorabook.live.load import load_adapter
 from lorabook.live.manage import remove_adapter

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-from lorabook.live.call import OTHERS, check_call, check_prompt
+from lorabook.live.generate import OTHER_PROMPTS, check_call, check_prompt
 from lorabook.live.layers import active_adapters, adapter_names
 from lorabook.live.load import read_source
 from lorabook.live.locks import locked
@@ -131,7 +131,7 @@ def _check_call(pipe, call: Mapping, axes: Sequence[Axis]) -> None:
         raise ValueError(
             "latents are the noise, which the axis 'seed' varies; leave one of them out"
         )
-    check_call(pipe, call, "sweep", OTHERS)
+    check_call(pipe, call, "sweep", OTHER_PROMPTS)
 
 
 def _drawn(pipe, axes: Sequence[Axis], base: Mapping, call: Mapping, grid: ImageGrid) -> ImageGrid:

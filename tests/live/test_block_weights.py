@@ -5,8 +5,8 @@ import pytest
 import lorabook as lb
 from adapter_files import modules_of
 from conftest import tiny_sdxl
-from lorabook.live.block_weights import NAMES, from_block_weights, to_block_weights
-from lorabook.live.expand import expand
+from lorabook.live.presets import NAMES, from_block_weights, to_block_weights
+from lorabook.live.scales import expand
 
 # what the extension calls the layers of each of its blocks, as Stability's own code names them
 THEIRS = {
@@ -70,15 +70,7 @@ def test_every_layer_gets_the_number_of_its_block(layers, count, family):
 def test_there_and_back_is_the_same_vector(layers, count, family):
     numbers = [round(random.Random(count).uniform(-1, 1), 3) for _ in range(count)]
     scales = from_block_weights(numbers)
-    assert to_block_weights(scales, count) == numbers
     assert to_block_weights(expand(scales, layers[family]), count) == numbers
-
-
-def test_a_short_vector_reads_as_a_long_one_with_zeros():
-    long = to_block_weights(from_block_weights([0.5] * 17), 26)
-    assert dict(zip(NAMES[26], long, strict=True)) == {
-        name: 0.5 * (name in NAMES[17]) for name in NAMES[26]
-    }
 
 
 def test_set_scales_takes_a_vector_and_gives_it_back(pipe):
@@ -95,24 +87,15 @@ def test_an_adapter_without_layers_in_a_block_gives_one_there():
     )
 
 
-def test_a_number_is_that_number_throughout():
-    assert (
-        to_block_weights(0.5, 17) == [0.5] * 17
-        and to_block_weights({"unet": 0.5}, 26) == [1] + [0.5] * 25
-    )
-
-
 @pytest.mark.parametrize(
     "scales, count, message",
     [
         (
-            {"unet": {"cross-attention": 0}},
+            {"unet": {"mid_block.attentions.0.proj_in": 1, "mid_block.resnets.1.conv1": 0}},
             17,
-            "one number for MID, where .* at 1 and unet.mid_block.*attn2.to_q at 0",
+            "one number for MID, where unet.mid_block.*proj_in is at 1 and unet.mid_block.* at 0",
         ),
-        ({"unet": {"resnet": 0}}, 17, "one number for MID"),
-        ({"text_encoder": {"layer_3": 0}}, 26, "one number for BASE"),
-        ({"text_encoder": 0.5}, 12, "one number for BASE"),
+        ({"text_encoder": {"a.b": 1}, "text_encoder_2": {"a.b": 0.5}}, 12, "number for BASE"),
         (
             {"unet": {"conv_out": 0.5}},
             26,
@@ -128,8 +111,8 @@ def test_a_number_is_that_number_throughout():
             12,
             "leave OUT06 at 0, where .* at 1; use 20 or 26",
         ),
-        ({"steps": [[0, 0.5, 1.0]]}, 17, "over the denoising"),
-        (1, 16, "12, 17, 20 or 26 numbers, not 16"),
+        ({"unet": 0.5}, 17, "reads the scale of each layer, as set_scales gives them back"),
+        ({}, 16, "12, 17, 20 or 26 numbers, not 16"),
     ],
 )
 def test_what_a_vector_cannot_say_is_named(scales, count, message):

@@ -2,13 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from lorabook.live.call import (
+from lorabook.live.generate import (
     check_prompt,
     chunks_of,
     is_guided,
     is_plain,
+    prompt_arguments,
     step_count,
-    told_prompts,
     words_of,
 )
 
@@ -24,8 +24,8 @@ def test_words_are_left_without_the_syntax():
 
 
 def test_the_negative_prompt_is_encoded_where_the_call_is_guided(pipe):
-    assert set(told_prompts(pipe, "a cat", None, {"guidance_scale": 1})) == {"prompt_embeds"}
-    assert set(told_prompts(pipe, "a cat", None, {"guidance_scale": 2})) == {
+    assert set(prompt_arguments(pipe, "a cat", None, {"guidance_scale": 1})) == {"prompt_embeds"}
+    assert set(prompt_arguments(pipe, "a cat", None, {"guidance_scale": 2})) == {
         "prompt_embeds",
         "negative_prompt_embeds",
     }
@@ -47,14 +47,14 @@ def test_a_pipeline_of_another_kind_gets_the_text_or_a_refusal():
         def __call__(self, prompt=None, guidance_scale=3.5):
             pass
 
-    assert told_prompts(OtherPipeline(), r"a cat \(red\)", None, {})["prompt"] == "a cat (red)"
+    assert prompt_arguments(OtherPipeline(), r"a cat \(red\)", None, {})["prompt"] == "a cat (red)"
     for prompt in ("a (red:1.2) cat", "a cat BREAK sand"):
         with pytest.raises(ValueError, match="OtherPipeline weighs no words and knows no BREAK"):
-            told_prompts(OtherPipeline(), prompt, None, {})
+            prompt_arguments(OtherPipeline(), prompt, None, {})
 
 
 def test_texts_for_one_encoder_of_several_stand_beside_a_text(pipe):
-    told = told_prompts(pipe, "a cat", "dark", {"prompt_2": r"\(red\)"})
+    told = prompt_arguments(pipe, "a cat", "dark", {"prompt_2": r"\(red\)"})
     assert told == {"prompt": "a cat", "negative_prompt": "dark", "prompt_2": "(red)"}
 
 

@@ -4,9 +4,8 @@ import lorabook as lb
 from adapter_files import modules_of
 from conftest import tiny_sdxl
 from lorabook.blocks import block_of, kind_of
-from lorabook.live.block_weights import NAMES, to_block_weights
-from lorabook.live.expand import expand
-from lorabook.live.presets import PRESETS, VECTORS, preset
+from lorabook.live.presets import NAMES, PRESETS, VECTORS, preset, to_block_weights
+from lorabook.live.scales import expand
 
 
 @pytest.fixture(scope="module")
@@ -75,22 +74,17 @@ def test_unet_and_text_encoder_only_are_each_other(layers):
     assert all(unet[part][m] + text[part][m] == 1 for part in unet for m in unet[part])
 
 
-def test_the_extensions_presets_have_its_numbers():
-    assert to_block_weights(preset("MIDD"), 17) == [1, 0, 0, 0, *[1] * 8, 0, 0, 0, 0, 0]
-    assert to_block_weights(preset("ALL0.5"), 17) == [0.5] * 17
+def test_the_extensions_presets_have_its_numbers(layers):
+    middle, half = (expand(preset(name), layers["sd"]) for name in ("MIDD", "ALL0.5"))
+    assert to_block_weights(middle, 17) == [1, 0, 0, 0, *[1] * 8, 0, 0, 0, 0, 0]
+    assert to_block_weights(half, 17) == [0.5] * 17
     assert {len(numbers) for numbers in VECTORS.values()} == {17}
 
 
-def test_on_sdxl_the_extensions_presets_switch_off_what_they_do_not_name():
-    numbers = dict(zip(NAMES[20], to_block_weights(preset("ALL", "sdxl"), 20), strict=True))
-    assert [name for name, number in numbers.items() if not number] == [
-        "IN00",
-        "IN03",
-        "IN06",
-        "OUT00",
-        "OUT01",
-        "OUT02",
-    ]
+def test_on_sdxl_the_extensions_presets_switch_off_what_they_do_not_name(layers):
+    numbers = to_block_weights(expand(preset("ALL", "sdxl"), layers["sdxl"]), 20)
+    off = [name for name, number in zip(NAMES[20], numbers, strict=True) if not number]
+    assert off == ["IN00", "IN03", "IN06", "OUT00", "OUT01", "OUT02"]
 
 
 def test_a_preset_that_is_changed_stays_what_it_was():

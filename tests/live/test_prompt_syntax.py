@@ -3,9 +3,8 @@ import torch
 from safetensors.torch import save_file
 
 import lorabook as lb
-from lorabook.live.block_weights import to_block_weights
-from lorabook.live.presets import preset
-from lorabook.live.prompt_syntax import Mention, find_adapters, merged, nearest, parse_prompt
+from lorabook.live.presets import from_block_weights, preset
+from lorabook.live.prompt_syntax import Mention, find_adapters, merged, parse_prompt
 from lorabook.lora.formats.keys import WEIGHT_NAME
 
 
@@ -170,9 +169,9 @@ def test_two_weights_are_those_of_the_components():
 
 def test_weights_multiply_block_weights():
     mention = Mention("ink", 0.5, 0.8, tuple(n / 16 for n in range(17)))
-    assert to_block_weights(mention.scales("sd"), 17) == pytest.approx(
-        [0] + [0.8 * n / 16 for n in range(1, 17)]
-    )
+    scales = mention.scales("sd")
+    blocks = from_block_weights(mention.blocks)["unet"]
+    assert scales == {"text_encoder": 0, "unet": {"*": 0.8} | blocks}
     assert Mention("ink", 0.5, 0.8, "unet only").scales("sd") == {"text_encoder": 0, "unet": 0.8}
     style = preset("style blocks", "sdxl")["unet"]
     assert Mention("ink", 1, 0.8, "style blocks").scales("sdxl")["unet"] == {"*": 0.8} | style
@@ -234,11 +233,3 @@ def test_the_bundled_adapters_are_found():
 def test_no_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere to look for adapters in"):
         find_adapters(tmp_path / "nowhere")
-
-
-def test_nearest_names_are_told_or_those_there_are():
-    assert nearest("Inks", ["ink", "mosaic"]) == "the nearest are: ink"
-    assert (
-        nearest("zzz", ["ink", "mosaic"]) == "there are: ink, mosaic"
-        and nearest("zzz", []) == "there are: none"
-    )

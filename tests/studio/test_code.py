@@ -4,7 +4,7 @@ import pytest
 import lorabook as lb
 from adapter_files import add_random
 from lorabook.blocks import target_modules
-from lorabook.live.block_weights import NAMES
+from lorabook.live.presets import NAMES
 from lorabook.live.prompt_syntax import parse_prompt
 from lorabook.studio.code import as_code
 from lorabook.studio.generate import Painter, settings_of
