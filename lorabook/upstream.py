@@ -4,12 +4,22 @@ Each says why there is no public way, and the version where that was seen. tests
 has a test of each that fails with a sentence when upstream has changed.
 """
 
+import threading
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import diffusers.utils.logging as diffusers_logging
 import torch
-from diffusers import DiffusionPipeline
+import transformers.utils.logging as transformers_logging
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.pipelines import pipeline_utils
 from torch import nn
+from transformers import PreTrainedModel
+
+# diffusers 0.42 calls `from_pretrained`'s argument `dtype`, 0.41 `torch_dtype`; the old name warns.
+DTYPE = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
+_PATCHING = threading.RLock()
 
 
 def execution_device(pipe: DiffusionPipeline) -> torch.device:
@@ -42,3 +52,56 @@ def uncompiled(model: nn.Module) -> nn.Module:
     Source: https://docs.pytorch.org/docs/stable/generated/torch.compile.html
     """
     return getattr(model, "_orig_mod", model)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no warnings from diffusers and transformers within a block.
+
+    diffusers 0.42.1 warns of every component that an adapter has no weights for, and both libraries
+    show progress bars for files that are read in a moment.
+    """
+    bars = [
+        library
+        for library in (transformers_logging, diffusers_logging)
+        if library.is_progress_bar_enabled()
+    ]
+    level = diffusers_logging.get_verbosity()
+    for library in bars:
+        library.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        diffusers_logging.set_verbosity(level)
+        for library in bars:
+            library.enable_progress_bar()
+
+
+@contextmanager
+def loading_infos() -> Iterator[list[tuple[str, dict]]]:
+    """What each model that is loaded within a block lacked: its class's name, and the loading info.
+
+    A pipeline's `from_pretrained` (diffusers 0.42.1) starts with random weights where a file lacks
+    some, and passes `output_loading_info` to none of its models. So the models' own
+    `from_pretrained` is replaced until the block ends.
+    Source: https://huggingface.co/docs/diffusers/api/models/overview#diffusers.ModelMixin.from_pretrained
+    """
+    infos: list[tuple[str, dict]] = []
+    with _PATCHING, ExitStack() as stack:
+        for library in (ModelMixin, PreTrainedModel):
+            original = library.__dict__["from_pretrained"]
+            library.from_pretrained = classmethod(_recording(original.__func__, infos))
+            stack.callback(setattr, library, "from_pretrained", original)
+        yield infos
+
+
+def _recording(original, infos: list):
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        model, info = original(cls, *args, output_loading_info=True, **kwargs)
+        infos.append((cls.__name__, info))
+        return (model, info) if output_loading_info else model
+
+    return from_pretrained

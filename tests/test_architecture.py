@@ -10,8 +10,9 @@ import lorabook
 
 PACKAGE = Path(__file__).parent.parent / "lorabook"
 FLOORS = [
-    {"types", "checks", "worlds", "blocks", "lowrank", "bootstrap"},
-    {"upstream", "images", "pipelines", "show", "metrics", "machine"},
+    {"types", "checks", "worlds", "blocks", "lowrank", "bootstrap", "schedulers", "upstream"},
+    {"pipelines", "images", "show"},
+    {"metrics", "machine"},
     {"lora"},
     {"live"},
     {"sweeps", "hub"},

@@ -10,13 +10,8 @@ from diffusers import (
 
 import lorabook as lb
 from lorabook import pipelines
-from lorabook.pipelines import (
-    find_model,
-    scheduler_like,
-    scheduler_name,
-    scheduler_named,
-    usual_name,
-)
+from lorabook.pipelines import find_model
+from lorabook.schedulers import scheduler_like, scheduler_name, scheduler_named, usual_name
 
 
 def test_without_a_gpu_the_bundled_model_is_the_default(monkeypatch):

@@ -12,7 +12,8 @@ from lorabook.live.inject import source_of
 from lorabook.live.layers import layers_of, models_of
 from lorabook.live.presets import to_block_weights
 from lorabook.live.scales import layer_scales
-from lorabook.pipelines import find_model, scheduler_name, scheduler_named, usual_name
+from lorabook.pipelines import find_model
+from lorabook.schedulers import scheduler_name, scheduler_named, usual_name
 from lorabook.studio.diffusers_scales import as_diffusers
 from lorabook.studio.generate import side_of, size_of
 from lorabook.studio.prompt_encoding import read

@@ -24,7 +24,8 @@ from lorabook.live.layers import (
 from lorabook.live.locks import lock_of
 from lorabook.live.memory import is_memory
 from lorabook.live.scale_schedule import denoiser
-from lorabook.pipelines import scheduler_like, world_of
+from lorabook.pipelines import world_of
+from lorabook.schedulers import scheduler_like
 from lorabook.studio.apply import BLEND, Applied
 from lorabook.studio.drawable import check_drawable
 from lorabook.studio.from_scales import nearest_settings

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 
-from lorabook.pipelines import SCHEDULERS
+from lorabook.schedulers import SCHEDULERS
 from lorabook.studio.controls import button, line, menu, put, row, stack, tip
 from lorabook.studio.settings import StudioSettings
 

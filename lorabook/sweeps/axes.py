@@ -11,7 +11,7 @@ from lorabook.live.generate import check_prompt
 from lorabook.live.layers import adapter_names, check_known, listed
 from lorabook.live.scales import layer_scales, resolve_scales, steps_of
 from lorabook.lora.merge import METHODS
-from lorabook.pipelines import scheduler_named
+from lorabook.schedulers import scheduler_named
 
 CALL = ("prompt", "negative_prompt", "seed", "guidance_scale", "num_inference_steps", "scheduler")
 ADAPTERS = ("adapter", "checkpoint", "method", "scale")

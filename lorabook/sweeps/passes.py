@@ -14,7 +14,7 @@ from lorabook.live.manage import remove_adapter
 from lorabook.live.memory import is_memory
 from lorabook.live.scale_schedule import set_steps, steps_on
 from lorabook.live.scales import kept_scales
-from lorabook.pipelines import scheduler_like
+from lorabook.schedulers import scheduler_like
 from lorabook.sweeps.batched import can_batch, draw_alone, draw_batch
 from lorabook.sweeps.cells import SWEPT, Cell, Present, factors_of, schedule_of
 

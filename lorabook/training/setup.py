@@ -19,7 +19,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer
 
 from lorabook.hub import client, open_repository
-from lorabook.missing_weights import read_whole
+from lorabook.pipelines import whole_weights
 from lorabook.pipelines import check_hub, default_device, find_model, load_pipeline
 from lorabook.training.config import TrainingConfig
 from lorabook.training.families import StableDiffusion, check_trainable, family_of
@@ -201,7 +201,7 @@ def _pipeline(config: TrainingConfig, accelerator: Accelerator, dtype: torch.dty
     """The base pipeline, with the VAE and tokenizer that were asked for."""
     parts = {}
     if config.pretrained_vae_model_name_or_path:
-        with read_whole(config.pretrained_vae_model_name_or_path):
+        with whole_weights(config.pretrained_vae_model_name_or_path):
             parts["vae"] = _part(
                 AutoencoderKL, config.pretrained_vae_model_name_or_path, "VAE", torch_dtype=dtype
             )

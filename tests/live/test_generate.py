@@ -8,7 +8,7 @@ from conftest import tiny_sdxl
 from lorabook.live.generate import generate
 from lorabook.live.layers import active_adapters, adapter_names, lora_layers
 from lorabook.live.scales import scales_of
-from lorabook.pipelines import scheduler_like
+from lorabook.schedulers import scheduler_like
 
 CALL = dict(num_inference_steps=3, output_type="pt")
 PROMPT = "a cartoon blue creature with wings"

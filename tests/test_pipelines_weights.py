@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 import lorabook as lb
 from lorabook import pipelines, worlds
 from lorabook.metrics import _judge
-from lorabook.missing_weights import read_whole
+from lorabook.pipelines import whole_weights
 
 FILES = {
     "text_encoder": "model.safetensors",
@@ -88,7 +88,7 @@ def test_what_lacks_on_the_hub_is_a_warning(copy):
         pytest.warns(
             UserWarning, match="model owner/name is not read whole: .* which would be random"
         ),
-        read_whole("owner/name"),
+        whole_weights("owner/name"),
     ):
         pipelines._from_pretrained(str(folder), None)
 
