@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from lorabook.upstream import quiet
 from lorabook.pipelines import whole_weights
+from lorabook.upstream import quiet
 from lorabook.worlds import DATA, bundled, world
 
 try:  # https://github.com/huggingface/transformers: the default image processor needs torchvision from version 5 on

@@ -184,5 +184,7 @@ def whole_weights(source: str) -> Iterator[None]:
         if is_bundled:
             raise FileNotFoundError(f"bundled model {sentence}; fetch the repository's data/ anew")
         if missing and Path(source).is_dir():
-            raise FileNotFoundError(f"model folder {sentence}; save it anew, without adapters on it")
+            raise FileNotFoundError(
+                f"model folder {sentence}; save it anew, without adapters on it"
+            )
         warnings.warn(f"model {sentence}", stacklevel=4)

@@ -55,9 +55,7 @@ def scheduler_named(name: str) -> tuple[type, dict]:
     """
     base, spacing = _parts(name)
     class_name, options = SCHEDULERS.get(base, (name if isinstance(name, str) else "", {}))
-    scheduler = (
-        getattr(diffusers, class_name, None) if class_name.endswith("Scheduler") else None
-    )
+    scheduler = getattr(diffusers, class_name, None) if class_name.endswith("Scheduler") else None
     if scheduler is None:
         raise ValueError(
             f"unknown scheduler {name!r:.60}; the names are: {', '.join(SCHEDULERS)}; behind them "

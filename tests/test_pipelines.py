@@ -9,7 +9,7 @@ from diffusers import (
 )
 
 import lorabook as lb
-from lorabook import pipelines
+from lorabook import pipelines, schedulers
 from lorabook.pipelines import find_model
 from lorabook.schedulers import scheduler_like, scheduler_name, scheduler_named, usual_name
 
@@ -116,7 +116,7 @@ def test_levels_that_a_scheduler_does_not_have_are_refused(name, message):
 
 
 def test_a_scheduler_that_needs_a_package_says_which(monkeypatch):
-    monkeypatch.setattr(pipelines, "find_spec", lambda package: None)
+    monkeypatch.setattr(schedulers, "find_spec", lambda package: None)
     monkeypatch.setattr(LMSDiscreteScheduler, "_backends", ["torch", "scipy"], raising=False)
     with pytest.raises(ValueError, match="'LMS Karras' needs .*scipy: pip install"):
         scheduler_named("LMS Karras")

@@ -1,8 +1,20 @@
 """Canaries: each fails with a sentence when another library gives a public name to what we reach for."""
 
-import torch
+import inspect
+import logging
 
-from lorabook.upstream import execution_device, uncompiled, without_progress_bar
+import torch
+from diffusers import AutoPipelineForText2Image, ModelMixin
+
+import lorabook as lb
+from lorabook.upstream import (
+    DTYPE,
+    execution_device,
+    loading_infos,
+    quiet,
+    uncompiled,
+    without_progress_bar,
+)
 
 
 def test_a_pipeline_computes_where_its_models_are_moved_to(pipe):
@@ -27,3 +39,28 @@ def test_the_model_beneath_a_compiled_one_is_found():
     compiled = torch.compile(model, backend="eager")
     assert uncompiled(compiled) is model and uncompiled(model) is model
     assert not hasattr(compiled, "original_module"), "torch made it public: use it"
+
+
+def test_the_argument_of_the_precision_is_the_one_that_diffusers_takes(recwarn):
+    pipe = lb.load_pipeline("tiny-sd", device="cpu", dtype=torch.bfloat16)
+    assert pipe.unet.dtype == torch.bfloat16 and DTYPE in ("dtype", "torch_dtype")
+    assert not [warning for warning in recwarn if "torch_dtype" in str(warning.message)]
+
+
+def test_a_pipeline_tells_nobody_what_its_models_lacked():
+    with loading_infos() as infos:
+        lb.load_pipeline("tiny-sd", device="cpu")
+    assert {name for name, _ in infos} >= {"UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel"}
+    assert "from_pretrained" == ModelMixin.from_pretrained.__name__
+    assert (
+        "output_loading_info"
+        not in inspect.signature(AutoPipelineForText2Image.from_pretrained).parameters
+    ), "diffusers tells it: use output_loading_info of the pipeline"
+
+
+def test_quiet_puts_the_level_of_diffusers_back():
+    library = logging.getLogger("diffusers")
+    before = library.level
+    with quiet():
+        assert library.level == logging.ERROR
+    assert library.level == before

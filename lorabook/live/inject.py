@@ -28,10 +28,10 @@ from lorabook.live.originals import original
 from lorabook.live.plain_saving import save_as_before, save_plainly
 from lorabook.live.scale_schedule import set_steps
 from lorabook.live.steady import keep_steady
-from lorabook.upstream import quiet
 from lorabook.lora.adapter import Adapter, Layer, lora
 from lorabook.lora.download import shareable_address
 from lorabook.lora.formats.keys import text_name
+from lorabook.upstream import quiet
 
 
 def put_on(

@@ -6,10 +6,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from lorabook.live.layers import models_of, walk
-from lorabook.upstream import quiet
 from lorabook.lora.adapter import Adapter, Layer
 from lorabook.lora.formats.keys import bare, flat_name
 from lorabook.lora.formats.read import parse
+from lorabook.upstream import quiet
 
 PART = "transformer"
 

@@ -19,8 +19,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer
 
 from lorabook.hub import client, open_repository
-from lorabook.pipelines import whole_weights
-from lorabook.pipelines import check_hub, default_device, find_model, load_pipeline
+from lorabook.pipelines import check_hub, default_device, find_model, load_pipeline, whole_weights
 from lorabook.training.config import TrainingConfig
 from lorabook.training.families import StableDiffusion, check_trainable, family_of
 from lorabook.training.lora import check_layers
