@@ -4,86 +4,63 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-KINDS = (
-    "attention",
-    "cross-attention",
-    "feed-forward",
-    "projection",
-    "resnet",
-    "sampler",
-    "embedding",
-)
-
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-_CONVOLUTIONS = (
-    "proj_in",
-    "proj_out",
-    "conv1",
-    "conv2",
-    "conv_shortcut",
-    "time_emb_proj",
-    "downsamplers.0.conv",
-    "upsamplers.0.conv",
-)
+_CONVOLUTIONS = ("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj")
+_SAMPLERS = ("downsamplers.0.conv", "upsamplers.0.conv")
 TARGETS = {
     "attention": _ATTENTION,
     "attention+ff": _ATTENTION + _FEED_FORWARD,
-    "all": _ATTENTION + _FEED_FORWARD + _CONVOLUTIONS,
+    "all": _ATTENTION + _FEED_FORWARD + _CONVOLUTIONS + _SAMPLERS,
 }
+# the first pattern that is in a module's name says its kind
+_KINDS = {
+    r"\.self_attn\.|\.attn1\.": "attention",
+    r"\.motion_modules\..*\.attn2\.": "attention",  # between frames, not with the words
+    r"\.attn2\.": "cross-attention",
+    r"\.mlp\.|\.ff\.": "feed-forward",
+    r"\.attentions\.|\.motion_modules\.": "projection",
+    r"\.resnets\.": "resnet",
+    r"samplers\.": "sampler",
+    "": "embedding",
+}
+KINDS = tuple(dict.fromkeys(_KINDS.values()))
+_PLACE = re.compile(r"(?:(?:down|up)_blocks\.\d+|mid_block)\.(\w+)\.(\d+)\.")
 
 
 @lru_cache(4096)
 def block_of(module: str) -> str:
-    """The block of a UNet that a module belongs to: "down.0" … "mid" … "up.3", or "outside" for the rest.
+    """The block of a UNet's module: "down.0" … "mid" … "up.3", or "outside" for the rest.
 
     Args:
         module: the module's dotted name inside the UNet.
     """
-    found = re.match(r"(down|up)_blocks\.(\d+)\.", module)
-    if found:
-        return f"{found[1]}.{found[2]}"
+    match = re.match(r"(down|up)_blocks\.(\d+)\.", module)
+    if match:
+        return f"{match[1]}.{match[2]}"
     return "mid" if module.startswith("mid_block.") else "outside"
 
 
 @lru_cache(4096)
 def place_of(module: str) -> tuple[str, str, int] | None:
-    """Where in a UNet a module is: block, part of the block, number of the part; None for what is outside of blocks, or
-    in no numbered part of one.
+    """Where in a UNet a module is: block, part of the block, number of the part.
 
     Args:
         module: the module's dotted name inside the UNet.
-    Returns: as ("up.1", "attentions", 2), ("down.0", "samplers", 0) or ("mid", "resnets", 1); in models for video also
-        ("down.0", "motion_modules", 1) and the like.
+    Returns: as ("up.1", "attentions", 2), ("down.0", "samplers", 0) or ("mid", "resnets", 1), in
+        models for video also ("down.0", "motion_modules", 1) and the like; None for what is outside of
+        blocks, or in no numbered part of one.
     """
-    found = re.match(r"(?:(?:down|up)_blocks\.\d+|mid_block)\.(\w+)\.(\d+)\.", module)
-    if not found:
+    match = _PLACE.match(module)
+    if not match:
         return None
-    return block_of(module), "samplers" if "samplers" in found[1] else found[1], int(found[2])
+    return block_of(module), "samplers" if "samplers" in match[1] else match[1], int(match[2])
 
 
 @lru_cache(4096)
 def kind_of(module: str) -> str:
     """What sort of layer a module of a UNet or a text encoder is: one of `KINDS`."""
-    if ".self_attn." in module:
-        return "attention"
-    if ".mlp." in module:
-        return "feed-forward"
-    if (
-        ".attn1." in module or ".motion_modules." in module and ".attn2." in module
-    ):  # between frames, not with the words
-        return "attention"
-    if ".attn2." in module:
-        return "cross-attention"
-    if ".ff." in module:
-        return "feed-forward"
-    if ".resnets." in module:
-        return "resnet"
-    if "samplers." in module:
-        return "sampler"
-    if ".attentions." in module or ".motion_modules." in module:
-        return "projection"
-    return "embedding"
+    return next(kind for pattern, kind in _KINDS.items() if re.search(pattern, module))
 
 
 def block_map(modules: Iterable[str]) -> dict[str, list[str]]:
@@ -103,8 +80,8 @@ def target_modules(target: str) -> list[str]:
     """Name endings of the UNet modules that a training target adapts, as PEFT's LoraConfig wants them.
 
     Args:
-        target: "attention" (query, key, value, output), "attention+ff" (and feed-forward), or "all" (and the
-            projections, resnets and samplers, as LoCon does).
+        target: "attention" (query, key, value, output), "attention+ff" (and feed-forward), or "all"
+            (and the projections, resnets and samplers, as LoCon does).
     Raises: ValueError for another name.
     """
     if target not in TARGETS:

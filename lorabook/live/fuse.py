@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorabook.live.call_scale import watch_call_scale
+from lorabook.live.expand import steps_of
 from lorabook.live.fused_weights import exchange
 from lorabook.live.inject import adapter_of, source_of
 from lorabook.live.layers import (
@@ -27,7 +28,7 @@ from lorabook.live.match import Ready
 from lorabook.live.offloaded import check_at_hand
 from lorabook.live.originals import FusedAdapter, fused_in, fused_names
 from lorabook.live.scale_schedule import steps_on
-from lorabook.live.scales import layer_scales, resolve_scales, steps_of
+from lorabook.live.scales import layer_scales, resolve_scales
 from lorabook.live.undora import make_scalable
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
+from diffusers import DiffusionPipeline
+
 from lorabook.blocks import KINDS, place_of
 from lorabook.checks import is_number, nearest
 from lorabook.types import Scales
@@ -121,6 +123,11 @@ VECTORS = {
     "OUTALL": [1.0] + [0.0] * 7 + [1.0] * 9,
     "ALL0.5": [0.5] * 17,
 }
+
+
+def family_of(pipe: DiffusionPipeline) -> str:
+    """The family whose blocks a pipeline's UNet has: "sd" or "sdxl"."""
+    return "sd" if getattr(pipe, "text_encoder_2", None) is None else "sdxl"
 
 
 def preset(name: str, family: str = "sd") -> dict[str, Scales]:

@@ -2,28 +2,27 @@
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from lorabook.live.presets import TEXT_ENCODERS, from_block_weights, preset
 from lorabook.lora.formats.keys import WEIGHT_NAME
+from lorabook.types import Scales
 
 KINDS = ("lora", "lyco")
-_NAMED = ("te", "unet", "lbw", "w", "start", "stop", "step")
-_NOT_READ = {
+_ARGUMENTS = ("te", "unet", "lbw", "w", "start", "stop", "step")
+_REFUSED = {
     "lbwe": "weights of single layers",
     "x": "a weight for the X in block weights",
     "dyn": "another rank",
 }
 _PHRASE = re.compile(r"<\s*(?P<kind>\w+)(?![\w-])\s*(?P<rest>:[^<>]*)?(?P<end>>?)")
-_PLAIN_NAMES = (
-    WEIGHT_NAME,
-    "adapter_model.safetensors",
-)  # of files that are called after their folder
+_NAMED_BY_FOLDER = (WEIGHT_NAME, "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,10 @@ class Mention:
         name: as written.
         text_encoder, unet: the weights.
         blocks: a preset's name, a vector of block weights, or None.
-        start, stop: the denoising step with which it begins to act on the UNet, and the one with which it ends, counted
-            from 0; between 0 and 1 a share of the steps; None is from the first and to the last.
         phrase: the whole of it, as written.
+        start, stop: the denoising step with which the adapter begins to act on the UNet, and the one
+            with which it ends, counted from 0; between 0 and 1 a share of the steps; None is from the
+            first and to the last.
     """
 
     name: str
@@ -47,134 +47,108 @@ class Mention:
     start: float | None = None
     stop: float | None = None
 
-    def scales(self, family: str, steps: int | None = None) -> float | dict:
-        """The scales it asks for, as `set_scales` takes them.
+    def scales(self, family: str, steps: int) -> Scales:
+        """The scales that the mention asks for, as `set_scales` takes them.
 
         Args:
             family: "sd" or "sdxl".
             steps: of the denoising, of which `start` and `stop` are some.
         """
-        shares = self._shares(steps)
-        said = self._weights(family)
-        if not shares:
-            return said
-        return (
-            said
-            if isinstance(said, dict)
-            else dict.fromkeys((*TEXT_ENCODERS[family], "unet"), said)
-        ) | {"steps": shares}
-
-    def _shares(self, steps: int | None) -> list[list[float]]:
-        """The shares of the run in which it does not act."""
-        if self.start is None and self.stop is None:
-            return []
-        if steps is None:
-            raise phrase_error(
-                self.phrase,
-                "start=, stop= and step= count steps of the denoising, and none are told",
-            )
-        start = 0 if self.start is None else _step(self.start, steps)
-        stop = steps if self.stop is None else _step(self.stop, steps)
-        if self.start is not None and self.stop is not None and start >= stop:
-            raise phrase_error(
+        scales = self._weights(family)
+        start = 0 if self.start is None else _whole_step(self.start, steps)
+        stop = steps if self.stop is None else _whole_step(self.stop, steps)
+        if None not in (self.start, self.stop) and start >= stop:
+            raise _phrase_error(
                 self.phrase,
                 f"with {steps} steps it would end, at {stop}, before it begins, at {start}",
             )
-        ends = ((0.0, min(start / steps, 1.0)), (min(stop / steps, 1.0), 1.0))
-        return [[begin, end, 0.0] for begin, end in ends if begin < end]
+        pauses = ((0.0, min(start / steps, 1.0)), (min(stop / steps, 1.0), 1.0))
+        pauses = [[begin, end, 0.0] for begin, end in pauses if begin < end]
+        if not pauses:
+            return scales
+        if not isinstance(scales, dict):
+            scales = dict.fromkeys((*TEXT_ENCODERS[family], "unet"), scales)
+        return scales | {"steps": pauses}
 
-    def _weights(self, family: str) -> float | dict:
+    def _weights(self, family: str) -> Scales:
         if self.blocks is None and self.text_encoder == self.unet:
             return self.unet
-        if self.blocks is None:
-            return dict.fromkeys(TEXT_ENCODERS[family], self.text_encoder) | {"unet": self.unet}
-        named = isinstance(self.blocks, str)
-        parts = (
-            preset(self.blocks, family) if named else from_block_weights(self.blocks, family=family)
-        )
-        unet = parts.pop("unet")
+        blocks = dict.fromkeys((*TEXT_ENCODERS[family], "unet"), 1.0)
+        if isinstance(self.blocks, str):
+            blocks = preset(self.blocks, family)
+        elif self.blocks is not None:
+            blocks = from_block_weights(self.blocks, family=family)
+        unet = blocks.pop("unet")
         unet = {"*": self.unet} | unet if isinstance(unet, dict) else self.unet * unet
-        return {text: self.text_encoder * number for text, number in parts.items()} | {"unet": unet}
-
-
-def phrase_error(phrase: str, reason: str) -> ValueError:
-    """What to raise for a phrase that cannot be used."""
-    phrase = phrase if len(phrase) <= 120 else f"{phrase[:117]}..."
-    return ValueError(f"the prompt's {phrase!r} cannot be used: {reason}"[:400])
-
-
-def _step(number: float, steps: int) -> int:
-    """A step, or a share of the steps, which is one step at the least."""
-    return max(1, round(number * steps)) if 0 < number < 1 else int(number)
+        return {text: self.text_encoder * scale for text, scale in blocks.items()} | {"unet": unet}
 
 
 def parse_prompt(prompt: str) -> tuple[str, list[Mention]]:
-    """A prompt without the adapters it names, and these.
+    """A prompt without the adapters that it names, and these.
 
-    A phrase is `<lora:name>`, `<lora:name:weight>` or `<lora:name:text encoder's weight:unet's>`, then `te=`, `unet=`,
-    `lbw=` or `w=` (a vector of block weights or a preset's name), `start=`, `stop=` and `step=5-10` (the denoising steps
-    between which it acts, see `Mention`); `lyco` for `lora` means the same, blanks beside the colons mean nothing. Without
-    a weight it is 1; without one for the UNet it is the text encoder's. Only the phrase is taken out: commas and blanks
-    beside it stay, as in A1111.
+    A phrase is `<lora:name>`, `<lora:name:weight>` or `<lora:name:text encoder's weight:unet's>`, then
+    `te=`, `unet=`, `lbw=` or `w=` (a vector of block weights or a preset's name), `start=`, `stop=` and
+    `step=5-10` (the denoising steps between which it acts, see `Mention`). `lyco` for `lora` means the
+    same, blanks beside the colons mean nothing. Without a weight it is 1; without one for the UNet it
+    is the text encoder's. Only the phrase is taken out: commas and blanks beside it stay, as in A1111.
 
     Args:
         prompt: positive or negative.
     Returns: (prompt, mentions in their order).
     Raises: ValueError, naming the phrase, where it cannot be parsed.
-    Source: AUTOMATIC1111/stable-diffusion-webui, modules/extra_networks.py and extensions-builtin/Lora; lbw and steps are
-        those of hako-mikan/sd-webui-lora-block-weight.
+    Source: AUTOMATIC1111/stable-diffusion-webui, modules/extra_networks.py and
+        extensions-builtin/Lora; lbw and steps are those of hako-mikan/sd-webui-lora-block-weight.
     """
     mentions: list[Mention] = []
 
-    def take(found: re.Match) -> str:
-        whole = found["rest"] and found["end"]
-        if found["kind"].lower() not in KINDS:
-            if whole:
-                raise phrase_error(
-                    found[0], f"a phrase in angle brackets begins with one of: {', '.join(KINDS)}"
-                )
-            return found[0]
-        if not whole:
-            raise phrase_error(prompt[found.start() :], "it should read <lora:name:weight>")
-        mentions.append(_mention(found[0], [item.strip() for item in found["rest"][1:].split(":")]))
-        return ""
+    def take_out(match: re.Match) -> str:
+        is_whole = match["rest"] and match["end"]
+        if match["kind"].lower() in KINDS:
+            if not is_whole:
+                raise _phrase_error(prompt[match.start() :], "it should read <lora:name:weight>")
+            mentions.append(_parse_phrase(match[0], match["rest"][1:].split(":")))
+            return ""
+        if is_whole:
+            raise _phrase_error(
+                match[0], f"a phrase in angle brackets begins with one of: {', '.join(KINDS)}"
+            )
+        return match[0]
 
-    return _PHRASE.sub(take, prompt), mentions
+    return _PHRASE.sub(take_out, prompt), mentions
 
 
 def merged(mentions: Iterable[Mention]) -> dict[str, Mention]:
     """One mention for each name; the weights of an adapter that is named several times add up.
 
-    Raises: ValueError where such mentions have different block weights.
+    Raises: ValueError where such mentions have different block weights or steps.
     """
-    found: dict[str, Mention] = {}
+    by_name: dict[str, Mention] = {}
     for mention in mentions:
-        first = found.setdefault(mention.name, mention)
-        if first is not mention:
-            if (first.blocks, first.start, first.stop) != (
-                mention.blocks,
-                mention.start,
-                mention.stop,
-            ):
-                raise phrase_error(
-                    mention.phrase,
-                    f"{mention.name!r} is named before with other block weights or other "
-                    "steps; name it once",
-                )
-            found[mention.name] = replace(
-                first,
-                text_encoder=first.text_encoder + mention.text_encoder,
-                unet=first.unet + mention.unet,
+        first = by_name.get(mention.name)
+        if first is None:
+            by_name[mention.name] = mention
+            continue
+        if (first.blocks, first.start, first.stop) != (mention.blocks, mention.start, mention.stop):
+            raise _phrase_error(
+                mention.phrase,
+                f"{mention.name!r} is named before with other block weights or other steps; name it "
+                "once",
             )
-    return found
+        by_name[mention.name] = replace(
+            first,
+            text_encoder=first.text_encoder + mention.text_encoder,
+            unet=first.unet + mention.unet,
+        )
+    return by_name
 
 
-def find_adapters(folder) -> dict[str, Path]:
+def find_adapters(folder: str | PathLike) -> dict[str, Path]:
     """The adapters in a folder and the folders in it, by every name that a prompt may call them.
 
-    An adapter's name is its file's, or its folder's where the file has diffusers' or PEFT's usual name; where two have the
-    same, the path from the folder on ("old/ink"). A folder with one file, and the name that Kohya's training was told
-    (`ss_output_name` in the metadata), are names too where nothing else has them.
+    An adapter's name is its file's, or its folder's where the file has diffusers' or PEFT's usual name;
+    where two have the same, the path from the folder on ("old/ink"). A folder with one file, and the
+    name that Kohya's training was given (`ss_output_name` in the metadata), are names too where nothing
+    else has them.
 
     Raises: FileNotFoundError if there is no such folder.
     """
@@ -186,73 +160,79 @@ def find_adapters(folder) -> dict[str, Path]:
         for file in folder.rglob("*.safetensors")
         if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
-    together = Counter(file.parent for file in files)
-    own: dict[str, list[Path]] = {}
-    other: dict[str, list[Path]] = {}
+    in_folder = Counter(file.parent for file in files)
+    first_names, other_names = defaultdict(list), defaultdict(list)
     for file in files:
-        alone = file.parent != folder and together[file.parent] == 1
-        names = [file.parent.name if file.name in _PLAIN_NAMES else file.stem]
-        names += [file.parent.name] * alone + [_trained_as(file)]
-        own.setdefault(names[0], []).append(file)
-        for name in set(names[1:]) - {names[0], ""}:
-            other.setdefault(name, []).append(file)
-    found = {}
-    for name, same in own.items():
+        name = file.parent.name if file.name in _NAMED_BY_FOLDER else file.stem
+        first_names[name].append(file)
+        others = {_trained_as(file)}
+        if file.parent != folder and in_folder[file.parent] == 1:
+            others.add(file.parent.name)
+        for other in others - {name, ""}:
+            other_names[other].append(file)
+    adapters = {}
+    for name, same in first_names.items():
         for file in same:
-            path = file.parent if file.name in _PLAIN_NAMES else file.with_suffix("")
-            found[name if len(same) == 1 else path.relative_to(folder).as_posix()] = file
-    return found | {
-        name: same[0] for name, same in other.items() if len(same) == 1 and name not in own
-    }
+            path = file.parent if file.name in _NAMED_BY_FOLDER else file.with_suffix("")
+            unique = name if len(same) == 1 else path.relative_to(folder).as_posix()
+            adapters[unique] = file
+    for name, same in other_names.items():
+        if len(same) == 1 and name not in first_names:
+            adapters[name] = same[0]
+    return adapters
 
 
-def _mention(phrase: str, items: list[str]) -> Mention:
-    name, *rest = items
-    given = [item for item in rest if "=" not in item]
+def _parse_phrase(phrase: str, items: list[str]) -> Mention:
+    name, *rest = (item.strip() for item in items)
+    weights = [item for item in rest if "=" not in item]
     named: dict[str, str] = {}
-    for key, value in (map(str.strip, item.split("=", 1)) for item in rest if "=" in item):
-        if key in _NOT_READ:
-            raise phrase_error(phrase, f"{key}= ({_NOT_READ[key]}) is not supported; leave it out")
-        if key not in _NAMED or key in named:
-            raise phrase_error(
-                phrase, f"{key}= is given twice or not known; known are: {'=, '.join(_NAMED)}="
-            )
+    for item in rest:
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            continue
+        if key in _REFUSED:
+            raise _phrase_error(phrase, f"{key}= ({_REFUSED[key]}) is not supported; leave it out")
+        if key not in _ARGUMENTS or key in named:
+            known = "=, ".join(_ARGUMENTS)
+            raise _phrase_error(phrase, f"{key}= is given twice or not known; known are: {known}=")
         named[key] = value
-    if "w" in named:
-        if "lbw" in named:
-            raise phrase_error(phrase, "lbw= and w= are the same; give one of them")
-        named["lbw"] = named.pop("w")
+    if "w" in named and "lbw" in named:
+        raise _phrase_error(phrase, "lbw= and w= are the same; give one of them")
     if not name:
-        raise phrase_error(phrase, "it names no adapter")
+        raise _phrase_error(phrase, "it names no adapter")
+    blocks = named.get("lbw", named.get("w"))
     # before lbw= there was the vector or preset in the UNet's place
-    if len(given) > 1 and "lbw" not in named and not _is_number(given[-1]):
-        named["lbw"] = given.pop()
-    if len(given) > 2:
-        raise phrase_error(
+    if len(weights) > 1 and blocks is None and not _is_number(weights[-1]):
+        blocks = weights.pop()
+    if len(weights) > 2:
+        raise _phrase_error(
             phrase, "it has more than two weights, the text encoder's and the UNet's"
         )
-    text = named.get("te", given[0] if given else "1")
-    unet = named.get("unet", given[1] if len(given) > 1 else text)
-    blocks = _blocks(phrase, named["lbw"]) if "lbw" in named else None
+    text = named.get("te", weights[0] if weights else "1")
+    unet = named.get("unet", weights[1] if len(weights) > 1 else text)
     return Mention(
-        name, _number(phrase, text), _number(phrase, unet), blocks, phrase, *_steps(phrase, named)
+        name,
+        _number(phrase, text),
+        _number(phrase, unet),
+        None if blocks is None else _blocks(phrase, blocks),
+        phrase,
+        *_steps(phrase, named),
     )
 
 
 def _steps(phrase: str, named: dict[str, str]) -> tuple[float | None, float | None]:
-    """start= and stop=, or the two of step=, checked."""
+    """start= and stop=, or the two of step=."""
+    texts = [named.get("start"), named.get("stop")]
     if "step" in named:
-        if "start" in named or "stop" in named or named["step"].count("-") != 1:
-            raise phrase_error(
+        if texts != [None, None] or named["step"].count("-") != 1:
+            raise _phrase_error(
                 phrase, "step= is two steps, as step=5-10, in place of start= and stop="
             )
-        named["start"], named["stop"] = named["step"].split("-")
-    start, stop = (
-        _number(phrase, named[key]) if key in named else None for key in ("start", "stop")
-    )
+        texts = named["step"].split("-")
+    start, stop = (None if text is None else _number(phrase, text) for text in texts)
     for number in (start, stop):
         if number is not None and (number < 0 or number >= 1 and number % 1):
-            raise phrase_error(
+            raise _phrase_error(
                 phrase,
                 f"{number:g} is no step; give a whole number from 0, or a share of the steps below 1",
             )
@@ -260,23 +240,23 @@ def _steps(phrase: str, named: dict[str, str]) -> tuple[float | None, float | No
 
 
 def _blocks(phrase: str, text: str) -> str | tuple[float, ...]:
-    """Block weights, checked."""
+    """A preset's name or block weights, checked."""
+    numbers = tuple(_number(phrase, item) for item in text.split(",")) if "," in text else text
     try:
-        if "," not in text:
-            preset(text)
-            return text
-        numbers = tuple(_number(phrase, item) for item in text.split(","))
-        from_block_weights(numbers)
-        return numbers
+        preset(text) if numbers == text else from_block_weights(numbers)
     except ValueError as error:
-        raise (
-            error if str(error).startswith("the prompt's") else phrase_error(phrase, str(error))
-        ) from error
+        raise _phrase_error(phrase, str(error)) from error
+    return numbers
+
+
+def _whole_step(number: float, steps: int) -> int:
+    """A step, from a step or a share of the steps; a share is one step at least."""
+    return max(1, round(number * steps)) if 0 < number < 1 else int(number)
 
 
 def _number(phrase: str, text: str) -> float:
     if not _is_number(text):
-        raise phrase_error(phrase, f"{text.strip()!r} is no finite number")
+        raise _phrase_error(phrase, f"{text.strip()!r} is no finite number")
     return float(text)
 
 
@@ -287,12 +267,17 @@ def _is_number(text: str) -> bool:
         return False
 
 
+def _phrase_error(phrase: str, reason: str) -> ValueError:
+    phrase = phrase if len(phrase) <= 120 else f"{phrase[:117]}..."
+    return ValueError(f"the prompt's {phrase!r} cannot be used: {reason}"[:400])
+
+
 def _trained_as(file: Path) -> str:
     try:
-        with safe_open(file, "pt") as opened:
-            return (opened.metadata() or {}).get("ss_output_name", "")
+        with safe_open(file, "pt") as weights:
+            return (weights.metadata() or {}).get("ss_output_name", "")
     except (
         SafetensorError,
         OSError,
-    ):  # a damaged file has its other names; loading it says what is wrong
+    ):  # the file has its other names; loading it says what is wrong
         return ""

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
+from lorabook.live.expand import steps_of
 from lorabook.live.layers import active_adapters, adapter_names
-from lorabook.live.scales import ScaleTable, layer_scales, resolve_scales, scales_of, steps_of
+from lorabook.live.scales import ScaleTable, layer_scales, resolve_scales, scales_of
 from lorabook.sweeps.axes import CALL, RATIO, Axis, scales_at
 
 SWEPT = "swept"  # the name of what a sweep itself puts on the pipeline

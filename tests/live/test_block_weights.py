@@ -5,8 +5,8 @@ import pytest
 import lorabook as lb
 from adapter_files import modules_of
 from conftest import tiny_sdxl
+from lorabook.live.expand import expand
 from lorabook.live.presets import NAMES, from_block_weights, to_block_weights
-from lorabook.live.scales import expand
 
 # what the extension calls the layers of each of its blocks, as Stability's own code names them
 THEIRS = {

@@ -5,8 +5,8 @@ from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
 import lorabook as lb
 from adapter_files import ATTENTION, add_random
 from lorabook.blocks import KINDS, block_of, kind_of
+from lorabook.live.expand import expand, steps_of
 from lorabook.live.layers import lora_layers, models_of, walk
-from lorabook.live.scales import expand, steps_of
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import lorabook as lb
 from adapter_files import modules_of
 from conftest import tiny_sdxl
 from lorabook.blocks import block_of, kind_of
+from lorabook.live.expand import expand
 from lorabook.live.presets import NAMES, PRESETS, VECTORS, preset, to_block_weights
-from lorabook.live.scales import expand
 
 
 @pytest.fixture(scope="module")

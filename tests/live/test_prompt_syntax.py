@@ -155,12 +155,12 @@ def test_steps_that_end_before_they_begin_are_refused():
 
 
 def test_one_weight_is_a_number():
-    assert Mention("ink", 0.5, 0.5).scales("sd") == 0.5
+    assert Mention("ink", 0.5, 0.5).scales("sd", 20) == 0.5
 
 
 def test_two_weights_are_those_of_the_components():
-    assert Mention("ink", 0.5, 0.8).scales("sd") == {"text_encoder": 0.5, "unet": 0.8}
-    assert Mention("ink", 0.5, 0.8).scales("sdxl") == {
+    assert Mention("ink", 0.5, 0.8).scales("sd", 20) == {"text_encoder": 0.5, "unet": 0.8}
+    assert Mention("ink", 0.5, 0.8).scales("sdxl", 20) == {
         "text_encoder": 0.5,
         "text_encoder_2": 0.5,
         "unet": 0.8,
@@ -169,12 +169,12 @@ def test_two_weights_are_those_of_the_components():
 
 def test_weights_multiply_block_weights():
     mention = Mention("ink", 0.5, 0.8, tuple(n / 16 for n in range(17)))
-    scales = mention.scales("sd")
+    scales = mention.scales("sd", 20)
     blocks = from_block_weights(mention.blocks)["unet"]
     assert scales == {"text_encoder": 0, "unet": {"*": 0.8} | blocks}
-    assert Mention("ink", 0.5, 0.8, "unet only").scales("sd") == {"text_encoder": 0, "unet": 0.8}
+    assert Mention("ink", 0.5, 0.8, "unet only").scales("sd", 20) == {"text_encoder": 0, "unet": 0.8}
     style = preset("style blocks", "sdxl")["unet"]
-    assert Mention("ink", 1, 0.8, "style blocks").scales("sdxl")["unet"] == {"*": 0.8} | style
+    assert Mention("ink", 1, 0.8, "style blocks").scales("sdxl", 20)["unet"] == {"*": 0.8} | style
 
 
 @pytest.fixture

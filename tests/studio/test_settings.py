@@ -4,7 +4,7 @@ from subprocess import run
 
 import pytest
 
-from lorabook.live.scales import expand
+from lorabook.live.expand import expand
 from lorabook.studio.from_scales import nearest_settings
 from lorabook.studio.history import History
 from lorabook.studio.settings import AdapterSettings, StudioSettings
