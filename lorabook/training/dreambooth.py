@@ -1,28 +1,37 @@
-"""Train a DreamBooth LoRA on a few pictures of one subject, in a notebook or on the command line.
+"""Train a DreamBooth LoRA on a few images of one subject, in a notebook or on the command line.
 
-accelerate launch --quiet -m lorabook.training.dreambooth --instance_data_dir=… takes the flags of diffusers'
-train_dreambooth_lora.py and train_dreambooth_lora_sdxl.py.
+accelerate launch --quiet -m lorabook.training.dreambooth --instance_data_dir=… takes the flags of
+diffusers' train_dreambooth_lora.py and train_dreambooth_lora_sdxl.py.
 """
 
-import datasets
+import os
+import re
+from pathlib import Path
 
-from lorabook.images import load_instance_images
-from lorabook.training.class_images import class_images
+import datasets
+import torch
+from diffusers import DiffusionPipeline
+from tqdm.auto import tqdm
+
+from lorabook.images import image_files, load_instance_images
+from lorabook.pipelines import load_pipeline, world_of
 from lorabook.training.config import DreamBoothConfig
+from lorabook.training.devices import components_on
 from lorabook.training.flags import run_command_line
 from lorabook.training.run import TrainingRun
-from lorabook.training.setup import Setup, check_early, set_up
+from lorabook.training.setup import DTYPES, Setup, check_early, set_up
 from lorabook.training.trainer import TrainingData, check_batch, fit, split
+from lorabook.upstream import without_progress_bar
 
 
 def train_dreambooth(config: DreamBoothConfig) -> TrainingRun:
-    """Train a LoRA on pictures of one subject and write it to `output_dir/pytorch_lora_weights.safetensors`.
+    """Train a LoRA on images of one subject; write it as `train_text_to_image` does.
 
-    With `with_prior_preservation` each batch also holds pictures of the subject's class, drawn by the base model, so
-    that the class stays what it was. Checkpoints, pictures and interrupts are as in `train_text_to_image`.
+    With `with_prior_preservation` each batch also holds images of the subject's class, generated
+    by the base model, so that the class stays what it was.
 
     Args:
-        config: model, pictures, prompts and settings.
+        config: model, images, prompts and settings.
     Returns: a TrainingRun, which shows itself.
     Raises: as `train_text_to_image`.
     Source: Ruiz et al. 2022, arXiv:2208.12242; diffusers' examples/dreambooth.
@@ -32,7 +41,8 @@ def train_dreambooth(config: DreamBoothConfig) -> TrainingRun:
         raise ValueError("instance_data_dir is missing: give a folder with pictures of the subject")
     if not config.instance_prompt:
         raise ValueError(
-            "instance_prompt is missing: give a prompt that names the subject, as in «a photo of sks dog»"
+            "instance_prompt is missing: give a prompt that names the subject, as in "
+            "«a photo of sks dog»"
         )
     check_early(config)
     images = load_instance_images(
@@ -41,30 +51,86 @@ def train_dreambooth(config: DreamBoothConfig) -> TrainingRun:
         caption_column=config.caption_column,
         image_column=config.image_column,
         config_name=config.dataset_config_name,
-        **({"cache_dir": config.cache_dir} if config.cache_dir else {}),
+        cache_dir=config.cache_dir,
     )
-    learned, held_out = split(images, config.validation_split)
-    check_batch(config, len(learned) * config.repeats)
+    images, held_out = split(images, config.validation_split)
+    check_batch(config, len(images) * config.repeats)
     setup = set_up(config)
-    return fit(setup, _training_data(setup, learned, held_out))
+    groups, weights = (len(images),), (1.0,)
+    if config.with_prior_preservation:
+        classes = class_images(setup)
+        images = datasets.concatenate_datasets([images, classes])
+        groups, weights = (*groups, len(classes)), (*weights, config.prior_loss_weight)
+    return fit(setup, TrainingData(images, groups, weights, held_out, config.repeats))
 
 
-def _training_data(
-    setup: Setup, learned: datasets.Dataset, held_out: datasets.Dataset | None
-) -> TrainingData:
-    """Instance images, and with prior preservation the class images behind them."""
-    config = setup.config
-    if not config.with_prior_preservation:
-        return TrainingData(learned, (len(learned),), held_out=held_out, repeats=config.repeats)
-    classes = class_images(setup)
-    both = datasets.concatenate_datasets([learned, classes])
-    return TrainingData(
-        both,
-        (len(learned), len(classes)),
-        (1.0, config.prior_loss_weight),
-        held_out,
-        config.repeats,
-    )
+def class_images(setup: Setup) -> datasets.Dataset:
+    """As many images of the class as the config asks for; the base model generates what is missing.
+
+    Returns: the images of `class_data_dir`, each with the class prompt.
+    """
+    config, accelerator = setup.config, setup.accelerator
+    folder = Path(config.class_data_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = _missing_numbers(folder, config.num_class_images)
+    accelerator.wait_for_everyone()
+    half = torch.float16 if accelerator.device.type == "cuda" else torch.float32
+    dtype = (DTYPES | {"fp32": torch.float32}).get(config.prior_generation_precision, half)
+    if missing and dtype == setup.dtype:
+        _generate(setup.family.pipe, setup, folder, missing)
+    elif missing:
+        with components_on(setup.family, ("unet", *setup.family.encoders), "cpu"):
+            pipe = load_pipeline(
+                config.pretrained_model_name_or_path,
+                device=accelerator.device,
+                dtype=dtype,
+                revision=config.revision,
+                variant=config.variant,
+                cache_dir=config.cache_dir,
+            )
+            _generate(pipe, setup, folder, missing)
+            del pipe
+    accelerator.wait_for_everyone()
+    images = load_instance_images(folder, config.class_prompt)
+    return images.select(range(min(len(images), config.num_class_images)))
+
+
+def _missing_numbers(folder: Path, count: int) -> list[int]:
+    """The numbers of the images to generate, beside a person's own and those of an earlier run."""
+    names = [path.name for path in image_files(folder)]
+    matches = [re.fullmatch(r"class-(\d+)\.png", name) for name in names]
+    present = {int(match[1]) for match in matches if match}
+    return [n for n in range(len(names) - len(present), count) if n not in present]
+
+
+def _generate(pipe: DiffusionPipeline, setup: Setup, folder: Path, missing: list[int]) -> None:
+    """Generate the missing images, in batches of fixed borders that the processes share out.
+
+    Each image has a seed of its own and each batch is generated whole, so that a run that was cut
+    short ends in the same images.
+    """
+    config, accelerator, world = setup.config, setup.accelerator, world_of(pipe)
+    size = config.sample_batch_size
+    batches = sorted({number // size for number in missing})
+    batches = batches[accelerator.process_index :: accelerator.num_processes]
+    shown = accelerator.is_local_main_process
+    pipe.vae.enable_slicing()  # images are decoded one by one: less memory than a step of training
+    with without_progress_bar(pipe):
+        for batch in tqdm(batches, desc="generating class images", disable=not shown):
+            numbers = range(batch * size, (batch + 1) * size)
+            seeds = [(setup.given_seed or 0) + number for number in numbers]
+            images = pipe(
+                [config.class_prompt] * size,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                num_inference_steps=world.num_inference_steps,
+                guidance_scale=world.guidance_scale,
+            ).images
+            for number, image in zip(numbers, images, strict=True):
+                if number in missing:
+                    unfinished = folder / f".class-{number:04}.part"
+                    image.save(unfinished, "PNG")
+                    os.replace(unfinished, folder / f"class-{number:04}.png")
+    pipe.vae.disable_slicing()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""The LoRA that is trained: put on a pipeline's UNet and text encoders, and written as diffusers writes it."""
+"""The LoRA that is trained: put on a pipeline's UNet and text encoders, and written to a file."""
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from torch import Tensor, nn
+from torch import nn
 
 import lorabook
 from lorabook.blocks import block_map, block_of, target_modules
@@ -22,46 +21,49 @@ from lorabook.training.families import StableDiffusion
 from lorabook.worlds import world
 
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
-NAME = "lora"  # on the models while they learn; no file holds it
+ADAPTER_NAME = "lora"  # on the models while they learn; no file holds it
 KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
 
 
-def target_layers(unet: nn.Module, config: TrainingConfig) -> list[str]:
-    """The names of the UNet's layers that will be adapted.
+def target_layers(family: StableDiffusion, config: TrainingConfig) -> dict[str, list[str]]:
+    """The names of the layers that will be adapted, by component.
 
-    Raises: ValueError if a block is unknown or has no such layers, or if the rank is larger than a layer.
+    Raises: ValueError if a block is unknown or has no such layers, or if the rank is larger than
+        a layer.
     """
-    endings = tuple(f".{ending}" for ending in target_modules(config.target))
+    layers = {"unet": _unet_layers(family.pipe.unet, config.target, config.target_blocks)}
+    for component in family.text_encoders if config.train_text_encoder else ():
+        names = [name for name, _ in getattr(family.pipe, component).named_modules()]
+        layers[component] = [name for name in names if name.endswith(TEXT_TARGETS)]
+    for component, names in layers.items():
+        for name in names:
+            weight = getattr(family.pipe, component).get_submodule(name).weight
+            most = min(len(weight), weight[0].numel())
+            if config.rank > most:
+                raise ValueError(
+                    f"rank {config.rank} is larger than layer {name} of shape "
+                    f"{tuple(weight.shape)}, whose rank is at most {most}; give a rank up to {most}"
+                )
+    return layers
+
+
+def _unet_layers(unet: nn.Module, target: str, blocks: list[str] | None) -> list[str]:
+    endings = tuple(f".{ending}" for ending in target_modules(target))
     names = [
         name
         for name, module in unet.named_modules()
         if f".{name}".endswith(endings) and isinstance(module, (nn.Linear, nn.Conv2d))
     ]
-    blocks = block_map(names)
-    for block in config.target_blocks or ():
-        if block not in blocks:
-            known = sorted({block_of(name) for name, _ in unet.named_modules()} - {"outside"})
+    usable = block_map(names)
+    for block in blocks or ():
+        if block not in usable:
+            known = {block_of(name) for name, _ in unet.named_modules()} - {"outside"}
             reason = "has no layer for" if block in known else "is no block of this UNet; for"
             raise ValueError(
-                f"target_blocks: {block!r} {reason} target {config.target!r} the blocks are: "
-                f"{', '.join(blocks)}"
+                f"target_blocks: {block!r} {reason} target {target!r} the blocks are: "
+                f"{', '.join(usable)}"
             )
-    if config.target_blocks:
-        names = [name for name in names if block_of(name) in config.target_blocks]
-    _check_rank(unet, names, config.rank)
-    return names
-
-
-def check_layers(family: StableDiffusion, config: TrainingConfig) -> None:
-    """Raise ValueError if the target matches no layer, or if the rank is larger than one of the layers."""
-    target_layers(family.pipe.unet, config)
-    for part in family.text_encoders if config.train_text_encoder else ():
-        model = getattr(family.pipe, part)
-        _check_rank(
-            model,
-            [name for name, _ in model.named_modules() if name.endswith(TEXT_TARGETS)],
-            config.rank,
-        )
+    return [name for name in names if not blocks or block_of(name) in blocks]
 
 
 def add_lora(family: StableDiffusion, config: TrainingConfig) -> dict[str, nn.Module]:
@@ -69,93 +71,74 @@ def add_lora(family: StableDiffusion, config: TrainingConfig) -> dict[str, nn.Mo
 
     Returns: the models that carry it, by component.
     """
-    pipe, layers = family.pipe, target_layers(family.pipe.unet, config)
-    for model in (pipe.unet, pipe.vae, *(getattr(pipe, part) for part in family.text_encoders)):
-        model.requires_grad_(False)
-    targets = {"unet": layers if config.target_blocks else target_modules(config.target)}
-    if config.train_text_encoder:
-        targets |= dict.fromkeys(family.text_encoders, list(TEXT_TARGETS))
-    carriers = {part: getattr(pipe, part) for part in targets}
-    for part, model in carriers.items():
-        model.add_adapter(
-            LoraConfig(
-                r=config.rank,
-                lora_alpha=config.alpha or config.rank,
-                init_lora_weights="gaussian",
-                use_dora=config.use_dora,
-                lora_dropout=config.lora_dropout,
-                target_modules=targets[part],
-            ),
-            adapter_name=NAME,
+    pipe, layers = family.pipe, target_layers(family, config)
+    for component in ("unet", *family.encoders):
+        getattr(pipe, component).requires_grad_(False)
+    targets = dict.fromkeys(layers, list(TEXT_TARGETS))
+    targets["unet"] = layers["unet"] if config.target_blocks else target_modules(config.target)
+    models = {component: getattr(pipe, component) for component in layers}
+    for component, model in models.items():
+        lora = LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha or config.rank,
+            init_lora_weights="gaussian",
+            use_dora=config.use_dora,
+            lora_dropout=config.lora_dropout,
+            target_modules=targets[component],
         )
+        model.add_adapter(lora, adapter_name=ADAPTER_NAME)
         cast_training_params(model, torch.float32)
-        if config.gradient_checkpointing:
-            model.enable_gradient_checkpointing() if part == "unet" else model.gradient_checkpointing_enable()
-    return carriers
+        if config.gradient_checkpointing and component == "unet":
+            model.enable_gradient_checkpointing()
+        elif config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+    return models
 
 
-def trainable_parameters(carriers: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+def trainable_parameters(models: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters that learn, by component and name."""
-    for part, model in carriers.items():
+    for component, model in models.items():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                yield f"{part}.{name}", parameter
+                yield f"{component}.{name}", parameter
 
 
-def lora_weights(carriers: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """The LoRA's weights by the keys of an adapter file."""
-    # lora_A / lora_B throughout: diffusers' own renaming knows attention only and cannot read the mixture it leaves
-    return {
-        f"{part}.{_full(part, key)}": value.detach()
-        for part, model in carriers.items()
-        for key, value in get_peft_model_state_dict(model, adapter_name=NAME).items()
-    }
-
-
-def write_lora(folder: Path, carriers: dict[str, nn.Module], config: TrainingConfig) -> Path:
-    """Write the LoRA into a folder, with its alpha, base model, trigger words and settings in the metadata.
+def write_lora(folder: Path, models: dict[str, nn.Module], config: TrainingConfig) -> Path:
+    """Write the LoRA into a folder, with its alpha, base model, trigger words and settings.
 
     They name no folder of this machine: of the base model and the data their names or Hub ids.
     """
-    weights = lora_weights(carriers)
-    base = config.pretrained_model_name_or_path or world().model
-    told = {
+    # lora_A / lora_B throughout: diffusers' own renaming knows attention only and cannot read the
+    # mixture it leaves
+    weights = {
+        f"{component}.{_full_key(component, key)}": value.detach()
+        for component, model in models.items()
+        for key, value in get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME).items()
+    }
+    settings = {
+        component: model.peft_config[ADAPTER_NAME].to_dict() | {"base_model_name_or_path": None}
+        for component, model in models.items()
+    }
+    given = {
         key: public_name(value) if isinstance(value, str) else value
         for key, value in config.settings.items()
     }
-    about = {
-        "base_model": public_name(base),
+    metadata = {
+        "base_model": public_name(config.pretrained_model_name_or_path or world().model),
         "lorabook_version": lorabook.__version__,
-        "training": json.dumps(told),
+        "training": json.dumps(given),
     }
-    if prompt := getattr(config, "instance_prompt", None):
-        about |= {"instance_prompt": prompt, "trigger_words": json.dumps([prompt])}
-    about = outgoing(about)
-    settings = {
-        part: model.peft_config[NAME].to_dict()
-        | {"base_model_name_or_path": None}  # a path on this machine
-        for part, model in carriers.items()
-    }
-    adapter = parse(weights, configs=settings)
+    if config.instance_prompt:
+        metadata["instance_prompt"] = config.instance_prompt
+        metadata["trigger_words"] = json.dumps([config.instance_prompt])
+    metadata, adapter = outgoing(metadata), parse(weights, configs=settings)
     if config.output_kohya_format:
-        write_adapter(folder / KOHYA_NAME, to_kohya(adapter), config={}, about=about)
+        write_adapter(folder / KOHYA_NAME, to_kohya(adapter), config={}, about=metadata)
     return write_adapter(
-        folder / WEIGHT_NAME, to_diffusers(adapter)[0], config=settings, about=about
+        folder / WEIGHT_NAME, to_diffusers(adapter)[0], config=settings, about=metadata
     )
 
 
-def _full(part: str, key: str) -> str:
-    """The key with `text_model.` before it, which transformers 5 leaves out and older readers need."""
-    return key if part == "unet" or key.startswith("text_model.") else f"text_model.{key}"
-
-
-def _check_rank(model: nn.Module, names: list[str], rank: int) -> None:
-    modules = dict(model.named_modules())
-    for name in names:
-        weight = modules[name].weight
-        most = min(weight.shape[0], math.prod(weight.shape[1:]))
-        if rank > most:
-            raise ValueError(
-                f"rank {rank} is larger than layer {name} of shape {tuple(weight.shape)}, whose rank is at "
-                f"most {most}; give a rank up to {most}"
-            )
+def _full_key(component: str, key: str) -> str:
+    """The key with `text_model.`, which transformers 5 leaves out and older readers need."""
+    return key if component == "unet" or key.startswith("text_model.") else f"text_model.{key}"

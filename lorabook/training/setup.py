@@ -22,7 +22,7 @@ from lorabook.hub import client, open_repository
 from lorabook.pipelines import check_hub, default_device, find_model, load_pipeline, whole_weights
 from lorabook.training.config import TrainingConfig
 from lorabook.training.families import StableDiffusion, check_trainable, family_of
-from lorabook.training.lora import check_layers
+from lorabook.training.lora import target_layers
 from lorabook.training.optimizers import check_optimizer
 from lorabook.training.process import process_state
 from lorabook.training.trackers import trackers_of
@@ -85,7 +85,7 @@ def _set_up(config: TrainingConfig, put_back: Callable[[], None]) -> Setup:
     if accelerator.mixed_precision != "no":  # it may be the launcher's
         told = replace(told, mixed_precision=accelerator.mixed_precision)
     config = family.resolve(told)
-    check_layers(family, config)
+    target_layers(family, config)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     return Setup(

@@ -1,7 +1,7 @@
 """Train a text-to-image LoRA on captioned images, in a notebook or on the command line.
 
-accelerate launch --quiet -m lorabook.training.text_to_image --train_data_dir=… takes the flags of diffusers'
-train_text_to_image_lora.py and train_text_to_image_lora_sdxl.py.
+accelerate launch --quiet -m lorabook.training.text_to_image --train_data_dir=… takes the flags of
+diffusers' train_text_to_image_lora.py and train_text_to_image_lora_sdxl.py.
 """
 
 from lorabook.images import load_captioned_images
@@ -14,33 +14,32 @@ from lorabook.worlds import world
 
 
 def train_text_to_image(config: TextToImageConfig) -> TrainingRun:
-    """Train a LoRA on captioned images and write it to `output_dir/pytorch_lora_weights.safetensors`.
+    """Train a LoRA on captioned images; write it to `output_dir/pytorch_lora_weights.safetensors`.
 
-    Beside it stand `checkpoint-<step>/`, which `resume_from_checkpoint` goes on from, and `validation/` with pictures.
-    A stop button's interrupt saves and returns the run so far.
+    Beside it are `checkpoint-<step>/`, which `resume_from_checkpoint` goes on from, and
+    `validation/` with images. A stop button's interrupt saves and returns the run so far.
 
     Args:
         config: model, images and settings.
     Returns: a TrainingRun, which shows itself.
-    Raises: FileNotFoundError or ValueError, in one sentence and before anything is trained or written, where model,
-        images or settings cannot be used; FloatingPointError if the loss is no longer finite, with the last good
-        adapter kept.
+    Raises: FileNotFoundError or ValueError, in one sentence and before anything is trained or
+        written, where model, images or settings cannot be used; FloatingPointError if the loss is
+        no longer finite, with the last good adapter written.
     Source: Hu et al. 2021, arXiv:2106.09685; diffusers' examples/text_to_image.
     """
     check_early(config)
-    source = config.train_data_dir or config.dataset_name or world().data
     images = load_captioned_images(
-        source,
+        config.train_data_dir or config.dataset_name or world().data,
         caption_column=config.caption_column,
         image_column=config.image_column,
         config_name=config.dataset_config_name,
         max_samples=config.max_train_samples,
         allow_empty_captions=config.allow_empty_captions,
-        **({"cache_dir": config.cache_dir} if config.cache_dir else {}),
+        cache_dir=config.cache_dir,
     )
-    learned, held_out = split(images, config.validation_split)
-    check_batch(config, len(learned))
-    return fit(set_up(config), TrainingData(learned, (len(learned),), held_out=held_out))
+    images, held_out = split(images, config.validation_split)
+    check_batch(config, len(images))
+    return fit(set_up(config), TrainingData(images, (len(images),), held_out=held_out))
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def test_of_a_stream_only_what_is_asked_for_is_taken(rows):
 
 
 def test_a_stream_without_an_end_is_refused(picture, monkeypatch):
-    monkeypatch.setattr("lorabook.images.given.LONGEST_STREAM", 3)
+    monkeypatch.setattr("lorabook.images.rows.LONGEST_STREAM", 3)
     with pytest.raises(ValueError, match="more than 3 rows, perhaps no end"):
         lb.load_instance_images(itertools.repeat(picture()))
 

@@ -31,13 +31,13 @@ def test_a_rank_larger_than_a_layer_names_the_layer_and_the_most(pipe):
         ValueError,
         match=r"rank 33 is larger than layer down_blocks.0.* of shape \(32, 32\).*up to 32",
     ):
-        target_layers(pipe.unet, quick_config(rank=33))
+        target_layers(family_of(pipe), quick_config(rank=33))
 
 
 def test_only_lora_learns_and_in_float32(pipe):
     pipe.unet.to(torch.bfloat16)
-    carriers = add_lora(family_of(pipe), quick_config(train_text_encoder=True))
-    found = dict(trainable_parameters(carriers))
+    models = add_lora(family_of(pipe), quick_config(train_text_encoder=True))
+    found = dict(trainable_parameters(models))
     assert all(".lora_" in name and value.dtype == torch.float32 for name, value in found.items())
     assert {name.split(".")[0] for name in found} == {"unet", "text_encoder"}
     assert not any(p.requires_grad for p in pipe.vae.parameters())
