@@ -5,19 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from lorabook.live.inject import adapter_of, base_weights, put_on
-from lorabook.live.layers import (
-    activate,
-    active_adapters,
-    adapter_names,
-    check_known,
-    models_of,
-    module_name,
-)
-from lorabook.live.locks import locked
-from lorabook.live.match import fit
-from lorabook.live.originals import fused_names
+from lorabook.live.inject import adapter_of, add_adapter
+from lorabook.live.layers import activate, active_adapters, adapter_names, module_name
+from lorabook.live.match import base_weights, match_layers
 from lorabook.live.scales import layer_scales, resolve_scales
+from lorabook.live.state import check_known, fused_names, locked
 from lorabook.lora.adapter import Adapter
 from lorabook.lora.blend_report import BlendReport, blend_report
 from lorabook.lora.compare import Interference, compare_adapters
@@ -66,7 +58,7 @@ def blend(
         )
     check_known(pipe, weights)
     new_name = module_name(new_name)
-    if new_name in (*adapter_names(pipe), *fused_names(models_of(pipe))):
+    if new_name in (*adapter_names(pipe), *fused_names(pipe)):
         raise ValueError(
             f"the pipeline has an adapter {new_name!r} already; give the blend another name"
         )
@@ -77,9 +69,9 @@ def blend(
         adapters, said, method=method, density=density, rank=rank, seed=seed, bases=bases
     )
     report = blend_report(new_name, method, merged, adapters, said, bases=bases)
-    ready = fit(pipe, merged, f"blend {new_name!r}")
+    weights_by_layer = match_layers(pipe, merged, f"blend {new_name!r}")
     others = [name for name in active_adapters(pipe) if name not in weights]
-    put_on(pipe, new_name, ready, replace(merged, format="blend"))
+    add_adapter(pipe, new_name, weights_by_layer, replace(merged, format="blend"))
     activate(pipe, [*others, new_name])
     return report
 

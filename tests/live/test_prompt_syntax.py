@@ -172,7 +172,10 @@ def test_weights_multiply_block_weights():
     scales = mention.scales("sd", 20)
     blocks = from_block_weights(mention.blocks)["unet"]
     assert scales == {"text_encoder": 0, "unet": {"*": 0.8} | blocks}
-    assert Mention("ink", 0.5, 0.8, "unet only").scales("sd", 20) == {"text_encoder": 0, "unet": 0.8}
+    assert Mention("ink", 0.5, 0.8, "unet only").scales("sd", 20) == {
+        "text_encoder": 0,
+        "unet": 0.8,
+    }
     style = preset("style blocks", "sdxl")["unet"]
     assert Mention("ink", 1, 0.8, "style blocks").scales("sdxl", 20)["unet"] == {"*": 0.8} | style
 
