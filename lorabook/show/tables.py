@@ -2,11 +2,12 @@
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
-
-from pandas import DataFrame
+from typing import TYPE_CHECKING, ClassVar
 
 from lorabook.checks import listed
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Report:
@@ -22,13 +23,15 @@ class Report:
         note: A line to stand below.
     """
 
-    table: DataFrame
+    table: "DataFrame"
     formats: ClassVar[Mapping[str, str | Callable[[object], str]]] = {}
     empty: ClassVar[str] = "no rows"
     note = ""
 
-    def cells(self) -> DataFrame:
+    def cells(self) -> "DataFrame":
         """The table as people read it: a column's name is its head, and every value is text."""
+        from pandas import DataFrame  # here, since `doctor` shows tables where pandas is broken
+
         columns = {}
         for column in self.table:
             form = self.formats.get(column, str)
