@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 import lorabook as lb
-from lorabook.live import fuse as fusing
+from lorabook.live import fused_weights
 
 ADAPTERS = ("creatures", "ink", "mosaic", "patch_cat")
 SCALES = (
@@ -33,19 +33,19 @@ SCALES = (
 @contextmanager
 def interrupted(place: int):
     """Interrupt what fuses or unfuses in the block before it has changed so many layers' weights."""
-    whole, calls = fusing.base_weight, count()
+    whole, calls = fused_weights.base_weight, count()
 
     def stop(layer):
         if next(calls) == place:
             raise KeyboardInterrupt
         return whole(layer)
 
-    fusing.base_weight = stop
+    fused_weights.base_weight = stop
     try:
         with suppress(KeyboardInterrupt):
             yield
     finally:
-        fusing.base_weight = whole
+        fused_weights.base_weight = whole
 
 
 def move(pipe, rng: random.Random) -> str:

@@ -87,3 +87,18 @@ def target_modules(target: str) -> list[str]:
     if target not in TARGETS:
         raise ValueError(f"unknown target {target!r}; the targets are: {', '.join(TARGETS)}")
     return list(TARGETS[target])
+
+
+def group_by_block(places: Iterable[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
+    """Layers by block: those of a UNet in its order, then every other component as a block of its own.
+
+    Args:
+        places: (component, module) of each layer.
+    """
+    modules: dict[str, list[str]] = {}
+    for component, module in places:
+        modules.setdefault(component, []).append(module)
+    blocks = block_map(modules.pop("unet", ()))
+    groups = {block: [("unet", module) for module in inside] for block, inside in blocks.items()}
+    others = {name: [(name, module) for module in inside] for name, inside in modules.items()}
+    return groups | others

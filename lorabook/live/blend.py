@@ -1,20 +1,67 @@
 """Several adapters of a pipeline blended into a new one beside them."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
+from pandas import DataFrame
 
-from lorabook.live.inject import adapter_of, add_adapter
-from lorabook.live.layers import activate, active_adapters, adapter_names, module_name
-from lorabook.live.match import base_weights, match_layers
+from lorabook.live.inject import adapter_of, base_weights, put_on
+from lorabook.live.layers import (
+    activate,
+    active_adapters,
+    adapter_names,
+    check_known,
+    models_of,
+    module_name,
+)
+from lorabook.live.locks import locked
+from lorabook.live.match import fit
+from lorabook.live.originals import fused_names
 from lorabook.live.scales import layer_scales, resolve_scales
-from lorabook.live.state import check_known, fused_names, locked
 from lorabook.lora.adapter import Adapter
-from lorabook.lora.blend_report import BlendReport, blend_report
-from lorabook.lora.compare import Interference, compare_adapters
-from lorabook.lora.merge import merge
+from lorabook.lora.compare import Interference, compare_adapters, relative_error
+from lorabook.lora.merge import Weights, merge
 from lorabook.lora.source import read_source
+from lorabook.show.tables import Report
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BlendReport(Report):
+    """What a blend is and how far it is from the sum of what it blends.
+
+    Attributes:
+        name: The blend's name.
+        method: One of `lorabook.lora.merge.METHODS`.
+        weights: By adapter, a number, or numbers by component and module.
+        ranks: The largest rank in each adapter.
+        rank: The largest rank in the blend.
+        error: As `relative_error` gives it: "total", components, blocks.
+    """
+
+    name: str
+    method: str
+    weights: Weights
+    ranks: Mapping[str, int]
+    rank: int
+    error: Mapping[str, float]
+    formats: ClassVar = {"relative_error": "{:.2g}"}
+
+    @property
+    def table(self) -> DataFrame:
+        """The relative error against the sum of ΔW: in all, by component and by block."""
+        return DataFrame(self.error.items(), columns=["where", "relative_error"])
+
+    @property
+    def note(self) -> str:
+        """The blend in a sentence."""
+        parts = []
+        for name, weight in self.weights.items():
+            amount = "by layer" if isinstance(weight, Mapping) else f"{weight:g}"
+            parts.append(f"{name!r} (weight {amount}, rank {self.ranks[name]})")
+        blend = f"blend {self.name!r} by {self.method}, rank {self.rank}, of {', '.join(parts)}"
+        return f"{blend}; relative error against the sum of ΔW {self.error['total']:.2g}"
 
 
 @locked
@@ -58,7 +105,7 @@ def blend(
         )
     check_known(pipe, weights)
     new_name = module_name(new_name)
-    if new_name in (*adapter_names(pipe), *fused_names(pipe)):
+    if new_name in (*adapter_names(pipe), *fused_names(models_of(pipe))):
         raise ValueError(
             f"the pipeline has an adapter {new_name!r} already; give the blend another name"
         )
@@ -68,12 +115,13 @@ def blend(
     merged = merge(
         adapters, said, method=method, density=density, rank=rank, seed=seed, bases=bases
     )
-    report = blend_report(new_name, method, merged, adapters, said, bases=bases)
-    weights_by_layer = match_layers(pipe, merged, f"blend {new_name!r}")
+    ranks = {name: adapter.rank for name, adapter in adapters.items()}
+    error = relative_error(merged, adapters, said, bases=bases)
+    ready = fit(pipe, merged, f"blend {new_name!r}")
     others = [name for name in active_adapters(pipe) if name not in weights]
-    add_adapter(pipe, new_name, weights_by_layer, replace(merged, format="blend"))
+    put_on(pipe, new_name, ready, replace(merged, format="blend"))
     activate(pipe, [*others, new_name])
-    return report
+    return BlendReport(new_name, method, said, ranks, merged.rank, error)
 
 
 @locked

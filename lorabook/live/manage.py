@@ -6,31 +6,29 @@ from dataclasses import dataclass
 
 import torch
 
-from lorabook.checks import listed
-from lorabook.live.fuse import keep_fused
-from lorabook.live.inject import (
-    add_adapter,
-    delete_adapter,
-    original_adapter,
-    why_not_swapped,
-    write_weights,
-)
+from lorabook.live.call_scale import watch_call_scale
+from lorabook.live.hotswap import can_swap, swap_in
+from lorabook.live.inject import origin_of, put_on, remember_source, take_off
 from lorabook.live.layers import (
     activate,
     active_adapters,
     adapter_names,
-    device_of,
+    check_known,
+    factor_of,
+    home_of,
     layers_of,
+    listed,
     models_of,
-    move_weights,
-    read_scale,
-    write_scale,
+    move,
+    put_factor,
 )
-from lorabook.live.load import LoadReport, chosen, read_for, report
-from lorabook.live.match import match_layers
+from lorabook.live.load import chosen, read_for, report
+from lorabook.live.locks import locked
+from lorabook.live.match import fit
+from lorabook.live.offloaded import check_at_hand
+from lorabook.live.originals import fused_in, fused_names, let_go
+from lorabook.live.report import LoadReport
 from lorabook.live.scale_schedule import set_steps
-from lorabook.live.state import check_known, fused_names, locked, state_of
-from lorabook.live.upstream import check_weights_available
 from lorabook.lora.adapter import Adapter
 from lorabook.lora.source import brief
 from lorabook.show.tables import as_html, as_text
@@ -107,15 +105,15 @@ def list_adapters(pipe) -> AdapterTable:
     rows = [
         _row(pipe, name, name in active)
         for name in adapter_names(pipe)
-        if name not in fused_names(pipe)
+        if name not in fused_names(models)
     ]
-    for name in fused_names(pipe):
+    for name in fused_names(models):
         shares = {
-            part: state_of(model).fused[name]
+            part: fused_in(model).parts[name]
             for part, model in models.items()
-            if name in state_of(model).fused
+            if name in fused_in(model).parts
         }
-        made = [weights for share in shares.values() for weights in share.weights.values()]
+        made = [ready for share in shares.values() for ready in share.ready.values()]
         factors = [f for share in shares.values() for f in share.fused_at.values()]
         rows.append(
             AdapterRow(
@@ -156,7 +154,7 @@ def remove_adapter(pipe, name: str) -> None:
     """
     check_known(pipe, [name])
     set_steps(pipe, {name: ()})
-    delete_adapter(pipe, name)
+    take_off(pipe, name)
 
 
 @locked
@@ -167,7 +165,8 @@ def unload_adapters(pipe) -> None:
     has nothing to work with afterwards: to have the base model again, call it first, or load the model anew.
     """
     check_known(pipe, ())
-    keep_fused(pipe)
+    let_go(models_of(pipe))
+    watch_call_scale(pipe)
     for name in adapter_names(pipe):
         remove_adapter(pipe, name)
 
@@ -181,7 +180,7 @@ def move_adapter(pipe, name: str, device: str | torch.device) -> None:
     is fused, an unknown device, or offloaded weights.
     """
     check_known(pipe, [name])
-    check_weights_available(models_of(pipe))
+    check_at_hand(models_of(pipe))
     try:
         place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -193,10 +192,10 @@ def move_adapter(pipe, name: str, device: str | torch.device) -> None:
             "the meta device holds no weights; move the adapter to the CPU, or remove it"
         )
     layers = [layer for part in layers_of(pipe, name).values() for layer in part.values()]
-    if any(device_of(layer) != place for layer in layers):
+    if any(home_of(layer) != place for layer in layers):
         disable_adapters(pipe, name)
     for layer in layers:
-        move_weights(layer, name, place)
+        move(layer, name, place)
 
 
 @locked
@@ -220,44 +219,44 @@ def swap_adapter(
     check_known(pipe, [name])
     found = read_for(pipe, source, **find)
     adapter = chosen(found.adapter, components, brief(found.path or "the new adapter"))
-    weights = match_layers(pipe, adapter, brief(found.path or "the new adapter"))
-    reason = why_not_swapped(pipe, name, weights)
+    ready = fit(pipe, adapter, brief(found.path or "the new adapter"))
+    reason = can_swap(pipe, name, ready)
     if reason is None:
-        write_weights(pipe, name, weights, adapter, padded=True, source=source)
+        swap_in(pipe, name, ready, adapter)
     else:
         if _is_compiled(pipe):
             warnings.warn(
                 f"the new adapter {reason}, so the model is compiled once more on its next call",
                 stacklevel=3,
             )
-        _replace(pipe, name, weights, adapter, source)
+        _replace(pipe, name, ready, adapter)
+    remember_source(pipe, name, source)
     return report(pipe, name, found, adapter)
 
 
-def _replace(pipe, name: str, weights: Mapping, adapter: Adapter, source) -> None:
+def _replace(pipe, name: str, ready: Mapping, adapter: Adapter) -> None:
     before, order = active_adapters(pipe), layers_of(pipe, name)
     factors = {
-        (part, module): read_scale(layer, name)
+        (part, module): factor_of(layer, name)
         for part, layers in order.items()
         for module, layer in layers.items()
     }
     usual = next(iter(factors.values())) if len(set(factors.values())) == 1 else 1.0
     first = next(layer for layers in order.values() for layer in layers.values())
     prepared = isinstance(first.scaling[name], torch.Tensor)
-    most = max(made.rank for layers in weights.values() for made in layers.values())
-    delete_adapter(pipe, name)
-    rank = max(most, first.r[name]) if prepared else None
-    add_adapter(pipe, name, weights, adapter, rank=rank, source=source)
+    most = max(made.rank for layers in ready.values() for made in layers.values())
+    take_off(pipe, name)
+    put_on(pipe, name, ready, adapter, max(most, first.r[name]) if prepared else None)
     for part, layers in layers_of(pipe, name).items():
         for module, layer in layers.items():
-            write_scale(layer, name, factors.get((part, module), usual))
+            put_factor(layer, name, factors.get((part, module), usual))
     activate(pipe, before)
 
 
 def _row(pipe, name: str, active: bool) -> AdapterRow:
     parts = layers_of(pipe, name)
     layers = [layer for found in parts.values() for layer in found.values()]
-    origin = original_adapter(pipe, next(iter(parts)), name)
+    origin = origin_of(pipe, next(iter(parts)), name)
     halves = [half.weight for layer in layers for half in (layer.lora_A[name], layer.lora_B[name])]
     return AdapterRow(
         name,
@@ -265,7 +264,7 @@ def _row(pipe, name: str, active: bool) -> AdapterRow:
         tuple(parts),
         tuple(sorted({layer.r[name] for layer in layers})),
         active,
-        _span([read_scale(layer, name) for layer in layers]),
+        _span([factor_of(layer, name) for layer in layers]),
         False,
         sum(map(_size, halves)) / 1e6,
         str(halves[0].device),
@@ -273,7 +272,7 @@ def _row(pipe, name: str, active: bool) -> AdapterRow:
 
 
 def _names(pipe, names: str | Iterable[str] | None) -> list[str]:
-    fused = fused_names(pipe)
+    fused = fused_names(models_of(pipe))
     free = [name for name in adapter_names(pipe) if name not in fused]
     names = free if names is None else [names] if isinstance(names, str) else list(names)
     check_known(pipe, names)

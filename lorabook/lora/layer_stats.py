@@ -1,145 +1,102 @@
-"""The layers of an adapter in numbers: how strong each is, in how many directions, and what looks wrong."""
+"""The layers of an adapter in numbers: how strong, in how many directions, and what looks wrong."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from statistics import median
+from dataclasses import replace
 
 import torch
+from pandas import DataFrame
 from torch import Tensor
 
-from lorabook.blocks import block_of, kind_of, place_of
+from lorabook.blocks import block_of, group_by_block, kind_of, place_of
 from lorabook.lora.adapter import Adapter, Layer
-from lorabook.lora.resize import singular_values
-from lorabook.lowrank import effective_rank
+from lorabook.lowrank import effective_rank, singular_values
 
 TOO_STRONG = 10  # times the median norm of the layers of its kind
 TOO_NARROW = 0.1  # of the rank; an effective rank below is suspicious
 SCALINGS = (0.01, 100)  # alpha / rank outside of these is hardly meant so
 
 
-@dataclass(frozen=True, eq=False)
-class LayerView:
-    """One layer of an adapter, in numbers.
+def layer_table(adapter: Adapter) -> DataFrame:
+    """The layers of an adapter in numbers, a row each, by block in the order of the UNet.
 
-    Attributes:
-        component, module: where it is.
-        kind: "lora", "loha", "lokr" or "full".
-        rank: as the file speaks of it; 0 where it holds the whole ΔW.
-        scaling: alpha / rank.
-        numbers: how many the file holds for it, alpha aside.
-        spectrum: (k,) the singular values of ΔW, falling; NaN alone where a weight is not finite.
+    A DoRA, PiSSA or OLoRA is measured by its LoRA part, as the rest depends on the base model.
+
+    Returns:
+        Columns component, module, name, block, place ("down.0.attentions_1"), kind ("lora", "loha",
+        "lokr", "full"), rank (0 where the file holds the whole ΔW), scaling (alpha / rank), numbers
+        (how many the file holds, alpha aside), spectrum (the singular values of ΔW, falling),
+        is_finite, norm (‖ΔW‖, Frobenius) and effective_rank. Where a weight is not finite, the
+        last two are NaN.
     """
-
-    component: str
-    module: str
-    kind: str
-    rank: int
-    scaling: float
-    numbers: int
-    spectrum: Tensor
-
-    @property
-    def name(self) -> str:
-        """Component and module."""
-        return f"{self.component}.{self.module}"
-
-    @cached_property
-    def block(self) -> str:
-        """Its block in the UNet, else its component."""
-        return block_of(self.module) if self.component == "unet" else self.component
-
-    @cached_property
-    def place(self) -> str:
-        """Its part of the block, as "down.0.attentions_1" or "up.1.sampler"; the block where it has no parts."""
-        found = place_of(self.module) if self.component == "unet" else None
-        if found is None:
-            return self.block
-        block, part, number = found
-        return f"{block}.sampler" if part == "samplers" else f"{block}.{part}_{number}"
-
-    @cached_property
-    def is_finite(self) -> bool:
-        """Whether all its weights are finite."""
-        return bool(self.spectrum.isfinite().all())
-
-    @cached_property
-    def norm(self) -> float:
-        """‖ΔW‖, the Frobenius norm; NaN where a weight is not finite."""
-        return float(self.spectrum.double().norm())
-
-    @cached_property
-    def effective_rank(self) -> float:
-        """How many directions ΔW really uses; NaN where a weight is not finite."""
-        return effective_rank(self.spectrum) if self.is_finite else float("nan")
+    layers = adapter.flat
+    places = [place for block in group_by_block(layers).values() for place in block]
+    return DataFrame([_row(*place, layers[place]) for place in places])
 
 
-def views_of(adapter: Adapter) -> tuple[LayerView, ...]:
-    """All layers of an adapter in numbers; a DoRA's by its LoRA part, as the rest depends on the base."""
-    return tuple(
-        _view(part, module, layer)
-        for part, layers in adapter.layers.items()
-        for module, layer in layers.items()
-    )
+def norm_of(table: DataFrame) -> float:
+    """‖ΔW‖ of layers together, those left out that are not finite.
+
+    Args:
+        table: From `layer_table`, or some of its rows.
+    """
+    return float((table["norm"] ** 2).sum() ** 0.5)
 
 
-def norm_of(views: Iterable[LayerView]) -> float:
-    """‖ΔW‖ of layers together, those left out that are not finite."""
-    return sum(view.norm**2 for view in views if view.is_finite) ** 0.5
+def doubts_about(table: DataFrame) -> dict[str, str]:
+    """Layers that look wrong, by name, with the reason; `table` is one of `layer_table`."""
+    sorts = table["component"] + "'s " + table["module"].map(kind_of)
+    usual = table["norm"].where(table["norm"] > 0).groupby(sorts).transform("median")
+    rows = table.assign(sort=sorts, usual=usual).itertuples(index=False)
+    doubts = {row.name: _doubt(row) for row in rows}
+    return {name: reason for name, reason in doubts.items() if reason}
 
 
-def doubts_about(views: Iterable[LayerView]) -> dict[str, str]:
-    """Layers that look wrong, by name, with the reason."""
-    norms: dict[tuple[str, str], list[float]] = {}
-    for view in views:
-        if view.is_finite and view.norm:
-            norms.setdefault((view.component, kind_of(view.module)), []).append(view.norm)
-    usual = {kind: median(found) for kind, found in norms.items()}
-    found = {view.name: _doubt(view, usual) for view in views}
-    return {name: reason for name, reason in found.items() if reason}
-
-
-def _doubt(view: LayerView, usual: Mapping[tuple[str, str], float]) -> str:
-    kind = view.component, kind_of(view.module)
-    if not view.is_finite:
+def _doubt(row) -> str:
+    if not row.is_finite:
         return "has weights that are not finite; its training failed"
-    if not SCALINGS[0] <= abs(view.scaling) <= SCALINGS[1]:
-        return f"alpha / rank is {view.scaling:g}; alpha was hardly meant so"
-    if not view.norm:
+    if not SCALINGS[0] <= abs(row.scaling) <= SCALINGS[1]:
+        return f"alpha / rank is {row.scaling:g}; alpha was hardly meant so"
+    if not row.norm:
         return "ΔW is all zeros, so it does nothing"
-    if view.norm > TOO_STRONG * usual[kind]:
-        return f"‖ΔW‖ is {view.norm / usual[kind]:.0f} times the median of {kind[0]}'s {kind[1]} layers"
-    if view.kind == "lora" and view.effective_rank < TOO_NARROW * min(
-        view.rank, len(view.spectrum)
-    ):
-        return f"its effective rank is {view.effective_rank:.1f}, far below its rank of {view.rank}"
+    if row.norm > TOO_STRONG * row.usual:
+        return f"‖ΔW‖ is {row.norm / row.usual:.0f} times the median of {row.sort} layers"
+    rank = min(row.rank, len(row.spectrum))
+    if row.kind == "lora" and row.effective_rank < TOO_NARROW * rank:
+        return f"its effective rank is {row.effective_rank:.1f}, far below its rank of {row.rank}"
     return ""
 
 
-def _view(component: str, module: str, layer: Layer) -> LayerView:
+def _row(component: str, module: str, layer: Layer) -> dict[str, object]:
     tensors = [*layer.tensors.values(), *([layer.magnitude] if layer.magnitude is not None else [])]
-    finite = all(tensor.isfinite().all() for tensor in tensors)
-    spectrum = (
-        _spectrum(replace(layer, magnitude=None, start=None))
-        if finite
-        else torch.tensor([float("nan")])
-    )
-    return LayerView(
-        component,
-        module,
-        layer.kind,
-        layer.rank,
-        layer.scaling,
-        sum(t.numel() for t in tensors),
-        spectrum,
-    )
+    is_finite = all(tensor.isfinite().all() for tensor in tensors)
+    spectrum = _spectrum(layer) if is_finite else torch.tensor([float("nan")])
+    block = place = component
+    if component == "unet":
+        block = place = block_of(module)
+        if where := place_of(module):
+            _, part, number = where
+            place = f"{block}.sampler" if part == "samplers" else f"{block}.{part}_{number}"
+    return {
+        "component": component,
+        "module": module,
+        "name": f"{component}.{module}",
+        "block": block,
+        "place": place,
+        "kind": layer.kind,
+        "rank": layer.rank,
+        "scaling": layer.scaling,
+        "numbers": sum(tensor.numel() for tensor in tensors),
+        "spectrum": spectrum,
+        "is_finite": is_finite,
+        "norm": float(spectrum.double().norm()),
+        "effective_rank": effective_rank(spectrum) if is_finite else float("nan"),
+    }
 
 
 def _spectrum(layer: Layer) -> Tensor:
+    layer = replace(layer, magnitude=None, start=None)
     if layer.kind == "lokr" and {"w1", "w2"} <= layer.tensors.keys():
         # a Kronecker product's singular values are the products of those of its factors
-        one, two = (
-            torch.linalg.svdvals(layer.tensors[role].float().flatten(1)) for role in ("w1", "w2")
-        )
+        halves = (layer.tensors[role].float().flatten(1) for role in ("w1", "w2"))
+        one, two = (torch.linalg.svdvals(half) for half in halves)
         return abs(layer.scaling) * torch.outer(one, two).flatten().sort(descending=True)[0]
     return singular_values(*layer.factors())

@@ -60,6 +60,35 @@ def plot_spectra(spectra: Mapping[str, Sequence[float]], *, title: str = "") -> 
     return Plot(figure, alt)
 
 
+def plot_adapter(
+    norms: Mapping[str, float],
+    shares: Mapping[str, float],
+    spectra: Mapping[str, Sequence[float]],
+) -> Plot:
+    """Where an adapter changes a UNet, and in how many directions, in one figure.
+
+    Args:
+        norms: ‖ΔW‖ by part of a block.
+        shares: Each block's share of all ‖ΔW‖².
+        spectra: Falling singular values by block; none leave their half of the figure out.
+    """
+    heights = [blocks_height(norms)] + [3.4] * bool(spectra)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, sum(heights)))
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        alt = draw_blocks(
+            parts[0],
+            norms,
+            title="Where the adapter changes the model",
+            notes={block: f"{share:.1%}" for block, share in shares.items()},
+            label="‖ΔW‖ (beside each block its share of all ‖ΔW‖²)",
+        )
+        if spectra:
+            title = "Singular values of ΔW, mean by block"
+            alt += " " + draw_spectra(parts[1], spectra, title=title)
+    return Plot(figure, alt)
+
+
 def blocks_height(values: Mapping[str, float]) -> float:
     """The inches that `draw_blocks` wants at `WIDTH`."""
     blocks, beside = _by_block(values)

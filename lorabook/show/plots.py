@@ -177,5 +177,38 @@ def plot_bars(values: Mapping[str, float], *, label: str, title: str = "") -> Pl
     return Plot(figure, f"{label.capitalize()}: {words}.")
 
 
+def plot_interference(table, names: tuple[str, str]) -> Plot:
+    """Two adapters by block: the cosine of their ΔW, and how far their subspaces overlap.
+
+    Args:
+        table: `Interference.table`; its last row is for all blocks together.
+        names: What the two adapters are called.
+    """
+    blocks, total = table[:-1], table.iloc[-1]
+    rows = range(len(blocks))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 1.2 + 0.38 * len(blocks)))
+        left, right = figure.subplots(1, 2, sharey=True)
+        left.barh(blocks["block"], blocks["cosine"], color=BLUE)
+        label = f"cosine of ΔW, {names[0]} and {names[1]}"
+        left.set(xlabel=label, xlim=(-1.02, 1.02), xticks=(-1, -0.5, 0, 0.5, 1))
+        left.axvline(0, color="black", linewidth=0.8)
+        left.invert_yaxis()
+        for shift, side, color in ((-0.2, "output", BLUE), (0.2, "input", ORANGE)):
+            heights = [row + shift for row in rows]
+            right.barh(heights, blocks[f"{side}_overlap"], 0.38, color=color, label=side)
+            right.plot(blocks[f"{side}_by_chance"], heights, "k|", markersize=9)
+        right.plot([], [], "k|", markersize=9, label="by chance")
+        right.set(xlabel="overlap of the subspaces, 0 to 1", xlim=(0, 1.02))
+        right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.tight_layout()
+    cosines = zip(blocks["block"], blocks["cosine"], strict=True)
+    by_block = ", ".join(f"{block} {cosine:+.2f}" for block, cosine in cosines)
+    alt = (
+        f"By block: {by_block}. Cosine of {names[0]} and {names[1]} in all: {total['cosine']:+.2f}."
+    )
+    return Plot(figure, alt)
+
+
 def _points(history: Sequence[dict], key: str) -> list[tuple[int, float]]:
     return [(record["step"], record[key]) for record in history if key in record]

@@ -2,12 +2,13 @@
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from functools import cached_property
+from typing import ClassVar
+
+from pandas import DataFrame
 
 from lorabook.checks import listed
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from lorabook.show.display import bundle, image_tag
 
 
 class Report:
@@ -23,15 +24,13 @@ class Report:
         note: A line to stand below.
     """
 
-    table: "DataFrame"
+    table: DataFrame
     formats: ClassVar[Mapping[str, str | Callable[[object], str]]] = {}
     empty: ClassVar[str] = "no rows"
     note = ""
 
-    def cells(self) -> "DataFrame":
+    def cells(self) -> DataFrame:
         """The table as people read it: a column's name is its head, and every value is text."""
-        from pandas import DataFrame  # here, since `doctor` shows tables where pandas is broken
-
         columns = {}
         for column in self.table:
             form = self.formats.get(column, str)
@@ -81,6 +80,24 @@ class RowReport(Report, Sequence):
         if index not in rows:
             raise KeyError(f"no {self.row} {index!r}; there are: {listed(rows)}")
         return rows[index]
+
+
+class PlottedReport(Report):
+    """A report that shows a figure too, the one that its `plot()` gives."""
+
+    @cached_property
+    def _picture(self) -> tuple[bytes, str]:
+        plot = self.plot()
+        return plot._repr_png_(), plot.alt
+
+    def _repr_png_(self) -> bytes:
+        return self._picture[0]
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        return bundle(*self._picture)
+
+    def _repr_html_(self) -> str:
+        return image_tag(*self._picture) + super()._repr_html_()
 
 
 def as_text(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

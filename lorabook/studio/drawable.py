@@ -2,7 +2,8 @@
 
 import inspect
 
-from lorabook.live.layers import denoiser, models_of
+from lorabook.live.layers import models_of
+from lorabook.live.scale_schedule import denoiser
 
 
 def check_drawable(pipe) -> None:

@@ -7,13 +7,13 @@ from functools import cached_property
 import numpy as np
 
 from lorabook.blocks import block_map
-from lorabook.live.blend import blend
+from lorabook.live.blend import BlendReport, blend
 from lorabook.live.inject import adapter_of
-from lorabook.live.layers import adapter_names, layers_of
+from lorabook.live.layers import adapter_names, check_known, layers_of
+from lorabook.live.locks import locked
 from lorabook.live.manage import remove_adapter
-from lorabook.live.state import check_known, locked, preserve_scales
-from lorabook.lora.blend_report import BlendReport
-from lorabook.lora.layer_stats import norm_of, views_of
+from lorabook.live.scales import kept_scales
+from lorabook.lora.layer_stats import layer_table, norm_of
 from lorabook.lora.merge import METHODS
 from lorabook.metrics import image_similarity
 from lorabook.pipelines import world_of
@@ -96,7 +96,7 @@ def compare_blends(
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     before, reports, columns, name = adapter_names(pipe), {}, [], "blend_under_comparison"
-    with preserve_scales(pipe):
+    with kept_scales(pipe):
         try:
             for method in methods:
                 reports[method] = blend(
@@ -241,7 +241,8 @@ def block_effects(
     Raises: ValueError for an adapter that the pipeline does not have or that is fused, and as `sweep`.
     """
     check_known(pipe, [adapter])
-    views = views_of(adapter_of(pipe, adapter))
+    table = layer_table(adapter_of(pipe, adapter))
+    sums = table["spectrum"].map(lambda spectrum: float(spectrum.sum()))
     blocks = _layers_by_block(pipe, adapter)
     columns = [
         0.0,
@@ -256,14 +257,13 @@ def block_effects(
     ]
     grid = sweep(pipe, prompt, columns={adapter: columns}, rows={"seed": list(seeds)}, **call)
     grid.columns = ["base", *(f"{block} alone" for block in blocks), "all blocks"]
-    every = sum(float(view.spectrum.sum()) for view in views)
     found = {}
     for number, block in enumerate(blocks, 1):
-        mine = [view for view in views if view.block == block]
+        mine = table["block"] == block
         pairs = [(row[number], row[0]) for row in grid.images]
         found[block] = BlockEffect(
-            norm_of(mine),
-            sum(float(view.spectrum.sum()) for view in mine) / every,
+            norm_of(table[mine]),
+            sums[mine].sum() / sums.sum(),
             float(np.mean([_root_mean_square(*pair) for pair in pairs])),
             _unlike(pipe, pairs),
         )

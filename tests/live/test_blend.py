@@ -81,6 +81,16 @@ def test_a_blend_is_saved_scaled_and_fused_like_any_other(loaded, tmp_path):
     assert (draw(loaded) - expected).abs().max().item() < 1e-5
 
 
+def test_the_report_shows_itself(loaded):
+    weights = {"creatures": 0.5, "patch_cat": {"unet": {"mid": 0.5}}}
+    report = lb.blend(loaded, weights, new_name="mix")
+    assert report.ranks == {"creatures": 16, "patch_cat": 8} and report.rank == 24
+    assert "blend 'mix' by cat, rank 24, of 'creatures' (weight 0.5, rank 16)" in str(report)
+    assert "'patch_cat' (weight by layer, rank 8)" in str(report) and "down.0" in str(report)
+    assert ">down.0</td>" in report._repr_html_()
+    assert dict(report.table.values) == report.error
+
+
 def test_interference_takes_files_or_names_on_a_pipeline(loaded):
     of_files = lb.interference("creatures", "patch_cat")
     on_pipe = lb.interference("creatures", "patch_cat", pipe=loaded)

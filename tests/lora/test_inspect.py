@@ -1,5 +1,6 @@
 import io
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lorabook.lora.adapter import Adapter, lora
+from lorabook.lora.adapter import Adapter, Layer, lora
 from lorabook.lora.formats.read import parse
-from lorabook.lora.inspect import inspect, inspect_adapter
+from lorabook.lora.inspect import inspect_adapter
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 CROSS = "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_k"
@@ -56,7 +57,7 @@ def test_a_sound_adapter_has_no_suspicious_layers(bundled):
 
 
 def test_norms_are_those_of_the_dense_deltas():
-    found, layers = inspect(adapter()), adapter().layers
+    found, layers = inspect_adapter(adapter()), adapter().layers
     assert found.norms["down.0"] == pytest.approx(
         float(layers["unet"][ATTENTION].delta().norm()), rel=1e-5
     )
@@ -65,7 +66,7 @@ def test_norms_are_those_of_the_dense_deltas():
 
 
 def test_the_parts_sum_to_the_whole(bundled):
-    for found in (bundled, inspect(adapter())):
+    for found in (bundled, inspect_adapter(adapter())):
         whole = found.norm**2
         assert sum(norm**2 for norm in found.places.values()) == pytest.approx(whole)
         assert sum(norm**2 for norm in found.norms.values()) == pytest.approx(whole)
@@ -73,7 +74,7 @@ def test_the_parts_sum_to_the_whole(bundled):
 
 
 def test_blocks_stand_in_the_order_of_the_unet():
-    assert [*inspect(adapter()).blocks] == ["down.0", "up.1", "text_encoder"]
+    assert [*inspect_adapter(adapter()).blocks] == ["down.0", "up.1", "text_encoder"]
 
 
 def test_spectra_start_at_one_and_fall(bundled):
@@ -118,7 +119,7 @@ def test_a_doras_limits_are_told():
     dora.layers["unet"][ATTENTION] = replace(
         dora.layers["unet"][ATTENTION], magnitude=torch.ones(24)
     )
-    assert "all numbers are of its LoRA part" in str(inspect(dora))
+    assert "all numbers are of its LoRA part" in str(inspect_adapter(dora))
 
 
 def test_what_was_assumed_and_ignored_is_told():
@@ -126,7 +127,7 @@ def test_what_was_assumed_and_ignored_is_told():
         "unet.mid_block.attentions.0.proj_in.lora_A.weight": rand(2, 8),
         "unet.mid_block.attentions.0.proj_in.lora_B.weight": rand(8, 2),
     }
-    text = str(inspect(parse(halves | {"junk.key": rand(1, 1)})))
+    text = str(inspect_adapter(parse(halves | {"junk.key": rand(1, 1)})))
     assert "alpha of 1 layers, taken as their rank" in text
     assert "1 keys name no layer, for example junk.key" in text
 
@@ -136,14 +137,16 @@ def test_suspicious_layers_are_listed_by_reason():
     broken.layers["unet"] |= {
         f"mid_block.attentions.0.{i}.to_q": lora(torch.zeros(8, 2), rand(2, 8)) for i in range(4)
     }
-    assert len(inspect(broken).suspicious) == 4
-    assert "mid_block.attentions.0.0.to_q and 3 more  ΔW is all zeros" in str(inspect(broken))
+    assert len(inspect_adapter(broken).suspicious) == 4
+    assert "mid_block.attentions.0.0.to_q and 3 more  ΔW is all zeros" in str(
+        inspect_adapter(broken)
+    )
 
 
 def test_an_adapter_with_nan_is_still_shown():
     broken = adapter()
     broken.layers["unet"][CONV].tensors["up"].fill_(float("nan"))
-    found = inspect(broken)
+    found = inspect_adapter(broken)
     assert "not finite" in found.suspicious[f"unet.{CONV}"] and sum(
         found.shares.values()
     ) == pytest.approx(1)
@@ -151,7 +154,7 @@ def test_an_adapter_with_nan_is_still_shown():
 
 
 def test_an_untrained_adapter_has_no_shares_and_no_spectra():
-    found = inspect(Adapter({"unet": {ATTENTION: lora(torch.zeros(24, 4), rand(4, 20))}}))
+    found = inspect_adapter(Adapter({"unet": {ATTENTION: lora(torch.zeros(24, 4), rand(4, 20))}}))
     assert found.shares == {"down.0": 0.0} and found.spectra == {} and found._repr_png_()
 
 
@@ -161,7 +164,7 @@ def test_the_folders_of_the_machine_are_not_shown():
             {"pretrained_model_name_or_path": "/home/me/sd", "hub_token": "hf_x"}
         )
     }
-    text = str(inspect(adapter(metadata=told, base_model="/home/me/sd")))
+    text = str(inspect_adapter(adapter(metadata=told, base_model="/home/me/sd")))
     assert "/home/me" not in text and "hf_x" not in text and "sd" in text
 
 
@@ -172,3 +175,111 @@ def test_what_is_not_there_is_an_error():
 
 def test_a_training_run_can_be_inspected(bundled):
     assert inspect_adapter(SimpleNamespace(adapter=bundled.path)).norm == bundled.norm
+
+
+BLOCK = "down_blocks.0.attentions.1.transformer_blocks.0.attn1."
+
+
+def rows(**layers: Layer):
+    layers = {BLOCK + module: layer for module, layer in layers.items()}
+    return inspect_adapter(Adapter({"unet": layers})).layers
+
+
+def doubt(layer: Layer) -> str:
+    sound = {f"to_{i}": lora(rand(24, 8), rand(8, 20)) for i in range(5)}
+    layers = {BLOCK + module: layer for module, layer in (sound | {"odd": layer}).items()}
+    return inspect_adapter(Adapter({"unet": layers})).suspicious.get(f"unet.{BLOCK}odd", "")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lora(rand(24, 4), rand(4, 20), 0.5),
+        lora(rand(24, 30), rand(30, 20)),
+        lora(rand(12, 4, 1, 1), rand(4, 5, 3, 3), -2.0),
+        Layer(
+            "loha",
+            {"w1_a": rand(24, 2), "w1_b": rand(2, 20), "w2_a": rand(24, 2), "w2_b": rand(2, 20)},
+            0.5,
+            2,
+        ),
+        Layer("lokr", {"w1": rand(4, 5), "w2": rand(6, 4, 3, 3)}, -0.5, 1),
+        Layer("lokr", {"w1": rand(4, 5), "w2_a": rand(6, 2), "w2_b": rand(2, 4)}, 0.5, 2),
+        Layer("full", {"diff": rand(24, 20)}),
+    ],
+)
+def test_spectra_are_the_singular_values_of_the_dense_delta(layer):
+    (row,) = rows(x=layer)
+    values = torch.linalg.svdvals(layer.delta().double()).float()
+    assert torch.allclose(row.spectrum, values[: len(row.spectrum)], atol=1e-5 * float(values[0]))
+    assert row.norm == pytest.approx(float(layer.delta().norm()), rel=1e-5)
+
+
+def test_effective_rank_counts_directions_that_are_used():
+    up, down = torch.eye(24, 8), torch.eye(8, 20)
+    assert rows(x=lora(up, down))[0].effective_rank == pytest.approx(8)
+    down[2:] = 0
+    assert rows(x=lora(up, down))[0].effective_rank == pytest.approx(2)
+
+
+def test_a_doras_magnitude_is_counted_but_not_measured():
+    plain = lora(rand(24, 2), rand(2, 20))
+    (row,) = rows(x=replace(plain, magnitude=rand(24)))
+    assert row.numbers == 24 * 2 + 2 * 20 + 24 and row.norm == pytest.approx(
+        float(plain.delta().norm()), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("component", "module", "block", "place"),
+    [
+        ("unet", BLOCK + "to_q", "down.0", "down.0.attentions_1"),
+        ("unet", "mid_block.resnets.1.conv1", "mid", "mid.resnets_1"),
+        ("unet", "up_blocks.2.upsamplers.0.conv", "up.2", "up.2.sampler"),
+        ("unet", "conv_in", "outside", "outside"),
+        (
+            "text_encoder",
+            "text_model.encoder.layers.0.self_attn.q_proj",
+            "text_encoder",
+            "text_encoder",
+        ),
+    ],
+)
+def test_a_layer_knows_where_it_is(component, module, block, place):
+    (row,) = inspect_adapter(Adapter({component: {module: lora(rand(4, 1), rand(1, 4))}})).layers
+    assert (row.block, row.place) == (block, place)
+
+
+def test_a_sound_layer_is_not_suspicious():
+    assert doubt(lora(rand(24, 8), rand(8, 20), 2.0)) == ""
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (lora(torch.full((24, 8), float("nan")), rand(8, 20)), "not finite"),
+        (lora(torch.full((24, 8), float("inf")), rand(8, 20)), "not finite"),
+        (lora(torch.zeros(24, 8), rand(8, 20)), "all zeros"),
+        (lora(rand(24, 8) * 20, rand(8, 20)), "20 times the median of unet's attention layers"),
+        (lora(rand(24, 8), rand(8, 20), 128.0), "alpha / rank is 128"),
+        (lora(rand(24, 8), rand(8, 20), 0.0), "alpha / rank is 0;"),
+        (
+            lora(torch.cat([rand(24, 1), rand(24, 15) * 1e-3], 1), rand(16, 20)),
+            r"effective rank is 1\.\d, far below its rank of 16",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_layer_is_named(layer, reason):
+    assert re.search(reason, doubt(layer))
+
+
+def test_layers_that_are_not_finite_are_left_out_of_sums():
+    sound = lora(rand(24, 8), rand(8, 20))
+    broken = lora(torch.full((24, 8), float("nan")), rand(8, 20))
+    both, alone = (
+        inspect_adapter(
+            Adapter({"unet": {BLOCK + module: layer for module, layer in layers.items()}})
+        )
+        for layers in ({"a": sound, "b": broken}, {"a": sound})
+    )
+    assert both.norm == alone.norm

@@ -7,8 +7,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lorabook.lora.adapter import Adapter, Layer, lora
-from lorabook.lora.blend_report import relative_error
-from lorabook.lora.merge import METHODS, merge, merge_layer
+from lorabook.lora.compare import relative_error
+from lorabook.lora.merge import METHODS, merge
 
 DARE = [method for method in METHODS if method.startswith("dare")]
 BY_FACTORS = ("linear", "ties", "magnitude_prune", "dare_linear", "dare_ties")
@@ -110,28 +110,22 @@ def test_the_methods_are_those_of_peft(toy, method, weights):
             )
 
 
+@pytest.mark.parametrize("module", ["linear", "conv", "point"])
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
-def test_the_dare_methods_are_those_of_peft_drawn_from_the_same_seed(toy, method):
-    adapters = adapters_of(toy)
-    for module, layer in peft_layers(toy).items():
-        parts = [
-            (adapters[name].layers["unet"][module], weight)
-            for name, weight in (("ink", 0.7), ("dots", -1.2))
-        ]
-        torch.manual_seed(3)
-        down, up = toy.base_model._generalized_task_arithmetic_weighted_adapter(
-            method, ["ink", "dots"], [0.7, -1.2], layer, 0.4, "total"
-        )
-        ours = merge_layer(
-            parts,
-            method,
-            shape=layer.weight.shape,
-            density=0.4,
-            generator=torch.Generator().manual_seed(3),
-        )
-        assert torch.allclose(ours.tensors["up"], up, atol=1e-5) and torch.allclose(
-            ours.tensors["down"], down, atol=1e-5
-        )
+def test_the_dare_methods_are_those_of_peft_with_the_same_seed(toy, method, module):
+    weights = {"ink": 0.7, "dots": -1.2}
+    torch.manual_seed(3)
+    down, up = toy.base_model._generalized_task_arithmetic_weighted_adapter(
+        method, [*weights], [*weights.values()], peft_layers(toy)[module], 0.4, "total"
+    )
+    adapters = {
+        name: Adapter({"unet": {module: adapter.layers["unet"][module]}})
+        for name, adapter in adapters_of(toy).items()
+    }
+    merged = merge(adapters, weights, method=method, density=0.4, seed=3)
+    ours = merged.layers["unet"][module].tensors
+    assert torch.allclose(ours["up"], up, atol=1e-5)
+    assert torch.allclose(ours["down"], down, atol=1e-5)
 
 
 def test_linear_is_far_from_the_sum_and_cat_is_not():

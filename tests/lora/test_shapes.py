@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lorabook.lora.adapter import Adapter, Layer, lora
-from lorabook.lora.shapes import as_lora, shapes_of, weight_shape
+from lorabook.lora.shapes import as_lora, shapes_of
 
 PROJ = "down_blocks.0.attentions.0.proj_in"
 TO_K = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -40,7 +40,7 @@ def zeros(**shapes) -> dict:
             (6, 4, 1, 1),
         ),
         (Layer("loha", zeros(w1_a=(6, 2), w1_b=(2, 4))), TO_K, (6, 4)),
-        (Layer("loha", zeros(w1_a=(6, 2), w1_b=(2, 4))), PROJ, None),
+        (Layer("loha", zeros(w1_a=(6, 2), w1_b=(2, 4))), PROJ, (6, 4, 1, 1)),
         (Layer("lokr", zeros(w1=(2, 2), w2=(3, 2, 3, 3))), "", (6, 4, 3, 3)),
         (Layer("lokr", zeros(w1=(2, 2), w2_a=(3, 1), w2_b=(1, 2))), TO_K, (6, 4)),
         (
@@ -52,7 +52,7 @@ def zeros(**shapes) -> dict:
     ],
 )
 def test_tensors_and_name_tell_the_shape_of_the_weight(layer, module, shape):
-    assert weight_shape(layer, module) == shape
+    assert shapes_of(Adapter({"unet": {module: layer}})) == {"unet": {module: shape}}
 
 
 def loha_adapter(cross_width: int) -> Adapter:
