@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 import lorabook as lb
-from lorabook.live import fused_weights
+from lorabook.live import fuse as fusing
 
 ADAPTERS = ("creatures", "ink", "mosaic", "patch_cat")
 SCALES = (
@@ -33,19 +33,19 @@ SCALES = (
 @contextmanager
 def interrupted(place: int):
     """Interrupt what fuses or unfuses in the block before it has changed so many layers' weights."""
-    whole, calls = fused_weights.base_weight, count()
+    whole, calls = fusing.base_weight, count()
 
     def stop(layer):
         if next(calls) == place:
             raise KeyboardInterrupt
         return whole(layer)
 
-    fused_weights.base_weight = stop
+    fusing.base_weight = stop
     try:
         with suppress(KeyboardInterrupt):
             yield
     finally:
-        fused_weights.base_weight = whole
+        fusing.base_weight = whole
 
 
 def move(pipe, rng: random.Random) -> str:

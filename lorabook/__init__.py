@@ -25,7 +25,7 @@ _HOME = {
     "image_similarity": "metrics",
     "tolerance": "metrics",
     "load_adapter": "live.load",
-    "LoadReport": "live.report",
+    "LoadReport": "live.load",
     "base_model_of": "lora.metadata",
     "save_adapter": "live.save",
     "resize_adapter": "live.save",

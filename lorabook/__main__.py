@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import lorabook as lb
-from lorabook.machine import doctor as checkup
 
 
-def demo(output: Path, folder: Path) -> None:
+def demo(output: Path, output_dir: Path) -> None:
     """Train a LoRA on the bundled creatures and draw the same prompts and seeds at several scales."""
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise ValueError(
@@ -20,7 +19,7 @@ def demo(output: Path, folder: Path) -> None:
         lb.TextToImageConfig(
             pretrained_model_name_or_path=world.model,
             train_data_dir=str(lb.bundled(world.data)),
-            output_dir=str(folder),
+            output_dir=str(output_dir),
             rank=world.rank,
             target=world.target,
             learning_rate=world.learning_rate,
@@ -47,14 +46,14 @@ def demo(output: Path, folder: Path) -> None:
 
 
 def doctor(as_json: bool) -> int:
-    """Look whether this machine is fit, and say what mends it; the exit status is 1 where something is in trouble."""
-    report = checkup.doctor()
+    """Look whether this machine is fit, and say what mends it; the exit status is 1 where it is not."""
+    report = lb.doctor()
     print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) if as_json else report)
     return 0 if report.fit else 1
 
 
 def inspect(file: str, picture: Path | None) -> None:
-    """Say what is in an adapter: form, base model, ranks, ΔW by block, what looks wrong, how it was trained."""
+    """Say what is in an adapter: form, base model, ranks, ΔW by block, how it was trained."""
     inspection = lb.inspect_adapter(file)
     print(inspection)
     if picture:
@@ -62,15 +61,15 @@ def inspect(file: str, picture: Path | None) -> None:
 
 
 def convert(
-    source: str, target: Path, form: str, rank: int | None, base: str | None, allow_pickle: bool
+    source: str, target: Path, format: str, rank: int | None, base: str | None, allow_pickle: bool
 ) -> None:
     """Write an adapter in another form, with the same ΔW; or at a smaller rank, with the error said."""
     if base is None:
-        print(lb.save_adapter(source, target, form, rank=rank, allow_pickle=allow_pickle))
+        print(lb.save_adapter(source, target, format, rank=rank, allow_pickle=allow_pickle))
         return
     pipe = lb.load_pipeline(base, device="cpu")
     lb.load_adapter(pipe, source, "converted", allow_pickle=allow_pickle)
-    print(lb.save_adapter(pipe, target, form, rank=rank))
+    print(lb.save_adapter(pipe, target, format, rank=rank))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,50 +81,43 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lorabook", description=lb.__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
-    def command(function, name: str):
-        made = commands.add_parser(
-            name, allow_abbrev=False, description=function.__doc__, help=function.__doc__
+    def command(function) -> argparse.ArgumentParser:
+        help = function.__doc__
+        part = commands.add_parser(
+            function.__name__, allow_abbrev=False, description=help, help=help
         )
-        made.set_defaults(function=function)
-        return made
+        part.set_defaults(function=function)
+        return part
 
-    shown = command(demo, "demo")
-    shown.add_argument("--output", type=Path, default=Path("demo.png"), help="the picture to write")
-    shown.add_argument(
-        "--output_dir",
-        dest="folder",
-        type=Path,
-        default=Path("demo-lora"),
-        help="folder for the adapter",
+    part = command(demo)
+    part.add_argument("--output", type=Path, default=Path("demo.png"), help="the picture to write")
+    part.add_argument(
+        "--output_dir", type=Path, default=Path("demo-lora"), help="folder for the adapter"
     )
-    command(doctor, "doctor").add_argument(
-        "--json", dest="as_json", action="store_true", help="print it as JSON"
-    )
-    looked = command(inspect, "inspect")
-    looked.add_argument("file", help="a file, a folder, a bundled name, a Hub id or an address")
-    looked.add_argument("--picture", type=Path, help="write the picture of it too, as a PNG")
-    made = command(convert, "convert")
-    made.add_argument("source", help="a file, a folder, a bundled name, a Hub id or an address")
-    made.add_argument("target", type=Path, help="a folder, or a file where it ends in .safetensors")
-    made.add_argument(
-        "--format", dest="form", default="diffusers", choices=("diffusers", "peft", "kohya")
-    )
-    made.add_argument("--rank", type=int, help="approximate layers of a larger rank by this one")
-    made.add_argument("--base", help="the base model, which some DoRA need to become a LoRA")
-    made.add_argument(
-        "--allow_pickle",
-        action="store_true",
-        help="read an old .bin, .pt or .ckpt, its weights only",
+    part = command(doctor)
+    part.add_argument("--json", dest="as_json", action="store_true", help="print it as JSON")
+    part = command(inspect)
+    part.add_argument("file", help="a file, a folder, a bundled name, a Hub id or an address")
+    part.add_argument("--picture", type=Path, help="write the picture of it too, as a PNG")
+    part = command(convert)
+    part.add_argument("source", help="a file, a folder, a bundled name, a Hub id or an address")
+    part.add_argument("target", type=Path, help="a folder, or a file where it ends in .safetensors")
+    part.add_argument("--format", default="diffusers", choices=("diffusers", "peft", "kohya"))
+    part.add_argument("--rank", type=int, help="approximate layers of a larger rank by this one")
+    part.add_argument("--base", help="the base model, which some DoRA need to become a LoRA")
+    part.add_argument(
+        "--allow_pickle", action="store_true", help="read an old .bin, .pt or .ckpt, weights only"
     )
     return parser
 
 
 def main() -> int:
     """Run the command that the arguments name; returns the exit status."""
-    told = vars(_parser().parse_args())
-    told.pop("command")
+    arguments = vars(_parser().parse_args())
+    del arguments["command"]
+    function = arguments.pop("function")
     try:
-        return told.pop("function")(**told) or 0
+        return function(**arguments) or 0
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {' '.join(str(error).split())[:400]}", file=sys.stderr)
         return 2

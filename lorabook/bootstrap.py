@@ -1,6 +1,6 @@
-"""What lorabook needs against what is installed, and the mending of a hosted notebook: the setup cell calls `mend`.
+"""What lorabook needs against what is installed; `mend` in a hosted notebook's setup cell installs it.
 
-It runs before anything else is there, so it uses the standard library and pip's own packaging, and no other room.
+It runs before anything else is there, so it uses the standard library and pip's own packaging only.
 """
 
 import importlib.util
@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,24 +22,29 @@ except ImportError:
     from pip._vendor.packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = (
-    "torch",
-    "numpy",
-)  # builds for this very machine: another may not fit its GPU, or what was built against them
-TORCHAO_FLOOR = "0.16.0"  # peft.import_utils.TORCHAO_MINIMUM_VERSION: beside an older one peft refuses every LoRA
+# Builds for this very machine: another may not fit its GPU, or what was built against them.
+KEPT = ("torch", "numpy")
+TORCHAO_FLOOR = "0.16.0"  # beside an older one peft refuses every LoRA
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """A requirement that is not met: whose it is, and the version that is there, None where there is none."""
+    """A requirement that is not met: whose it is, and the version that is there, or None."""
 
     whose: str
     requirement: Requirement
     version: str | None
 
+    @property
+    def is_met(self) -> bool:
+        """Whether the version that is there is one that is wanted, so that nothing is amiss."""
+        return bool(self.version) and self.requirement.specifier.contains(
+            self.version, prereleases=True
+        )
+
     def __str__(self):
         there = f"there is {self.version}" if self.version else "it is not there"
-        return f"{self.whose} needs {_spelled(self.requirement)} and {there}"
+        return f"{self.whose} needs {self.requirement.name}{self.requirement.specifier} and {there}"
 
 
 def requirements() -> list[Requirement]:
@@ -49,10 +53,8 @@ def requirements() -> list[Requirement]:
 
     project = ROOT / "pyproject.toml"
     if project.is_file():
-        return [
-            Requirement(line)
-            for line in tomllib.loads(project.read_text())["project"]["dependencies"]
-        ]
+        lines = tomllib.loads(project.read_text())["project"]["dependencies"]
+        return [Requirement(line) for line in lines]
     return needs_of("lorabook")
 
 
@@ -62,11 +64,8 @@ def needs_of(package: str) -> list[Requirement]:
         lines = metadata.requires(package) or ()
     except metadata.PackageNotFoundError:
         return []
-    return [
-        need
-        for need in map(Requirement, lines)
-        if need.marker is None or need.marker.evaluate({"extra": ""})
-    ]
+    needs = map(Requirement, lines)
+    return [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
 
 
 def version_of(package: str) -> str | None:
@@ -78,56 +77,55 @@ def version_of(package: str) -> str | None:
 
 
 def misfits(needed: Requirement) -> list[Misfit]:
-    """Where lorabook's need of a package, or one of that package's own needs, is not met; [] where all is well."""
+    """Which of lorabook's needs of a package, and of that package's own needs, are not met."""
     needs = [] if needed.name in KEPT else [(needed.name, need) for need in needs_of(needed.name)]
-    found = [
+    candidates = [
         Misfit(whose, need, version_of(need.name)) for whose, need in [("lorabook", needed), *needs]
     ]
-    return [
-        misfit
-        for misfit in found
-        if not misfit.version
-        or not misfit.requirement.specifier.contains(misfit.version, prereleases=True)
-    ]
+    return [misfit for misfit in candidates if not misfit.is_met]
 
 
 def bad_torchao() -> str | None:
     """Why peft can make no LoRA beside the torchao that is there, None where it can.
 
-    It is tried in a process of its own: one that was built for another torch may end the process that imports it.
+    It is imported in another process: one that was built for another torch may end its process.
     """
     version = version_of("torchao")
     if version and Version(version) < Version(TORCHAO_FLOOR):
         return f"{version} is too old for peft, which refuses every LoRA beside it"
     if not version or not importlib.util.find_spec("torchao"):
         return None
-    tried = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", "import torchao.quantization, torchao.utils"],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
-    if not tried.returncode:
+    if not process.returncode:
         return None
-    why = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
-    return f"{version} cannot be imported, so peft makes no LoRA beside it: {why[:160]}"
+    reason = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+    return f"{version} cannot be imported, so peft makes no LoRA beside it: {reason[:160]}"
 
 
 def mend() -> None:
-    """Install what is missing or wrong, remove a torchao that peft refuses or cannot import, and say so.
+    """Install what is missing or wrong, remove a torchao that peft refuses, and say so.
 
-    torch and numpy stay as they are. Where all is well it does nothing. Where a package was replaced whose old modules are
-    loaded, it restarts the kernel.
+    torch and numpy stay as they are. Where all is well nothing happens. Where a package was
+    replaced whose old modules are loaded, the kernel restarts.
 
-    Raises: RuntimeError if torch or numpy do not fit, or pip cannot install what is needed; SystemExit at a restart.
+    Raises:
+        RuntimeError: if torch or numpy do not fit, or pip cannot install what is needed.
+        SystemExit: at a restart.
     """
     _reach_commands()
     needed = requirements()
-    for kept in (misfit for need in needed if need.name in KEPT for misfit in misfits(need)):
+    wrong = [misfit for need in needed for misfit in misfits(need)]
+    own = [misfit for misfit in wrong if misfit.whose == "lorabook"]
+    for misfit in (misfit for misfit in own if misfit.requirement.name in KEPT):
         raise RuntimeError(
-            f"{kept}; it is left as it came with this machine, so choose a newer runtime or environment"
+            f"{misfit}; it is left as it came with this machine, so choose a newer runtime or environment"
         )
-    wrong, torchao = [misfit for need in needed for misfit in misfits(need)], bad_torchao()
+    torchao = bad_torchao()
     if not wrong and not torchao:
         return
     before, loaded = _installed(), _loaded()
@@ -136,14 +134,14 @@ def mend() -> None:
     if wrong:
         _install(needed)
     after = _installed()
+    summary = _summary(before, after, {canonicalize_name(need.name) for need in needed})
     changed = {name for name in before if before[name] != after.get(name)}
-    told = _told(before, after, {canonicalize_name(need.name) for need in needed})
-    if changed & loaded:
+    if stale := changed & loaded:
         _restart(
-            f"{told}; {_listed(changed & loaded)} had been loaded before, so the kernel restarts: "
+            f"{summary}; {', '.join(sorted(stale))} had been loaded before, so the kernel restarts: "
             "run the notebook again from its top"
         )
-    print(told)
+    print(summary)
 
 
 def _reach_commands() -> None:
@@ -156,14 +154,10 @@ def _reach_commands() -> None:
 def _install(needed: list[Requirement]) -> None:
     """Install the requirements together, so that pip finds versions that also suit each other."""
     with tempfile.TemporaryDirectory() as folder:
-        pins = Path(folder) / "kept.txt"
+        pins = Path(folder) / "pins.txt"
         pins.write_text("".join(f"{name}=={version_of(name)}\n" for name in KEPT))
-        _pip(
-            "install",
-            "-c",
-            str(pins),
-            *(_spelled(need) for need in needed if need.name not in KEPT),
-        )
+        packages = [f"{need.name}{need.specifier}" for need in needed if need.name not in KEPT]
+        _pip("install", "-c", str(pins), *packages)
     for misfit in (misfit for need in needed for misfit in misfits(need)):
         raise RuntimeError(
             f"pip came to an end, but {misfit}; restart the kernel and run this cell again"
@@ -171,63 +165,44 @@ def _install(needed: list[Requirement]) -> None:
 
 
 def _pip(*arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
+    process = subprocess.run(command, capture_output=True, text=True)
     importlib.invalidate_caches()
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
-            "it gave no reason"
-        ]
+    if process.returncode:
+        errors = [line for line in process.stderr.splitlines() if line.startswith("ERROR")]
         raise RuntimeError(
-            f"pip {arguments[0]} failed: {said[-1][:200]}; look whether this machine has internet "
-            "(on Kaggle it is switched on in the notebook's settings)"
+            f"pip {arguments[0]} failed: {(errors or ['it gave no reason'])[-1][:200]}; look whether "
+            "this machine has internet (on Kaggle it is switched on in the notebook's settings)"
         )
 
 
 def _installed() -> dict[str, str]:
     """The installed versions by canonical name; of two copies the one that is imported."""
-    found = [
-        (canonicalize_name(each.name), each.version)
-        for each in metadata.distributions()
-        if each.name
-    ]
-    return dict(reversed(found))
+    pairs = [(canonicalize_name(d.name), d.version) for d in metadata.distributions() if d.name]
+    return dict(reversed(pairs))
 
 
 def _loaded() -> set[str]:
-    """The packages of which a module has been imported, by canonical name; private ones, such as start-up hooks, aside."""
-    homes = metadata.packages_distributions()
-    loaded = [module for module in homes if module in sys.modules and not module.startswith("_")]
-    return {canonicalize_name(package) for module in loaded for package in homes[module]}
+    """The packages of which a module is imported, by canonical name; start-up hooks do not count."""
+    packages = metadata.packages_distributions()
+    modules = [name for name in packages if name in sys.modules and not name.startswith("_")]
+    return {canonicalize_name(package) for name in modules for package in packages[name]}
 
 
-def _told(before: dict[str, str], after: dict[str, str], needed: set[str]) -> str:
-    """What was done, with the names of what lorabook itself needs, and the number of what those need in turn."""
+def _summary(before: dict[str, str], after: dict[str, str], needed: set[str]) -> str:
+    """What was done, with the names of what lorabook needs, and the number of what those need."""
     new = {name for name, version in after.items() if before.get(name) != version}
-    named = [f"{name} {after[name]}" for name in new & needed] or sorted(new)
-    more = f" and {len(new) - len(named)} more" * (len(new) > len(named))
-    gone = [f"{name} {version}" for name, version in before.items() if name not in after]
-    done = [f"installed {_listed(named)}{more}"] * bool(new) + [f"removed {_listed(gone)}"] * bool(
-        gone
-    )
-    return f"lorabook: {'; '.join(done)}"
+    names = sorted(f"{name} {after[name]}" for name in new & needed) or sorted(new)
+    more = f" and {len(new) - len(names)} more" if len(new) > len(names) else ""
+    gone = sorted(f"{name} {version}" for name, version in before.items() if name not in after)
+    parts = [f"installed {', '.join(names)}{more}"] if new else []
+    parts += [f"removed {', '.join(gone)}"] if gone else []
+    return f"lorabook: {'; '.join(parts)}"
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
-
-
-def _spelled(requirement: Requirement) -> str:
-    """A requirement as pip takes it, without the marker that has done its work."""
-    return f"{requirement.name}{requirement.specifier}"
-
-
-def _restart(told: str) -> None:
-    """Restart the kernel; the exception shows the sentence, and keeps the cells below from running in the old one."""
+def _restart(reason: str) -> None:
+    """Restart the kernel; the exception shows why, and keeps later cells from running in the old one."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if kernel := getattr(shell, "kernel", None):
         kernel.do_shutdown(restart=True)
-    raise SystemExit(told)
+    raise SystemExit(reason)

@@ -1,4 +1,4 @@
-"""The two worlds a notebook can run in, and their defaults: the bundled miniature, and models from the Hub."""
+"""The two worlds a notebook can run in, and their defaults: the bundled models, and models from the Hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,18 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 class World:
     """What a notebook or a call assumes when it is told nothing.
 
-    `model`, `data` and the adapters are a bundled name or a Hub id; `judge` is the CLIP model of `metrics`; `resolution`
-    is in pixels; `prompts` suit an adapter trained on `data`. Each ready adapter has a prompt that asks for what it
-    knows: `adapter`, a `style` (and the same without the style), an adapter that knows a `pet` by its rare word, another
-    that knows a `thing`, and one more style; `blend_prompt` asks for `adapter` and `style` together. The fields of a
-    `subject` are what DreamBooth is told: its pictures, its and its class's prompt, places and the like that it was not
-    seen in, and how it learns. `as_told` says that pictures come out as the notebooks' text tells them, so that what
-    the text says of single pictures may be asserted.
+    Attributes:
+        model, data: A bundled name or a Hub id, as are the adapters below.
+        judge: The CLIP model of `metrics`.
+        resolution: In pixels.
+        prompts: Suit an adapter that was trained on `data`.
+        adapter, style, pet, thing, second_style: Ready adapters, each with a prompt that asks for
+            what it knows; `style_plain_prompt` is the same without the style, `pet` and `thing` are
+            known by a rare word, `blend_prompt` asks for `adapter` and `style` together.
+        subject: The images for DreamBooth; the fields after it are its prompt and its class's
+            prompt, prompts for places where it was not seen, and how it learns.
+        as_told: Whether images come out as the notebooks' text describes them, so that it may be
+            asserted.
     """
 
     name: str

@@ -9,7 +9,7 @@ from diffusers import (
 )
 
 import lorabook as lb
-from lorabook import pipelines, schedulers
+from lorabook import schedulers
 from lorabook.pipelines import find_model
 from lorabook.schedulers import scheduler_like, scheduler_name, scheduler_named, usual_name
 

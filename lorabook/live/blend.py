@@ -7,19 +7,11 @@ from typing import ClassVar
 import torch
 from pandas import DataFrame
 
-from lorabook.live.inject import adapter_of, base_weights, put_on
-from lorabook.live.layers import (
-    activate,
-    active_adapters,
-    adapter_names,
-    check_known,
-    models_of,
-    module_name,
-)
-from lorabook.live.locks import locked
-from lorabook.live.match import fit
-from lorabook.live.originals import fused_names
+from lorabook.live.inject import adapter_of, add_adapter
+from lorabook.live.layers import activate, active_adapters, adapter_names, module_name
+from lorabook.live.match import base_weights, match_layers
 from lorabook.live.scales import layer_scales, resolve_scales
+from lorabook.live.state import check_known, fused_names, locked
 from lorabook.lora.adapter import Adapter
 from lorabook.lora.compare import Interference, compare_adapters, relative_error
 from lorabook.lora.merge import Weights, merge
@@ -105,7 +97,7 @@ def blend(
         )
     check_known(pipe, weights)
     new_name = module_name(new_name)
-    if new_name in (*adapter_names(pipe), *fused_names(models_of(pipe))):
+    if new_name in (*adapter_names(pipe), *fused_names(pipe)):
         raise ValueError(
             f"the pipeline has an adapter {new_name!r} already; give the blend another name"
         )
@@ -117,9 +109,9 @@ def blend(
     )
     ranks = {name: adapter.rank for name, adapter in adapters.items()}
     error = relative_error(merged, adapters, said, bases=bases)
-    ready = fit(pipe, merged, f"blend {new_name!r}")
+    weights_by_layer = match_layers(pipe, merged, f"blend {new_name!r}")
     others = [name for name in active_adapters(pipe) if name not in weights]
-    put_on(pipe, new_name, ready, replace(merged, format="blend"))
+    add_adapter(pipe, new_name, weights_by_layer, replace(merged, format="blend"))
     activate(pipe, [*others, new_name])
     return BlendReport(new_name, method, said, ranks, merged.rank, error)
 

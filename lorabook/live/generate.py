@@ -10,11 +10,11 @@ import torch
 from lorabook.checks import nearest
 from lorabook.live.layers import adapter_names, models_of, module_name
 from lorabook.live.load import load_adapter
-from lorabook.live.locks import locked
 from lorabook.live.manage import remove_adapter
 from lorabook.live.prompt_syntax import find_adapters, merged, parse_prompt
 from lorabook.live.prompt_weighting import chunk_count, encode, parse_emphasis
-from lorabook.live.scales import kept_scales, set_scales
+from lorabook.live.scales import set_scales
+from lorabook.live.state import locked, preserve_scales
 from lorabook.worlds import bundled
 
 _MADE = re.compile("(negative_|pooled_)*prompt")  # arguments that come from the two prompts
@@ -207,7 +207,7 @@ def generate(
         for name, mention in merged(mentions).items()
     }
     missing = _missing(pipe, scales, adapters_folder)
-    with kept_scales(pipe):
+    with preserve_scales(pipe):
         try:
             for name, path in missing.items():
                 load_adapter(pipe, path, name)

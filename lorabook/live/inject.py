@@ -3,225 +3,290 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lorabook.live.layers import (
-    BEFORE,
-    COMPONENTS,
     activate,
     active_adapters,
     adapter_names,
-    base_weight,
+    flat,
     layers_of,
-    lora_layers,
     models_of,
+    read_scale,
     trained_scaling,
     walk,
+    write_scale,
 )
-from lorabook.live.match import Ready, padded
-from lorabook.live.offloaded import check_at_hand, is_plain, regroup
-from lorabook.live.originals import original
-from lorabook.live.plain_saving import save_as_before, save_plainly
-from lorabook.live.scale_schedule import set_steps
-from lorabook.live.steady import keep_steady
+from lorabook.live.match import LoraWeights, Weights, match_layers
+from lorabook.live.state import (
+    LoadedAdapter,
+    keep_over_calls,
+    state_of,
+)
+from lorabook.live.upstream import (
+    BaseTunerLayer,
+    LoraLayer,
+    check_weights_available,
+    mark_adapted,
+    renew_group_offloading,
+    unmark_adapted,
+)
 from lorabook.lora.adapter import Adapter, Layer, lora
 from lorabook.lora.download import shareable_address
-from lorabook.lora.formats.keys import text_name
+from lorabook.lora.formats.keys import COMPONENTS, text_name
 from lorabook.upstream import quiet
 
 
-def put_on(
-    pipe,
+def add_adapter(
+    pipe: DiffusionPipeline,
     name: str,
-    ready: Mapping[str, Mapping[str, Ready]],
+    weights: Weights,
     adapter: Adapter,
+    *,
     rank: int | None = None,
+    source: Any = None,
 ) -> None:
-    """Add the weights as an adapter, at scale 1, beside those that are there, and let it take part.
+    """Add an adapter, at scale 1 and active, beside those that are there.
 
     Args:
         name: not in use.
-        ready: from `fit`.
-        adapter: what it was, kept beside PEFT's config for `adapter_of`.
-        rank: pad every layer to this rank and keep its scale in a tensor, so that a compiled model can have another
-            adapter swapped in without compiling again.
+        weights: from `match_layers`.
+        adapter: as it was loaded, remembered for `adapter_of`.
+        rank: pad every layer to this rank and keep its scale in a tensor, so that a compiled model
+            can have another adapter swapped in without compiling again.
+        source: where it came from, remembered for `source_of`.
     """
-    before = active_adapters(pipe)
-    for part, model in models_of(pipe).items():
-        if layers := ready.get(part):
-            with quiet():
-                inject_adapter_in_model(
-                    LoraConfig(r=1, target_modules=list(layers)),
-                    model,
-                    name,
-                    low_cpu_mem_usage=True,
-                )
-            model._hf_peft_config_loaded = True
-            save_plainly(model)
-            placed = dict(walk(model))
-            for module, made in layers.items():
-                _place(
-                    placed[module],
-                    name,
-                    padded(made, rank) if rank else made,
-                    made.alpha / made.rank,
-                )
-                if rank:
-                    placed[module].scaling[name] = torch.tensor(float(placed[module].scaling[name]))
-            describe(model.peft_config[name], layers, adapter.only([part]))
-            regroup(model)
-    set_steps(pipe, {name: ()})
-    keep_steady(lora_layers(pipe))
-    activate(pipe, list(dict.fromkeys([*before, name])))
+    active = active_adapters(pipe)
+    for component, model in models_of(pipe).items():
+        if not weights.get(component):
+            continue
+        config = LoraConfig(r=1, target_modules=list(weights[component]))
+        with quiet():
+            inject_adapter_in_model(config, model, name, low_cpu_mem_usage=True)
+        mark_adapted(model)
+        modules = dict(walk(model))
+        for module, own in weights[component].items():
+            layer = modules[module]
+            _write_layer(layer, name, own.padded(rank) if rank else own)
+            write_scale(layer, name, 1.0)
+            if rank:
+                layer.scaling[name] = torch.tensor(float(layer.scaling[name]))
+        _remember(model, name, weights[component], adapter.only([component]), source)
+        renew_group_offloading(model)
+    activate(pipe, list(dict.fromkeys([*active, name])))
+    keep_over_calls(pipe)
 
 
-def take_off(pipe, name: str, parts: Iterable[str] = COMPONENTS) -> None:
-    """Take an adapter off, or those of its components; layers that carry none are plain again.
+def delete_adapter(
+    pipe: DiffusionPipeline, name: str, components: Iterable[str] = COMPONENTS
+) -> None:
+    """Take an adapter off, or that of some components; layers that carry none are plain again.
 
     The other adapters keep scale and state.
     """
-    before = active_adapters(pipe)
-    activate(pipe, [other for other in before if other != name])
-    for model in (model for part, model in models_of(pipe).items() if part in parts):
+    active = active_adapters(pipe)
+    activate(pipe, [other for other in active if other != name])
+    models = models_of(pipe)
+    for model in (models[component] for component in components if component in models):
         for module, layer in list(walk(model)):
             if isinstance(layer, BaseTunerLayer) and name in layer.scaling:
                 layer.delete_adapter(name)
-                layer.__dict__.get(BEFORE, {}).pop(name, None)
                 if not layer.scaling:
-                    parent, _, child = module.rpartition(".")
-                    setattr(model.get_submodule(parent), child, layer.get_base_layer())
-        configs = getattr(model, "peft_config", None) or {}
+                    model.set_submodule(module, layer.get_base_layer())
+        state_of(model).loaded.pop(name, None)
+        configs = _configs(model)
         if configs.pop(name, None):
-            regroup(model)
-        if not configs and getattr(model, "_hf_peft_config_loaded", False):
-            model._hf_peft_config_loaded = False
-            model.__dict__.pop("peft_config", None)
-            save_as_before(model)
-    activate(pipe, [other for other in before if other in adapter_names(pipe)])
+            renew_group_offloading(model)
+        if not configs:
+            unmark_adapted(model)
+    present = adapter_names(pipe)
+    activate(pipe, [other for other in active if other in present])
+    keep_over_calls(pipe)
 
 
-def adapter_of(pipe, name: str) -> Adapter:
+def why_not_swapped(pipe: DiffusionPipeline, name: str, weights: Weights) -> str | None:
+    """Why weights cannot be written into an adapter's layers, or None where they can.
+
+    Args:
+        weights: the new adapter's, from `match_layers`.
+    """
+    layers = layers_of(pipe, name)
+    if any(is_dora(layer, name) for layer in flat(layers)):
+        return "takes the place of a DoRA"
+    extra = [
+        f"{component}.{module}"
+        for component, modules in weights.items()
+        for module in modules
+        if module not in layers.get(component, {})
+    ]
+    if extra:
+        return f"has {len(extra)} layers that the one in its place lacks, for example {extra[0]}"
+    for component, modules in weights.items():
+        for module, own in modules.items():
+            room = layers[component][module].lora_A[name].weight.shape[0]
+            if own.rank > room:
+                return f"has rank {own.rank} where there is room for {room}"
+    return None
+
+
+@torch.no_grad()
+def write_weights(
+    pipe: DiffusionPipeline,
+    name: str,
+    weights: Weights,
+    adapter: Adapter,
+    *,
+    padded: bool = False,
+    source: Any = None,
+) -> None:
+    """Give an adapter's layers other weights; scales stay, and layers without new weights are zeroed.
+
+    Args:
+        padded: fill each layer up to the rank that it has, in place, so that a compiled model need
+            not be compiled again; `why_not_swapped` tells whether that can be done.
+        weights, adapter, source: as in `add_adapter`.
+    """
+    for component, layers in layers_of(pipe, name).items():
+        own = weights.get(component, {})
+        for module, layer in layers.items():
+            if module not in own:
+                layer.lora_B[name].weight.zero_()
+                continue
+            rank = layer.lora_A[name].weight.shape[0]
+            _write_layer(layer, name, own[module].padded(rank) if padded else own[module])
+        _remember(models_of(pipe)[component], name, own, adapter.only([component]), source)
+    keep_over_calls(pipe)
+
+
+def convert_doras(pipe: DiffusionPipeline, names: Iterable[str]) -> None:
+    """Let a scale multiply the whole ΔW of these adapters: a DoRA becomes the LoRA that has its ΔW.
+
+    PEFT puts a DoRA's scale inside the norm, and its magnitude acts at scale 0, so that 0 is not the
+    base model; `load_adapter` never leaves one, other code does. `DoraLinearVariant`, PEFT 0.21.2:
+    https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/variants.py
+    """
+    for name in names:
+        if any(is_dora(layer, name) for layer in flat(layers_of(pipe, name))):
+            adapter = adapter_of(pipe, name)
+            weights = match_layers(pipe, adapter, f"adapter {name!r}")
+            write_weights(pipe, name, weights, adapter, source=source_of(pipe, name))
+
+
+def is_dora(layer: LoraLayer, name: str) -> bool:
+    """Whether an adapter is a DoRA in a layer."""
+    return name in layer.lora_magnitude_vector
+
+
+def adapter_of(pipe: DiffusionPipeline, name: str) -> Adapter:
     """An adapter read back from a pipeline, as trained: scales are not part of it.
 
     Raises: ValueError where weights are offloaded.
     """
-    check_at_hand(models_of(pipe))
+    check_weights_available(models_of(pipe))
     layers: dict[str, dict[str, Layer]] = {}
     first = None
-    for part, touched in layers_of(pipe, name).items():
-        origin = origin_of(pipe, part, name)
-        first = first or origin
-        for module, layer in touched.items():
-            full_name = text_name(module) if part.startswith("text_encoder") else module
-            kept = origin.layers.get(part, {}).get(full_name) if origin else None
-            if kept is None and origin and not layer.lora_B[name].weight.any():
-                continue  # left empty by a swap
-            layers.setdefault(part, {})[full_name] = kept or _read_layer(layer, name)
-    return Adapter(**(vars(first) if first else {}) | {"layers": layers})
+    for component, modules in layers_of(pipe, name).items():
+        original = original_adapter(pipe, component, name)
+        first = first or original
+        for module, layer in modules.items():
+            full_name = text_name(module) if component.startswith("text_encoder") else module
+            own = original.layers.get(component, {}).get(full_name) if original else None
+            if own is None and original and not layer.lora_B[name].weight.any():
+                continue  # zeroed by a swap
+            layers.setdefault(component, {})[full_name] = own or _read_layer(layer, name)
+    return replace(first or Adapter({}), layers=layers)
 
 
-def origin_of(pipe, part: str, name: str) -> Adapter | None:
-    """What an adapter was when it was loaded (kinds other than plain LoRA with their tensors), or None."""
-    config = (getattr(models_of(pipe)[part], "peft_config", None) or {}).get(name)
-    return getattr(config, "origin", None)
+def original_adapter(pipe: DiffusionPipeline, component: str, name: str) -> Adapter | None:
+    """An adapter as it was loaded, with the tensors of layers that are no plain LoRA, or None."""
+    loaded = _loaded(models_of(pipe)[component], name)
+    return loaded.adapter if loaded else None
 
 
-def remember_source(pipe, name: str, source) -> None:
-    """Keep beside PEFT's config where an adapter came from, if that can be said again; of an address no query."""
-    said = getattr(source, "adapter", source)  # a TrainingRun's file
-    for model in models_of(pipe).values():
-        if name in (getattr(model, "peft_config", None) or {}):
-            model.peft_config[name].came_from = (
-                shareable_address(os.fsdecode(said))
-                if isinstance(said, (str, os.PathLike))
-                else None
-            )
+def source_of(pipe: DiffusionPipeline, name: str) -> str | None:
+    """Where an adapter came from, as `load_adapter` was given it; None where nothing is known."""
+    loaded = [_loaded(model, name) for model in models_of(pipe).values()]
+    return next((each.source for each in loaded if each and each.source), None)
 
 
-def source_of(pipe, name: str) -> str | None:
-    """Where an adapter came from, as `load_adapter` was told; None where nothing is known."""
-    configs = [
-        (getattr(model, "peft_config", None) or {}).get(name) for model in models_of(pipe).values()
-    ]
-    return next(
-        (config.came_from for config in configs if getattr(config, "came_from", None)), None
-    )
+def _write_layer(layer: LoraLayer, name: str, weights: LoraWeights) -> None:
+    """Weights, rank and alpha of a plain LoRA into a layer that has the adapter; its scale stays."""
+    scale = read_scale(layer, name)
+    halves = ((layer.lora_A[name], weights.down), (layer.lora_B[name], weights.up))
+    for half, value in halves:
+        if half.weight.shape == value.shape and not half.weight.is_meta:
+            half.weight.data.copy_(value)
+        else:  # a copy: what is written later must not change the caller's
+            value = value.clone(memory_format=torch.contiguous_format)
+            half.weight = nn.Parameter(value, requires_grad=False)
+    width = "channels" if isinstance(halves[0][0], nn.Conv2d) else "features"
+    setattr(layer.lora_A[name], f"out_{width}", weights.rank)
+    setattr(layer.lora_B[name], f"in_{width}", weights.rank)
+    layer.r[name], layer.lora_alpha[name] = weights.rank, weights.alpha
+    layer.use_rslora[name] = layer.use_dora[name] = False
+    layer.lora_variant.pop(name, None)
+    if name in layer.lora_magnitude_vector:
+        del layer.lora_magnitude_vector[name]
+    write_scale(layer, name, scale)
 
 
-def base_weights(pipe, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
-    """The pipeline's own weights, as they are without any adapter, of the layers that an adapter has.
-
-    Quantised ones are left out.
-    """
-    found: dict[str, dict[str, Tensor]] = {}
-    for part, model in models_of(pipe).items():
-        modules = dict(walk(model))
-        for module in adapter.layers.get(part, {}):
-            own = next(
-                (n for n in (module, module.removeprefix("text_model.")) if n in modules), None
-            )
-            if own is not None and is_plain(base_weight(modules[own])):
-                found.setdefault(part, {})[module] = original(model, own, base_weight(modules[own]))
-    return found
-
-
-def _place(layer: BaseTunerLayer, name: str, made: Ready, scaling: float) -> None:
-    """Weights, rank and alpha into a layer that PEFT has prepared."""
-    down, up = layer.lora_A[name], layer.lora_B[name]
-    # copies: a swap writes into them, and what they were made from may be the caller's
-    down.weight = nn.Parameter(
-        made.down.clone(memory_format=torch.contiguous_format), requires_grad=False
-    )
-    up.weight = nn.Parameter(
-        made.up.clone(memory_format=torch.contiguous_format), requires_grad=False
-    )
-    if isinstance(down, nn.Conv2d):
-        down.out_channels = up.in_channels = made.rank
-    else:
-        down.out_features = up.in_features = made.rank
-    layer.r[name], layer.lora_alpha[name], layer.scaling[name] = made.rank, made.alpha, scaling
-
-
-def describe(config: LoraConfig, layers: Mapping[str, Ready], adapter: Adapter) -> None:
-    """Ranks and alphas in PEFT's config, as its own files tell them, and what the adapter was."""
-    rank, alpha = (
-        Counter(values).most_common(1)[0][0]
-        for values in zip(*((made.rank, made.alpha) for made in layers.values()), strict=True)
-    )
-    config.r, config.lora_alpha = rank, alpha
-    config.rank_pattern = {
-        module: made.rank for module, made in layers.items() if made.rank != rank
-    }
-    config.alpha_pattern = {
-        module: made.alpha for module, made in layers.items() if made.alpha != alpha
-    }
-    light = {
-        part: {module: layer for module, layer in found.items() if not layer.is_plain}
-        for part, found in adapter.layers.items()
-    }
-    config.origin = Adapter(**vars(adapter) | {"layers": light})
-
-
-def _read_layer(layer: BaseTunerLayer, name: str) -> Layer:
+def _read_layer(layer: LoraLayer, name: str) -> Layer:
     down, up = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
     scaling = trained_scaling(layer, name)
-    if isinstance(layer.scaling[name], Tensor):  # with room for swapping: zeros that no file needs
-        used = (down.flatten(1) != 0).any(1) | (up.flatten(1) != 0).view(
-            up.shape[0], up.shape[1], -1
-        ).any(2).any(0)
+    if isinstance(layer.scaling[name], Tensor):  # prepared for swapping: zeros that no file needs
+        used = (down.flatten(1) != 0).any(1) | (up.flatten(1) != 0).any(0)
         rank = int(used.nonzero().max()) + 1 if used.any() else 1
         down, up = down[:rank], up[:, :rank]
     plain = lora(up, down, scaling)
-    if not layer.use_dora.get(name):
+    if not is_dora(layer, name):
         return plain
-    return Layer(
-        plain.kind,
-        plain.tensors,
-        scaling,
-        plain.rank,
-        layer.lora_magnitude_vector[name].weight.detach().flatten(),
-    )
+    return replace(plain, magnitude=layer.lora_magnitude_vector[name].weight.detach().flatten())
+
+
+def _configs(model: nn.Module) -> dict[str, LoraConfig]:
+    return getattr(model, "peft_config", None) or {}
+
+
+def _loaded(model: nn.Module, name: str) -> LoadedAdapter | None:
+    """What is remembered of an adapter, unless other code has put another one in its place."""
+    loaded = state_of(model).loaded.get(name)
+    return loaded if loaded and loaded.config is _configs(model).get(name) else None
+
+
+def _remember(
+    model: nn.Module,
+    name: str,
+    weights: Mapping[str, LoraWeights],
+    adapter: Adapter,
+    source: Any,
+) -> None:
+    """Ranks and alphas in PEFT's config, as its own files have them, and where the adapter came from.
+
+    Args:
+        source: of `load_adapter`; kept where it is a path or an address, of which no query is kept.
+    """
+    config = _configs(model)[name]
+    if weights:
+        ranks = {module: own.rank for module, own in weights.items()}
+        alphas = {module: own.alpha for module, own in weights.items()}
+        config.r, config.lora_alpha = (
+            Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas)
+        )
+        config.rank_pattern = {m: rank for m, rank in ranks.items() if rank != config.r}
+        config.alpha_pattern = {
+            m: alpha for m, alpha in alphas.items() if alpha != config.lora_alpha
+        }
+    unlike = {
+        component: {module: layer for module, layer in layers.items() if not layer.is_plain}
+        for component, layers in adapter.layers.items()
+    }
+    source = getattr(source, "adapter", source)  # a TrainingRun's file
+    known = isinstance(source, (str, os.PathLike))
+    address = shareable_address(os.fsdecode(source)) if known else None
+    state_of(model).loaded[name] = LoadedAdapter(config, replace(adapter, layers=unlike), address)

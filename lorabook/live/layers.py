@@ -1,34 +1,34 @@
-"""The adapters on a pipeline as PEFT keeps them: which layers carry which, and which of them take part."""
+"""The adapters on a pipeline as PEFT keeps them: which layers carry which, their scales, and which are active."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from lorabook.live.originals import fused_names
+from lorabook.live.upstream import BaseTunerLayer, LoraLayer
 from lorabook.lora.formats.keys import COMPONENTS
+from lorabook.upstream import uncompiled
 
-BEFORE = "_scales_before"  # on a layer: its scales while a call multiplies them, see steady.py
-
-
-Carrying = Mapping[str, Mapping[str, BaseTunerLayer]]
+LoraLayers: TypeAlias = Mapping[str, Mapping[str, LoraLayer]]  # by component and module name
 
 
-def models_of(pipe) -> dict[str, nn.Module]:
-    """The models of a pipeline that can carry adapters, those beneath a `torch.compile` too."""
-    found = {part: getattr(pipe, part, None) for part in COMPONENTS}
-    return {
-        part: getattr(model, "_orig_mod", model)
-        for part, model in found.items()
-        if model is not None
-    }
+def models_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    """The models of a pipeline that can carry adapters, by component, without `torch.compile`."""
+    models = {component: getattr(pipe, component, None) for component in COMPONENTS}
+    return {name: uncompiled(model) for name, model in models.items() if model is not None}
+
+
+def denoiser(pipe: DiffusionPipeline) -> nn.Module | None:
+    """The pipeline's UNet or transformer."""
+    models = models_of(pipe)
+    return models.get("unet", models.get("transformer"))
 
 
 def walk(model: nn.Module, inside: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a model that hold a weight or an adapter, by name; adapters' own modules are passed over.
+    """The layers of a model that hold a weight or an adapter, by name; not the adapters' own modules.
 
     As `named_modules`, but without a generator for each level, which takes ten times as long.
     """
@@ -38,144 +38,133 @@ def walk(model: nn.Module, inside: str = "") -> Iterator[tuple[str, nn.Module]]:
         if isinstance(module, (BaseTunerLayer, nn.Linear, nn.Conv2d)):
             yield name, module
             continue
+        children = list(module.named_children())
         waiting.extend(
-            (f"{name}.{child}" if name else child, part)
-            for child, part in reversed(module._modules.items())
-            if part is not None
+            (f"{name}.{child}" if name else child, part) for child, part in reversed(children)
         )
 
 
-def lora_layers(pipe) -> dict[str, dict[str, BaseTunerLayer]]:
+def lora_layers(pipe: DiffusionPipeline) -> dict[str, dict[str, LoraLayer]]:
     """All layers of a pipeline that carry LoRA adapters, by component and module name."""
     return {
-        part: {name: layer for name, layer in walk(model) if isinstance(layer, LoraLayer)}
-        for part, model in models_of(pipe).items()
+        component: {name: layer for name, layer in walk(model) if isinstance(layer, LoraLayer)}
+        for component, model in models_of(pipe).items()
     }
 
 
-def layers_of(pipe, name: str) -> dict[str, dict[str, BaseTunerLayer]]:
+def layers_of(pipe: DiffusionPipeline, name: str) -> dict[str, dict[str, LoraLayer]]:
     """The layers that one adapter touches, by component and module name."""
-    return {
-        part: touched
-        for part, layers in lora_layers(pipe).items()
-        if (touched := {module: layer for module, layer in layers.items() if name in layer.scaling})
+    layers = {
+        component: {module: layer for module, layer in modules.items() if name in layer.scaling}
+        for component, modules in lora_layers(pipe).items()
     }
+    return {component: modules for component, modules in layers.items() if modules}
 
 
-def adapter_names(pipe, layers: Carrying | None = None) -> list[str]:
-    """The adapters on a pipeline, in the order they came; `layers` spares looking for its `lora_layers`."""
-    return list(dict.fromkeys(name for layer in _flat(pipe, layers) for name in layer.scaling))
+def flat(layers: LoraLayers) -> list[LoraLayer]:
+    """The layers of all components."""
+    return [layer for modules in layers.values() for layer in modules.values()]
 
 
-def check_known(pipe, names: Iterable[str], layers: Carrying | None = None) -> None:
-    """Raise ValueError for an adapter that the pipeline does not have, or that is fused; `layers` as in `adapter_names`."""
-    known, fused = adapter_names(pipe, layers), fused_names(models_of(pipe))
-    for name in names:
-        if name in fused:
-            raise ValueError(
-                f"adapter {name!r} is fused, so it stays as it is; call unfuse(pipe, {name!r}) first"
-            )
-        if name not in known:
-            raise ValueError(f"the pipeline has no adapter {name!r:.80}; it has: {listed(known)}")
-    if any(layer.merged for layer in _flat(pipe, layers)):
-        raise ValueError("adapters were fused by diffusers itself; call pipe.unfuse_lora() first")
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for an error message: the first eight, "none" where there are none."""
-    names = [f"{name:.60}" for name in names]
-    return ", ".join(names[:8]) + f" and {len(names) - 8} more" * (len(names) > 8) or "none"
-
-
-def active_adapters(pipe, layers: Carrying | None = None) -> list[str]:
-    """The adapters that take part, in the order they came; `layers` as in `adapter_names`."""
+def adapter_names(pipe: DiffusionPipeline, layers: LoraLayers | None = None) -> list[str]:
+    """The adapters on a pipeline, in the order they came; `layers` spares a search for them."""
     layers = lora_layers(pipe) if layers is None else layers
-    active = {
-        name
-        for layer in _flat(pipe, layers)
-        if not layer.disable_adapters
-        for name in layer.active_adapters
-    }
+    return list(dict.fromkeys(name for layer in flat(layers) for name in layer.scaling))
+
+
+def active_adapters(pipe: DiffusionPipeline, layers: LoraLayers | None = None) -> list[str]:
+    """The adapters that act on the images, in the order they came; `layers` as in `adapter_names`."""
+    layers = lora_layers(pipe) if layers is None else layers
+    enabled = [layer for layer in flat(layers) if not layer.disable_adapters]
+    active = {name for layer in enabled for name in layer.active_adapters}
     return [name for name in adapter_names(pipe, layers) if name in active]
 
 
-def activate(pipe, names: list[str], layers: Carrying | None = None) -> None:
-    """Let exactly these adapters take part; their scales stay as they are and nothing becomes trainable.
+def activate(
+    pipe: DiffusionPipeline, names: Sequence[str], layers: LoraLayers | None = None
+) -> None:
+    """Let exactly these adapters be active, at the scales they have; nothing becomes trainable.
 
     One that waits on another device (`move_adapter`) comes back to its model.
 
     Args:
         layers: as in `adapter_names`.
     """
-    for layer in _flat(pipe, layers):
+    names = list(names)
+    for layer in flat(lora_layers(pipe) if layers is None else layers):
         if layer.disable_adapters:
             layer.enable_adapters(True)
         if list(layer.active_adapters) != names:
+            home = device_of(layer)
             for name in names:
-                if name in layer.lora_A and home_of(layer) not in (
+                if name in layer.lora_A and home not in (
                     layer.lora_A[name].weight.device,
                     torch.device("meta"),
                 ):
-                    move(layer, name, home_of(layer))
+                    move_weights(layer, name, home)
             layer.set_adapter(names, inference_mode=True)
 
 
-def put_in_order(pipe, names: Sequence[str]) -> None:
-    """Let these adapters come first, in this order: sums of several differ in their last bits by it."""
+def reorder(pipe: DiffusionPipeline, names: Sequence[str]) -> None:
+    """Let these adapters come first, in this order: it decides the last bits of a sum of several."""
     places = {name: place for place, name in enumerate(names)}
-    for layer in _flat(pipe, None):
-        layer.scaling = dict(
-            sorted(layer.scaling.items(), key=lambda item: places.get(item[0], len(places)))
-        )
+    for layer in flat(lora_layers(pipe)):
+        ordered = sorted(layer.scaling.items(), key=lambda item: places.get(item[0], len(places)))
+        layer.scaling = dict(ordered)
     activate(pipe, active_adapters(pipe))
 
 
-def factor_of(layer: BaseTunerLayer, name: str) -> float:
+def read_scale(layer: LoraLayer, name: str) -> float:
     """The scale that multiplies an adapter's ΔW in a layer; 1 as it was trained."""
-    present = layer.__dict__.get(BEFORE, {}).get(name, layer.scaling[name])
-    present = (
-        float(present.float().mean()) if isinstance(present, Tensor) else present
-    )  # one for each sample of a batch
-    return present / trained if (trained := trained_scaling(layer, name)) else 0.0
+    scaling, trained = layer.scaling[name], trained_scaling(layer, name)
+    if isinstance(scaling, Tensor):
+        scaling = float(scaling.float().mean())  # of the samples of a batch, or of one number
+    return scaling / trained if trained else 0.0
 
 
-def put_factor(layer: BaseTunerLayer, name: str, factor: float) -> None:
+def write_scale(layer: LoraLayer, name: str, scale: float) -> None:
     """Let a scale multiply an adapter's ΔW in a layer."""
-    value, present = factor * trained_scaling(layer, name), layer.scaling[name]
-    layer.__dict__.get(BEFORE, {}).pop(name, None)
-    if (
-        isinstance(present, Tensor) and present.dim() == 0
-    ):  # prepared for swapping under torch.compile
-        present.fill_(value)
+    scaling, value = layer.scaling[name], scale * trained_scaling(layer, name)
+    if isinstance(scaling, Tensor) and scaling.dim() == 0:  # a compiled model holds on to it
+        scaling.fill_(value)
     else:
         layer.scaling[name] = value
 
 
+def trained_scaling(layer: LoraLayer, name: str) -> float:
+    """PEFT's scaling at scale 1: alpha / rank, or alpha / √rank with rsLoRA."""
+    rank = layer.r[name]
+    return layer.lora_alpha[name] / (rank**0.5 if layer.use_rslora.get(name) else rank)
+
+
+def base_layer(layer: nn.Module) -> nn.Module:
+    """The layer beneath its adapters."""
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+
+
 def base_weight(layer: nn.Module) -> Tensor:
     """The weight of a layer beneath its adapters."""
-    return (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer).weight
+    return base_layer(layer).weight
 
 
 def shape_of(layer: nn.Module) -> tuple[int, ...]:
     """The shape of a layer's weight, also where that is packed, as bitsandbytes does in 4 bits."""
-    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-    return (
-        (base.out_features, base.in_features)
-        if isinstance(base, nn.Linear)
-        else tuple(base.weight.shape)
-    )
+    base = base_layer(layer)
+    if isinstance(base, nn.Linear):
+        return base.out_features, base.in_features
+    return tuple(base.weight.shape)
 
 
-def home_of(layer: nn.Module) -> torch.device:
+def device_of(layer: nn.Module) -> torch.device:
     """The device of a layer's own weight; "meta" where that is offloaded."""
     return base_weight(layer).device
 
 
-def move(layer: BaseTunerLayer, name: str, device: torch.device) -> None:
-    """Move all that an adapter has in a layer to a device: both halves, their biases, a DoRA's magnitude."""
-    for kept in layer.children():
-        if isinstance(kept, nn.ModuleDict) and name in kept:
-            kept[name].to(device)
+def move_weights(layer: LoraLayer, name: str, device: torch.device) -> None:
+    """Move all that an adapter has in a layer: both halves, their biases, a DoRA's magnitude."""
+    for children in layer.children():
+        if isinstance(children, nn.ModuleDict) and name in children:
+            children[name].to(device)
 
 
 def module_name(text: str) -> str:
@@ -184,18 +173,4 @@ def module_name(text: str) -> str:
     «train», «half» and the like get «_lora» behind them.
     """
     name = re.sub(r"\W", "_", text) or "adapter"
-    return f"{name}_lora" if hasattr(torch.nn.ModuleDict(), name) else name
-
-
-def _flat(pipe, layers: Carrying | None) -> list[BaseTunerLayer]:
-    return [
-        layer
-        for part in (lora_layers(pipe) if layers is None else layers).values()
-        for layer in part.values()
-    ]
-
-
-def trained_scaling(layer: LoraLayer, name: str) -> float:
-    """alpha / rank, or alpha over its root where PEFT was told so."""
-    rank = layer.r[name]
-    return layer.lora_alpha[name] / (rank**0.5 if layer.use_rslora.get(name) else rank)
+    return f"{name}_lora" if hasattr(nn.ModuleDict(), name) else name

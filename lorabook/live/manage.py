@@ -6,29 +6,31 @@ from dataclasses import dataclass
 
 import torch
 
-from lorabook.live.call_scale import watch_call_scale
-from lorabook.live.hotswap import can_swap, swap_in
-from lorabook.live.inject import origin_of, put_on, remember_source, take_off
+from lorabook.checks import listed
+from lorabook.live.fuse import keep_fused
+from lorabook.live.inject import (
+    add_adapter,
+    delete_adapter,
+    original_adapter,
+    why_not_swapped,
+    write_weights,
+)
 from lorabook.live.layers import (
     activate,
     active_adapters,
     adapter_names,
-    check_known,
-    factor_of,
-    home_of,
+    device_of,
     layers_of,
-    listed,
     models_of,
-    move,
-    put_factor,
+    move_weights,
+    read_scale,
+    write_scale,
 )
-from lorabook.live.load import chosen, read_for, report
-from lorabook.live.locks import locked
-from lorabook.live.match import fit
-from lorabook.live.offloaded import check_at_hand
-from lorabook.live.originals import fused_in, fused_names, let_go
-from lorabook.live.report import LoadReport
+from lorabook.live.load import LoadReport, chosen, read_for, report
+from lorabook.live.match import match_layers
 from lorabook.live.scale_schedule import set_steps
+from lorabook.live.state import check_known, fused_names, locked, state_of
+from lorabook.live.upstream import check_weights_available
 from lorabook.lora.adapter import Adapter
 from lorabook.lora.source import brief
 from lorabook.show.tables import as_html, as_text
@@ -105,15 +107,15 @@ def list_adapters(pipe) -> AdapterTable:
     rows = [
         _row(pipe, name, name in active)
         for name in adapter_names(pipe)
-        if name not in fused_names(models)
+        if name not in fused_names(pipe)
     ]
-    for name in fused_names(models):
+    for name in fused_names(pipe):
         shares = {
-            part: fused_in(model).parts[name]
+            part: state_of(model).fused[name]
             for part, model in models.items()
-            if name in fused_in(model).parts
+            if name in state_of(model).fused
         }
-        made = [ready for share in shares.values() for ready in share.ready.values()]
+        made = [weights for share in shares.values() for weights in share.weights.values()]
         factors = [f for share in shares.values() for f in share.fused_at.values()]
         rows.append(
             AdapterRow(
@@ -154,7 +156,7 @@ def remove_adapter(pipe, name: str) -> None:
     """
     check_known(pipe, [name])
     set_steps(pipe, {name: ()})
-    take_off(pipe, name)
+    delete_adapter(pipe, name)
 
 
 @locked
@@ -165,8 +167,7 @@ def unload_adapters(pipe) -> None:
     has nothing to work with afterwards: to have the base model again, call it first, or load the model anew.
     """
     check_known(pipe, ())
-    let_go(models_of(pipe))
-    watch_call_scale(pipe)
+    keep_fused(pipe)
     for name in adapter_names(pipe):
         remove_adapter(pipe, name)
 
@@ -180,7 +181,7 @@ def move_adapter(pipe, name: str, device: str | torch.device) -> None:
     is fused, an unknown device, or offloaded weights.
     """
     check_known(pipe, [name])
-    check_at_hand(models_of(pipe))
+    check_weights_available(models_of(pipe))
     try:
         place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -192,10 +193,10 @@ def move_adapter(pipe, name: str, device: str | torch.device) -> None:
             "the meta device holds no weights; move the adapter to the CPU, or remove it"
         )
     layers = [layer for part in layers_of(pipe, name).values() for layer in part.values()]
-    if any(home_of(layer) != place for layer in layers):
+    if any(device_of(layer) != place for layer in layers):
         disable_adapters(pipe, name)
     for layer in layers:
-        move(layer, name, place)
+        move_weights(layer, name, place)
 
 
 @locked
@@ -219,44 +220,44 @@ def swap_adapter(
     check_known(pipe, [name])
     found = read_for(pipe, source, **find)
     adapter = chosen(found.adapter, components, brief(found.path or "the new adapter"))
-    ready = fit(pipe, adapter, brief(found.path or "the new adapter"))
-    reason = can_swap(pipe, name, ready)
+    weights = match_layers(pipe, adapter, brief(found.path or "the new adapter"))
+    reason = why_not_swapped(pipe, name, weights)
     if reason is None:
-        swap_in(pipe, name, ready, adapter)
+        write_weights(pipe, name, weights, adapter, padded=True, source=source)
     else:
         if _is_compiled(pipe):
             warnings.warn(
                 f"the new adapter {reason}, so the model is compiled once more on its next call",
                 stacklevel=3,
             )
-        _replace(pipe, name, ready, adapter)
-    remember_source(pipe, name, source)
+        _replace(pipe, name, weights, adapter, source)
     return report(pipe, name, found, adapter)
 
 
-def _replace(pipe, name: str, ready: Mapping, adapter: Adapter) -> None:
+def _replace(pipe, name: str, weights: Mapping, adapter: Adapter, source) -> None:
     before, order = active_adapters(pipe), layers_of(pipe, name)
     factors = {
-        (part, module): factor_of(layer, name)
+        (part, module): read_scale(layer, name)
         for part, layers in order.items()
         for module, layer in layers.items()
     }
     usual = next(iter(factors.values())) if len(set(factors.values())) == 1 else 1.0
     first = next(layer for layers in order.values() for layer in layers.values())
     prepared = isinstance(first.scaling[name], torch.Tensor)
-    most = max(made.rank for layers in ready.values() for made in layers.values())
-    take_off(pipe, name)
-    put_on(pipe, name, ready, adapter, max(most, first.r[name]) if prepared else None)
+    most = max(made.rank for layers in weights.values() for made in layers.values())
+    delete_adapter(pipe, name)
+    rank = max(most, first.r[name]) if prepared else None
+    add_adapter(pipe, name, weights, adapter, rank=rank, source=source)
     for part, layers in layers_of(pipe, name).items():
         for module, layer in layers.items():
-            put_factor(layer, name, factors.get((part, module), usual))
+            write_scale(layer, name, factors.get((part, module), usual))
     activate(pipe, before)
 
 
 def _row(pipe, name: str, active: bool) -> AdapterRow:
     parts = layers_of(pipe, name)
     layers = [layer for found in parts.values() for layer in found.values()]
-    origin = origin_of(pipe, next(iter(parts)), name)
+    origin = original_adapter(pipe, next(iter(parts)), name)
     halves = [half.weight for layer in layers for half in (layer.lora_A[name], layer.lora_B[name])]
     return AdapterRow(
         name,
@@ -264,7 +265,7 @@ def _row(pipe, name: str, active: bool) -> AdapterRow:
         tuple(parts),
         tuple(sorted({layer.r[name] for layer in layers})),
         active,
-        _span([factor_of(layer, name) for layer in layers]),
+        _span([read_scale(layer, name) for layer in layers]),
         False,
         sum(map(_size, halves)) / 1e6,
         str(halves[0].device),
@@ -272,7 +273,7 @@ def _row(pipe, name: str, active: bool) -> AdapterRow:
 
 
 def _names(pipe, names: str | Iterable[str] | None) -> list[str]:
-    fused = fused_names(models_of(pipe))
+    fused = fused_names(pipe)
     free = [name for name in adapter_names(pipe) if name not in fused]
     names = free if names is None else [names] if isinstance(names, str) else list(names)
     check_known(pipe, names)

@@ -10,12 +10,13 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from lorabook.live.inject import adapter_of, base_weights
-from lorabook.live.layers import adapter_names, base_weight, check_known, listed, models_of, walk
-from lorabook.live.locks import locked
-from lorabook.live.offloaded import check_at_hand
-from lorabook.live.originals import original
+from lorabook.checks import listed
+from lorabook.live.inject import adapter_of
+from lorabook.live.layers import adapter_names, base_weight, models_of, walk
+from lorabook.live.match import base_weights
 from lorabook.live.scales import scales_of
+from lorabook.live.state import check_known, locked, original_weight
+from lorabook.live.upstream import check_weights_available
 from lorabook.lora.adapter import Adapter, Layer
 from lorabook.lora.formats.keys import METADATA_KEY, WEIGHT_NAME, text_name
 from lorabook.lora.formats.write import (
@@ -224,10 +225,10 @@ def _read(source, name: str | None, bake_scales: bool, find: dict) -> tuple[Adap
 
 
 def _weights(pipe) -> dict[str, dict[str, Tensor]]:
-    check_at_hand(models_of(pipe))
+    check_weights_available(models_of(pipe))
     return {
         part: {
-            text_name(module) if part.startswith("text_encoder") else module: original(
+            text_name(module) if part.startswith("text_encoder") else module: original_weight(
                 model, module, base_weight(layer)
             )
             for module, layer in walk(model)

@@ -2,58 +2,57 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from lorabook.live.layers import models_of, walk
+from lorabook.live.layers import denoiser
+from lorabook.live.state import state_of
 
-_KEPT, _HOOKED, _PUT_BACK = "_scale_schedule", "_scale_hooks", "_unscheduled"
 Steps = Sequence[tuple[float, float, float]]
 
 
-def set_steps(pipe, steps: Mapping[str, Steps]) -> None:
+@dataclass(frozen=True)
+class Schedule:
+    """What scales are multiplied by in shares of the run; `steps` is (from, to, factor) by adapter."""
+
+    steps: Mapping[str, Steps]
+
+    def factors(self, model: nn.Module, args: tuple, kwargs: dict) -> dict[str, float]:
+        """The factor of each adapter in the call of a denoiser with these arguments."""
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        share = share_of_run(_running(model), timestep)
+        return {
+            name: next((factor for start, end, factor in steps if start <= share < end), 1.0)
+            for name, steps in self.steps.items()
+        }
+
+
+def set_steps(pipe: DiffusionPipeline, steps: Mapping[str, Steps]) -> None:
     """Let adapters' scales be multiplied by a factor in shares of the run; an empty schedule takes it away.
 
     Args:
         steps: (from, to, factor) by adapter, half-open shares of the run, as `steps_of` gives them.
     """
-    model = denoiser(pipe)
-    if model is None or not (any(steps.values()) or model.__dict__.get(_KEPT)):
-        return
-    _end(model)
-    kept = {
-        name: shares
-        for name, shares in (model.__dict__.get(_KEPT, {}) | dict(steps)).items()
-        if shares
-    }
-    model.__dict__[_KEPT] = kept
-    called = (
-        pipe.transformer if getattr(pipe, "unet", None) is None else pipe.unet
-    )  # of a compiled one, the wrapper
-    if _HOOKED not in called.__dict__:
-        called.__dict__[_HOOKED] = True
-        called.register_forward_pre_hook(_begin, with_kwargs=True)
-        called.register_forward_hook(_end, always_call=True)
+    if (model := denoiser(pipe)) is not None:
+        state = state_of(model)
+        state.end_call()
+        all_steps = {name: each for name, each in (steps_on(pipe) | dict(steps)).items() if each}
+        state.schedule = Schedule(all_steps) if all_steps else None
 
 
-def steps_on(pipe) -> dict[str, Steps]:
+def steps_on(pipe: DiffusionPipeline) -> dict[str, Steps]:
     """The schedules of a pipeline's adapters, by name."""
     model = denoiser(pipe)
     if model is None:
         return {}
-    _end(model)  # a run that was interrupted may have left its share's factor
-    return dict(model.__dict__.get(_KEPT, {}))
+    state_of(model).end_call()  # a run that was interrupted may have left its share's factor
+    schedule = state_of(model).schedule
+    return dict(schedule.steps) if schedule else {}
 
 
-def denoiser(pipe) -> nn.Module | None:
-    """The pipeline's UNet or transformer."""
-    models = models_of(pipe)
-    return models.get("unet", models.get("transformer"))
-
-
-def share_of_run(pipe, timestep) -> float:
+def share_of_run(pipe: DiffusionPipeline, timestep) -> float:
     """How much of the run lies behind, 0 to below 1; image to image runs the last timesteps of the scheduler only.
 
     Args:
@@ -69,32 +68,6 @@ def share_of_run(pipe, timestep) -> float:
         found = (times[first:] == timestep.flatten()[0].to(times)).nonzero()
         index = first + (int(found[0]) if len(found) else 0)
     return (index - first) / max(len(times) - first, 1)
-
-
-@torch.compiler.disable
-def _begin(model: nn.Module, args: tuple, kwargs: dict) -> None:
-    model = getattr(model, "_orig_mod", model)
-    _end(model)
-    if not (kept := model.__dict__.get(_KEPT)):
-        return
-    share = share_of_run(_running(model), kwargs["timestep"] if "timestep" in kwargs else args[1])
-    factors = {
-        name: next((factor for start, end, factor in steps if start <= share < end), 1.0)
-        for name, steps in kept.items()
-    }
-    before = model.__dict__.setdefault(_PUT_BACK, [])
-    for _, layer in walk(model):
-        for name in factors.keys() & getattr(layer, "scaling", {}).keys():
-            before.append((layer, name, layer.scaling[name]))
-            layer.scaling[name] = layer.scaling[name] * factors[name]
-
-
-@torch.compiler.disable
-def _end(model: nn.Module, *_) -> None:
-    model = getattr(model, "_orig_mod", model)
-    for layer, name, scaling in model.__dict__.get(_PUT_BACK, []):
-        layer.scaling[name] = scaling
-    model.__dict__[_PUT_BACK] = []
 
 
 def _running(model: nn.Module) -> DiffusionPipeline:

@@ -1,31 +1,27 @@
 """How strongly each adapter takes part: in all, by component, block, kind and layer, and over the denoising."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from lorabook.blocks import block_of, place_of
 from lorabook.live.expand import expand, steps_of
+from lorabook.live.inject import convert_doras
 from lorabook.live.layers import (
-    Carrying,
+    LoraLayers,
     activate,
     active_adapters,
     adapter_names,
-    check_known,
-    factor_of,
     lora_layers,
     models_of,
-    put_factor,
+    read_scale,
     walk,
+    write_scale,
 )
-from lorabook.live.locks import locked
 from lorabook.live.presets import from_block_weights, preset
 from lorabook.live.scale_schedule import set_steps, steps_on
-from lorabook.live.steady import keep_steady
-from lorabook.live.undora import make_scalable
+from lorabook.live.state import check_known, keep_over_calls, locked
 from lorabook.show.tables import as_html
 
 
@@ -123,29 +119,18 @@ def set_scales(pipe, scales: Mapping[str, object], *, only: bool = False) -> Sca
             f"scales must be a dictionary by adapter's name, as {{'ink': 0.5}}; not {scales!r:.80}"
         )
     modules = {part: dict(walk(model)) for part, model in models_of(pipe).items()}
-    layers = {
-        part: {name: layer for name, layer in found.items() if isinstance(layer, LoraLayer)}
-        for part, found in modules.items()
-    }
+    layers = lora_layers(pipe)
     check_known(pipe, scales, layers)
     said = {name: resolve_scales(pipe, value, name) for name, value in scales.items()}
     factors = {
         name: expand(value, modules, name, _touched(layers, name)) for name, value in said.items()
     }
     steps = {name: steps_of(value, name) for name, value in said.items()}
-    if any(
-        layer.use_dora.get(name)
-        for name in scales
-        for part in layers.values()
-        for layer in part.values()
-    ):
-        make_scalable(pipe, scales)
-        layers = lora_layers(pipe)
-    keep_steady(layers)
+    convert_doras(pipe, scales)
     for name, parts in factors.items():
         for part, found in parts.items():
             for module, factor in found.items():
-                put_factor(layers[part][module], name, factor)
+                write_scale(layers[part][module], name, factor)
     set_steps(pipe, steps)
     before = active_adapters(pipe, layers)
     # at 0 there is nothing to compute; but a model prepared for swapping is compiled, and goes on as it is
@@ -166,6 +151,7 @@ def set_scales(pipe, scales: Mapping[str, object], *, only: bool = False) -> Sca
         ],
         layers,
     )
+    keep_over_calls(pipe)
     return ScaleTable(factors, {name: shares for name, shares in steps.items() if shares})
 
 
@@ -178,7 +164,7 @@ def scales_of(pipe) -> ScaleTable:
         for module, layer in layers.items():
             for name in layer.scaling:
                 table[name].setdefault(part, {})[module] = (
-                    factor_of(layer, name) if name in active else 0.0
+                    read_scale(layer, name) if name in active else 0.0
                 )
     return ScaleTable(table, steps_on(pipe))
 
@@ -210,40 +196,9 @@ def layer_scales(pipe, name: str, scales) -> dict[str, dict[str, float]]:
     return expand(scales, modules, name, _touched(lora_layers(pipe), name))
 
 
-def _touched(layers: Carrying, name: str) -> dict[str, list[str]]:
+def _touched(layers: LoraLayers, name: str) -> dict[str, list[str]]:
     return {
         part: touched
         for part, found in layers.items()
         if (touched := [module for module, layer in found.items() if name in layer.scaling])
     }
-
-
-@contextmanager
-def kept_scales(pipe):
-    """Put every adapter's scale and state back at the end of the block."""
-    make_scalable(pipe, adapter_names(pipe))
-    layers = [layer for part in lora_layers(pipe).values() for layer in part.values()]
-    keep_steady(lora_layers(pipe))
-    steps, taking_part = steps_on(pipe), active_adapters(pipe)
-    before = [
-        {
-            name: value.clone() if isinstance(value, Tensor) else value
-            for name, value in layer.scaling.items()
-        }
-        for layer in layers
-    ]
-    try:
-        yield
-    finally:
-        for layer, scaling in zip(layers, before, strict=True):
-            for name in scaling.keys() & layer.scaling.keys():
-                present = layer.scaling[name]
-                if isinstance(present, Tensor) and isinstance(
-                    scaling[name], Tensor
-                ):  # a compiled model holds on to it
-                    present.copy_(scaling[name])
-                else:
-                    layer.scaling[name] = scaling[name]
-        set_steps(pipe, dict.fromkeys(steps_on(pipe), ()) | steps)
-        if layers:
-            activate(pipe, [name for name in taking_part if name in adapter_names(pipe)])

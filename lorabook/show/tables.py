@@ -3,12 +3,13 @@
 import html
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import ClassVar
-
-from pandas import DataFrame
+from typing import TYPE_CHECKING, ClassVar
 
 from lorabook.checks import listed
 from lorabook.show.display import bundle, image_tag
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Report:
@@ -24,13 +25,15 @@ class Report:
         note: A line to stand below.
     """
 
-    table: DataFrame
+    table: "DataFrame"
     formats: ClassVar[Mapping[str, str | Callable[[object], str]]] = {}
     empty: ClassVar[str] = "no rows"
     note = ""
 
-    def cells(self) -> DataFrame:
+    def cells(self) -> "DataFrame":
         """The table as people read it: a column's name is its head, and every value is text."""
+        from pandas import DataFrame  # here, since `doctor` shows tables where pandas is broken
+
         columns = {}
         for column in self.table:
             form = self.formats.get(column, str)

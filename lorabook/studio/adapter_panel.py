@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 
-from lorabook.live.locks import lock_of
 from lorabook.live.presets import PRESETS, VECTORS
 from lorabook.live.scales import layer_scales, resolve_scales
+from lorabook.live.state import lock_of
 from lorabook.studio.block_sliders import BlockSliders
 from lorabook.studio.blocks_of_adapter import (
     blocks_of,

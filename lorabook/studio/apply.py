@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from lorabook.live.blend import blend
-from lorabook.live.layers import adapter_names, check_known, models_of
+from lorabook.live.layers import adapter_names, models_of
 from lorabook.live.manage import disable_adapters, remove_adapter
 from lorabook.live.scales import set_scales
+from lorabook.live.state import check_known
 from lorabook.studio.ranks import Ranks
 from lorabook.studio.settings import StudioSettings
 

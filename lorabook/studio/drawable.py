@@ -2,8 +2,7 @@
 
 import inspect
 
-from lorabook.live.layers import models_of
-from lorabook.live.scale_schedule import denoiser
+from lorabook.live.layers import denoiser, models_of
 
 
 def check_drawable(pipe) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lorabook.live.inject import adapter_of, base_weights
+from lorabook.live.inject import adapter_of
 from lorabook.live.layers import active_adapters
+from lorabook.live.match import base_weights
 from lorabook.live.save import SaveReport, baked, save_adapter
 from lorabook.live.scales import scales_of
 from lorabook.lora.merge import merge

@@ -16,14 +16,14 @@ from lorabook.live.layers import (
     active_adapters,
     adapter_names,
     base_weight,
-    factor_of,
+    denoiser,
     layers_of,
     models_of,
+    read_scale,
     walk,
 )
-from lorabook.live.locks import lock_of
-from lorabook.live.memory import is_memory
-from lorabook.live.scale_schedule import denoiser
+from lorabook.live.state import lock_of
+from lorabook.live.upstream import is_out_of_memory
 from lorabook.pipelines import world_of
 from lorabook.schedulers import scheduler_like
 from lorabook.studio.apply import BLEND, Applied
@@ -75,7 +75,7 @@ def settings_of(pipe, prompt: str | None = None, **changes) -> StudioSettings:
     for name in adapter_names(pipe):
         if name != BLEND:
             factors = {
-                part: {module: factor_of(layer, name) for module, layer in found.items()}
+                part: {module: read_scale(layer, name) for module, layer in found.items()}
                 for part, found in layers_of(pipe, name).items()
             }
             at_zero = not any(value for found in factors.values() for value in found.values())
@@ -204,7 +204,7 @@ class Painter:
             with folded(pipe, components=("unet", "transformer"), room=self._room):
                 return _called(pipe, told, settings.seeds, stopped)
         except (RuntimeError, MemoryError) as error:
-            if not is_memory(error):
+            if not is_out_of_memory(error):
                 raise
         self._room.clear()
         return _in_parts(pipe, told, settings.seeds, stopped)
@@ -217,7 +217,7 @@ def _in_parts(
     try:
         return _called(pipe, told, seeds, stopped)
     except (RuntimeError, MemoryError) as error:
-        if not is_memory(error):
+        if not is_out_of_memory(error):
             raise
         if len(seeds) == 1:
             raise ValueError(

@@ -4,21 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorabook.live.inject import adapter_of, base_weights, describe
-from lorabook.live.layers import (
-    adapter_names,
-    check_known,
-    factor_of,
-    layers_of,
-    models_of,
-    put_factor,
-)
-from lorabook.live.locks import lock_of
+from lorabook.live.inject import adapter_of, source_of, write_weights
+from lorabook.live.layers import adapter_names, layers_of
 from lorabook.live.manage import swap_adapter
-from lorabook.live.match import Ready, fit
+from lorabook.live.match import base_weights, match_layers
+from lorabook.live.state import check_known, lock_of
 from lorabook.lora.adapter import Adapter
 from lorabook.lora.shapes import as_lora, shapes_of
 from lorabook.lowrank import Svd, svd, truncated
@@ -148,19 +140,5 @@ def _put(pipe, name: str, adapter: Adapter) -> None:
     ):
         swap_adapter(pipe, name, adapter)  # a model prepared for swapping has padded ranks
         return
-    for part, ready in fit(pipe, adapter, f"adapter {name!r}").items():
-        for module, made in ready.items():
-            _place(there[part][module], name, made)
-        describe(models_of(pipe)[part].peft_config[name], ready, adapter.only([part]))
-
-
-def _place(layer: LoraLayer, name: str, made: Ready) -> None:
-    down, up, factor = layer.lora_A[name], layer.lora_B[name], factor_of(layer, name)
-    down.weight, up.weight = (
-        nn.Parameter(half.clone(), requires_grad=False) for half in (made.down, made.up)
-    )
-    width = "channels" if isinstance(down, nn.Conv2d) else "features"
-    setattr(down, f"out_{width}", made.rank)
-    setattr(up, f"in_{width}", made.rank)
-    layer.r[name], layer.lora_alpha[name], layer.use_rslora[name] = made.rank, made.alpha, False
-    put_factor(layer, name, factor)
+    weights = match_layers(pipe, adapter, f"adapter {name!r}")
+    write_weights(pipe, name, weights, adapter, source=source_of(pipe, name))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorabook.live.layers import adapter_names, listed
-from lorabook.live.load import load_adapter
-from lorabook.live.locks import lock_of
+from lorabook.checks import listed
+from lorabook.live.layers import adapter_names
+from lorabook.live.load import LoadReport, load_adapter
 from lorabook.live.manage import remove_adapter
-from lorabook.live.report import LoadReport
 from lorabook.live.save import SaveReport
+from lorabook.live.state import lock_of
 from lorabook.pipelines import world_of
 from lorabook.show import display as mime
 from lorabook.show.grid import ImageGrid

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lorabook.live.locks import PipelineLock
+from lorabook.live.state import PipelineLock
 from lorabook.studio.generate import Painted, Stopped
 from lorabook.studio.settings import StudioSettings
 from lorabook.studio.threads import give_threads_back

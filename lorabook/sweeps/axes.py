@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
+from lorabook.checks import listed
 from lorabook.live.expand import steps_of
 from lorabook.live.generate import check_prompt
-from lorabook.live.layers import adapter_names, check_known, listed
+from lorabook.live.layers import adapter_names
 from lorabook.live.scales import layer_scales, resolve_scales
+from lorabook.live.state import check_known
 from lorabook.lora.merge import METHODS
 from lorabook.schedulers import scheduler_named
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from lorabook.live.generate import is_guided, prompt_arguments
 from lorabook.live.layers import (
-    Carrying,
+    LoraLayers,
     activate,
     adapter_names,
     lora_layers,
-    put_factor,
     trained_scaling,
+    write_scale,
 )
-from lorabook.live.locks import lock_of
+from lorabook.live.state import lock_of
 from lorabook.sweeps.cells import Cell, Factors
 from lorabook.upstream import without_progress_bar
 
@@ -96,7 +96,7 @@ def draw_alone(pipe, cell: Cell, factors: Factors, told: Mapping[str, object]):
         for name, parts in factors.items():
             for part, found in parts.items():
                 for module, factor in found.items():
-                    put_factor(layers[part][module], name, factor)
+                    write_scale(layers[part][module], name, factor)
         activate(pipe, [name for name in adapter_names(pipe) if _works(factors[name])], layers)
         call |= told
         call |= prompt_arguments(pipe, call.pop("prompt"), call.pop("negative_prompt", None), call)
@@ -106,7 +106,7 @@ def draw_alone(pipe, cell: Cell, factors: Factors, told: Mapping[str, object]):
 
 
 @contextmanager
-def _kept(layers: Carrying) -> Iterator[None]:
+def _kept(layers: LoraLayers) -> Iterator[None]:
     """Put the very scalings back: a compiled model holds on to them."""
     before = [(layer, dict(layer.scaling)) for found in layers.values() for layer in found.values()]
     inside = [
@@ -138,7 +138,7 @@ def _scale_samples(
         for name in layer.scaling:
             numbers = tuple(each[name]["unet"][module] for each in factors)
             if len(set(numbers)) == 1:
-                put_factor(layer, name, numbers[0])
+                write_scale(layer, name, numbers[0])
                 continue
             trained, weight = trained_scaling(layer, name), layer.lora_B[name].weight
             key = numbers, trained, weight.dtype, _dimensions(module, layer)
@@ -159,7 +159,7 @@ def _dimensions(module: str, layer: LoraLayer) -> int:
 
 def _encoded(
     pipe,
-    layers: Carrying,
+    layers: LoraLayers,
     cells: Sequence[Cell],
     factors: Sequence[Factors],
     call: Mapping[str, object],
@@ -178,7 +178,7 @@ def _encoded(
         key = cell.call["prompt"], cell.call.get("negative_prompt"), scales
         if key not in made:
             for part, module, name, factor in scales:
-                put_factor(encoders[part][module], name, factor)
+                write_scale(encoders[part][module], name, factor)
             made[key] = prompt_arguments(pipe, *key[:2], call)
         rows.append(made[key])
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

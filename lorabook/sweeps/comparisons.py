@@ -9,10 +9,9 @@ import numpy as np
 from lorabook.blocks import block_map
 from lorabook.live.blend import BlendReport, blend
 from lorabook.live.inject import adapter_of
-from lorabook.live.layers import adapter_names, check_known, layers_of
-from lorabook.live.locks import locked
+from lorabook.live.layers import adapter_names, layers_of
 from lorabook.live.manage import remove_adapter
-from lorabook.live.scales import kept_scales
+from lorabook.live.state import check_known, locked, preserve_scales
 from lorabook.lora.layer_stats import layer_table, norm_of
 from lorabook.lora.merge import METHODS
 from lorabook.metrics import image_similarity
@@ -96,7 +95,7 @@ def compare_blends(
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     before, reports, columns, name = adapter_names(pipe), {}, [], "blend_under_comparison"
-    with kept_scales(pipe):
+    with preserve_scales(pipe):
         try:
             for method in methods:
                 reports[method] = blend(

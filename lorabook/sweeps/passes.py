@@ -11,9 +11,9 @@ from lorabook.live.generate import chunks_of
 from lorabook.live.layers import adapter_names
 from lorabook.live.load import load_adapter
 from lorabook.live.manage import remove_adapter
-from lorabook.live.memory import is_memory
 from lorabook.live.scale_schedule import set_steps, steps_on
-from lorabook.live.scales import kept_scales
+from lorabook.live.state import preserve_scales
+from lorabook.live.upstream import is_out_of_memory
 from lorabook.schedulers import scheduler_like
 from lorabook.sweeps.batched import can_batch, draw_alone, draw_batch
 from lorabook.sweeps.cells import SWEPT, Cell, Present, factors_of, schedule_of
@@ -42,7 +42,7 @@ def draw_cells(
     steps = steps_on(pipe)
     size = _at_once(pipe, told)
     for group in _groups(pipe, cells, told).values():
-        with kept_scales(pipe), _prepared(pipe, cells[group[0]]):
+        with preserve_scales(pipe), _prepared(pipe, cells[group[0]]):
             set_steps(
                 pipe, dict.fromkeys(steps_on(pipe), ()) | schedule_of(pipe, cells[group[0]], steps)
             )
@@ -82,7 +82,7 @@ def _draw_group(
                 now = waiting[:1]
                 images = [draw_alone(pipe, cells[now[0]], factors[now[0]], told)]
         except (RuntimeError, MemoryError) as error:
-            if len(now) == 1 or not is_memory(error):
+            if len(now) == 1 or not is_out_of_memory(error):
                 raise
             size = len(now) // 2
             if torch.cuda.is_available():

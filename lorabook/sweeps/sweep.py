@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from lorabook.live.generate import OTHER_PROMPTS, check_call, check_prompt
 from lorabook.live.layers import active_adapters, adapter_names
-from lorabook.live.load import read_source
-from lorabook.live.locks import locked
 from lorabook.live.scale_schedule import steps_on
-from lorabook.live.scales import kept_scales, scales_of, set_scales
+from lorabook.live.scales import scales_of, set_scales
+from lorabook.live.state import locked, preserve_scales
+from lorabook.lora.source import read_source
 from lorabook.pipelines import world_of
 from lorabook.show.grid import ImageGrid
 from lorabook.sweeps.axes import INSTEAD, Axis, check_seed, check_together, read_axis
@@ -113,7 +113,7 @@ def sweep(
         "guidance_scale": world.guidance_scale if guidance_scale is None else guidance_scale,
     }
     call = {name: value for name, value in call.items() if name not in _REFUSED}
-    with kept_scales(pipe):
+    with preserve_scales(pipe):
         if scales is not None:
             set_scales(pipe, scales, only=True)
         settings = _settings(pipe, base, axes, call, title)

@@ -5,7 +5,7 @@ import pytest
 from diffusers import StableDiffusionImg2ImgPipeline
 
 import lorabook as lb
-from lorabook.live.locks import PipelineLock, lock_of, locked
+from lorabook.live.state import PipelineLock, lock_of, locked
 
 
 def in_another_thread(act):

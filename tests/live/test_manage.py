@@ -10,7 +10,6 @@ import lorabook as lb
 from adapter_files import ATTENTION, add_random, plain
 from lorabook.live import layers, manage
 from lorabook.live.layers import active_adapters, layers_of, models_of
-from lorabook.live.originals import fused_in
 from lorabook.lora.source import read_source
 
 
@@ -105,13 +104,13 @@ def test_unloaded_after_fusing_the_memory_of_the_originals_is_free(loaded):
     originals = [
         weakref.ref(weight)
         for model in models_of(loaded).values()
-        for weight in fused_in(model).weights.values()
+        for weight in model.lorabook.base_weights.values()
     ]
     halves = [
         weakref.ref(ready.up)
         for model in models_of(loaded).values()
-        for share in fused_in(model).parts.values()
-        for ready in share.ready.values()
+        for share in model.lorabook.fused.values()
+        for ready in share.weights.values()
     ]
     assert len(originals) > 279 and len(halves) > len(originals)
     lb.unload_adapters(loaded)
@@ -171,7 +170,7 @@ def test_moving_to_where_it_is_changes_nothing_and_an_unknown_device_is_an_error
 
 def test_moved_away_from_its_model_it_is_switched_off(loaded, monkeypatch):
     monkeypatch.setattr(
-        manage, "home_of", lambda layer: torch.device("meta")
+        manage, "device_of", lambda layer: torch.device("meta")
     )  # as if the model were elsewhere
     lb.move_adapter(loaded, "creatures", "cpu")
     assert active_adapters(loaded) == ["patch_cat"]
@@ -191,9 +190,9 @@ def test_what_waits_on_another_device_comes_back_when_it_takes_part_again(
 ):
     there, moves = torch.device("cuda:0"), []
     for module in (manage, layers):
-        monkeypatch.setattr(module, "home_of", lambda layer: there)
+        monkeypatch.setattr(module, "device_of", lambda layer: there)
         monkeypatch.setattr(
-            module, "move", lambda layer, name, device: moves.append((name, device))
+            module, "move_weights", lambda layer, name, device: moves.append((name, device))
         )
     lb.move_adapter(loaded, "creatures", "cpu")
     assert {device.type for name, device in moves if name == "creatures"} == {"cpu"}
@@ -210,7 +209,7 @@ def test_what_waits_on_another_device_comes_back_when_it_takes_part_again(
 def test_all_that_an_adapter_has_in_a_layer_moves(pipe):
     add_random(pipe, ATTENTION, text=False, use_dora=True)
     layer = next(iter(layers_of(pipe, "random")["unet"].values()))
-    layers.move(layer, "random", torch.device("meta"))
+    layers.move_weights(layer, "random", torch.device("meta"))
     own = {
         name: value for name, value in layer.named_parameters() if not name.startswith("base_layer")
     }

@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 
 import lorabook as lb
 from adapter_files import ATTENTION, add_random, lycoris, plain
-from lorabook.live.inject import adapter_of, base_weights
+from lorabook.live.inject import adapter_of
+from lorabook.live.match import base_weights
 from lorabook.lora.source import read_source
 
 

@@ -16,7 +16,7 @@ import lorabook as lb
 from adapter_files import ATTENTION, add_random
 from lorabook.blocks import block_of
 from lorabook.live.layers import active_adapters, layers_of
-from lorabook.live.scales import kept_scales
+from lorabook.live.state import preserve_scales
 
 CALL = dict(prompt="a red cat", num_inference_steps=3, output_type="pt")
 BLOCKS = ["down", "mid", "up", "embedding"]
@@ -132,7 +132,7 @@ def test_a_call_that_fails_on_its_way_leaves_the_scales_as_they_were(loaded):
 def test_scales_are_kept_over_a_block_that_fails(loaded):
     lb.set_scales(loaded, {"creatures": {"steps": [[0, 0.5, 0]]}})
     before = draw(loaded)
-    with pytest.raises(KeyError), kept_scales(loaded):
+    with pytest.raises(KeyError), preserve_scales(loaded):
         lb.set_scales(loaded, {"creatures": 2, "patch_cat": {"steps": [[0, 1, 0]]}})
         raise KeyError
     assert torch.equal(before, draw(loaded))
@@ -252,7 +252,7 @@ def test_a_schedule_works_on_a_compiled_model(small):
 def test_scales_are_kept_of_an_adapter_with_room_for_swapping_too(pipe):
     lb.load_adapter(pipe, "ink", hotswap_rank=8)
     lb.set_scales(pipe, {"ink": 0.8})
-    with kept_scales(pipe):
+    with preserve_scales(pipe):
         lb.set_scales(pipe, {"ink": 0.3})
     assert all(scale == pytest.approx(0.8) for scale in lb.scales_of(pipe)["ink"]["unet"].values())
 

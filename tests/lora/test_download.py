@@ -298,6 +298,7 @@ def test_an_address_is_kept_and_shown_without_user_query_and_fragment(address, s
 )
 def test_no_secret_of_an_address_is_kept_or_said(pipe, site, tmp_path, end):
     import lorabook as lb
+    from lorabook.live.inject import source_of
 
     body = (lb.bundled("adapters/ink") / "pytorch_lora_weights.safetensors").read_bytes()
     url = (
@@ -307,7 +308,7 @@ def test_no_secret_of_an_address_is_kept_or_said(pipe, site, tmp_path, end):
         + end
     )
     report = lb.load_adapter(pipe, url, "ink", cache_dir=str(tmp_path))
-    assert pipe.unet.peft_config["ink"].came_from == f"{site.url}/api/1"
+    assert source_of(pipe, "ink") == f"{site.url}/api/1"
     assert SECRET not in str(report) + report._repr_html_() + str(
         vars(pipe.unet.peft_config["ink"])
     )

@@ -8,7 +8,7 @@ import pytest
 import lorabook as lb
 from adapter_files import WRITERS, draw, plain
 from conftest import tiny_sdxl
-from lorabook.live.inject import base_weights
+from lorabook.live.match import base_weights
 from lorabook.lora.formats.write import FORMATS
 from lorabook.lora.source import read_source
 

@@ -9,6 +9,7 @@ from safetensors.torch import save
 
 import lorabook as lb
 from loopback_hub import LoopbackHub
+from lorabook.live.inject import source_of
 from lorabook.lora.source import read_source
 
 REPO, SD15 = "someone/peft", "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -102,7 +103,7 @@ def test_the_address_of_a_file_on_the_hub_brings_its_settings_along(hub, pipe):
     address = f"{hub.url}/{REPO}/resolve/main/ikea/adapter_model.safetensors?download=true&token=hf_secret"
     report = lb.load_adapter(pipe, address, "it")
     assert report.alpha == (16,) and report.base_model == SD15
-    assert pipe.unet.peft_config["it"].came_from == address.partition("?")[0]
+    assert source_of(pipe, "it") == address.partition("?")[0]
 
 
 def test_the_hubs_copy_is_read_whole_without_network(hub):

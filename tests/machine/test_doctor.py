@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import types
+from importlib.metadata import version
 
 import peft
 import pytest
@@ -42,7 +43,7 @@ def test_each_package_and_each_trap_has_its_line(report):
         "a pipeline by diffusers",
         "Hub token",
     ]
-    assert report["torch"].found == torch.__version__
+    assert report["torch"].found == version("torch")
 
 
 def test_it_shows_itself():
@@ -64,6 +65,11 @@ def test_it_shows_itself():
     assert "all is well" in str(Checkup(report[2:]))
 
 
+def test_it_is_a_table_too(report):
+    assert list(report.table["name"]) == [check.name for check in report]
+    assert set(report.table.columns) == {"name", "found", "verdict", "mend"}
+
+
 def test_it_names_no_folder_of_this_machine(report):
     assert os.path.expanduser("~") not in str(report) and "/" not in report["disk"].found
 
@@ -74,7 +80,7 @@ def test_the_command_says_the_same_as_json():
     )
     told = json.loads(done.stdout)
     assert done.returncode == 0 and told["fit"] is True
-    assert {"name": "torch", "found": torch.__version__, "verdict": "ok", "mend": ""} in told[
+    assert {"name": "torch", "found": version("torch"), "verdict": "ok", "mend": ""} in told[
         "checks"
     ]
 

@@ -20,7 +20,7 @@ class NotebookAccessError(Exception):
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path):
-    for sign in places._SIGNS:
+    for sign in places._VARIABLES:
         monkeypatch.delenv(sign, raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -133,7 +133,7 @@ def test_a_drive_that_stays_closed_is_told(colab):
 
 
 def test_results_go_to_kaggles_output(kaggle, monkeypatch, tmp_path):
-    monkeypatch.setattr(places, "_kaggle_output", lambda: tmp_path)
+    monkeypatch.setattr(places, "KAGGLE_OUTPUT", tmp_path)
     assert results_folder("kaggle") == tmp_path / "lorabook"
 
 

@@ -9,8 +9,8 @@ import lorabook as lb
 from adapter_files import add_random
 from conftest import tiny_sdxl
 from lorabook.live.layers import active_adapters, adapter_names, lora_layers
-from lorabook.live.locks import lock_of
 from lorabook.live.scales import scales_of
+from lorabook.live.state import lock_of
 from lorabook.studio.apply import BLEND
 from lorabook.studio.generate import STEPS, Painter, Stopped, settings_of
 from lorabook.sweeps.batched import generate_image

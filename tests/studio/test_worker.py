@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from lorabook.live.locks import PipelineLock
+from lorabook.live.state import PipelineLock
 from lorabook.studio.generate import Painted, Stopped
 from lorabook.studio.settings import StudioSettings
 from lorabook.studio.worker import Renderer, in_one_sentence

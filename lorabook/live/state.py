@@ -1,0 +1,286 @@
+"""What lorabook keeps on a model: one attribute, `model.lorabook`; and the lock of a pipeline."""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from threading import Lock, RLock
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lorabook.checks import listed
+from lorabook.live.layers import (
+    LoraLayers,
+    activate,
+    active_adapters,
+    adapter_names,
+    denoiser,
+    flat,
+    lora_layers,
+    models_of,
+    trained_scaling,
+    write_scale,
+)
+from lorabook.live.upstream import (
+    TEXT_ENCODERS,
+    Scaling,
+    hook_calls,
+    restore_scalings,
+    scalings_of,
+)
+from lorabook.lora.adapter import Adapter
+
+
+class PipelineLock:
+    """A lock that its owner may take again; whoever lets it go comes after those who wait."""
+
+    def __init__(self):
+        self._next, self._lock = Lock(), RLock()  # an RLock alone does not promise the order
+
+    def acquire(self, timeout: float = -1) -> bool:
+        """Take the lock; returns whether that came within `timeout` seconds, and −1 waits for ever."""
+        if self.is_mine():
+            return self._lock.acquire()
+        if not self._next.acquire(timeout=timeout):
+            return False
+        try:
+            return self._lock.acquire(timeout=timeout)
+        finally:
+            self._next.release()
+
+    def release(self) -> None:
+        """Let the lock go, once for each time it was taken."""
+        self._lock.release()
+
+    def is_mine(self) -> bool:
+        """Whether the calling thread has the lock."""
+        return self._lock._is_owned()
+
+    def __enter__(self):
+        self.acquire()
+
+    def __exit__(self, *_):
+        self.release()
+
+    def __reduce__(self):
+        return PipelineLock, ()  # a copy of a model has a lock of its own
+
+
+class PipelineRef:
+    """A weak reference to a pipeline: a copy of the pipeline has its copy in it, a pickle has none."""
+
+    def __init__(self, pipe: DiffusionPipeline | None = None):
+        self._ref = None if pipe is None else weakref.ref(pipe)
+
+    def __call__(self) -> DiffusionPipeline | None:
+        return self._ref and self._ref()
+
+    def __deepcopy__(self, memo: dict):
+        pipe = self()
+        return PipelineRef(memo.get(id(pipe), pipe))
+
+    def __reduce__(self):
+        return PipelineRef, ()
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """Where an adapter on a model came from.
+
+    Attributes:
+        config: PEFT's of this adapter; with another one, the adapter was replaced by other code.
+        adapter: as it was loaded; tensors of layers that are no plain LoRA only.
+        source: as `load_adapter` was given it, or None.
+    """
+
+    config: Any
+    adapter: Adapter
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class FusedAdapter:
+    """An adapter in a model's weights, with all that puts it back beside them.
+
+    Attributes:
+        weights: its LoraWeights by module.
+        fused_at: the scale it was fused at by module.
+        scales: the scale it had before by module.
+        active: whether it was active before.
+        rank: what its ranks were padded to for swapping, or None.
+        adapter: as it was loaded.
+        order: the pipeline's adapters at that time.
+        source: as `load_adapter` was given it, or None.
+    """
+
+    weights: Mapping[str, Any]
+    fused_at: Mapping[str, float]
+    scales: Mapping[str, float]
+    active: bool
+    rank: int | None
+    adapter: Adapter
+    order: list[str]
+    source: str | None
+
+
+@dataclass
+class AdapterState:
+    """What lorabook knows of the adapters on one model: the attribute `lorabook` of the model.
+
+    Attributes:
+        loaded: where the adapters beside the weights came from, by name.
+        fused: the adapters in the weights, by name, in the order they were fused.
+        fused_for_good: adapters in the weights whose originals were let go.
+        base_weights: the original of each weight that fusing changed, by module, on the CPU.
+        schedule: an object whose `factors(model, args, kwargs)` gives each adapter's factor for one
+            call of the denoiser; None where scales stay as they are.
+        scalings_before_call: to be put back when the running call of the denoiser ends.
+        scalings: of a text encoder, as they were last set.
+        pipeline: the one that was last worked with.
+        has_warned: whether a call's own scale was said to do nothing to what is fused.
+        hooks: on the denoiser, while there are adapters.
+        lock: for whoever changes adapters or weights, or generates; the denoiser's counts.
+    """
+
+    loaded: dict[str, LoadedAdapter] = field(default_factory=dict)
+    fused: dict[str, FusedAdapter] = field(default_factory=dict)
+    fused_for_good: tuple[str, ...] = ()
+    base_weights: dict[str, Tensor] = field(default_factory=dict)
+    schedule: Any = None
+    scalings_before_call: list[Scaling] = field(default_factory=list)
+    scalings: list[Scaling] = field(default_factory=list)
+    pipeline: PipelineRef = field(default_factory=PipelineRef)
+    has_warned: bool = False
+    hooks: list[RemovableHandle] = field(default_factory=list)
+    lock: PipelineLock = field(default_factory=PipelineLock)
+
+    def end_call(self) -> None:
+        """Put back what a call of the denoiser changed of the scalings."""
+        restore_scalings(self.scalings_before_call)
+        self.scalings_before_call = []
+
+
+def state_of(model: nn.Module) -> AdapterState:
+    """The model's AdapterState, made where it has none."""
+    if "lorabook" not in vars(model):
+        vars(model).setdefault("lorabook", AdapterState())  # atomic: another thread may be first
+    return model.lorabook
+
+
+def fused_names(pipe: DiffusionPipeline) -> list[str]:
+    """The adapters fused into any model of a pipeline, in the order they were fused."""
+    states = [state_of(model) for model in models_of(pipe).values()]
+    return list(dict.fromkeys(name for state in states for name in state.fused))
+
+
+def check_known(
+    pipe: DiffusionPipeline, names: Iterable[str], layers: LoraLayers | None = None
+) -> None:
+    """Raise ValueError for an adapter that the pipeline does not have, or that is fused.
+
+    Args:
+        layers: as in `adapter_names`.
+    """
+    layers = lora_layers(pipe) if layers is None else layers
+    known, fused = adapter_names(pipe, layers), fused_names(pipe)
+    for name in names:
+        if name in fused:
+            raise ValueError(
+                f"adapter {name!r} is fused, so it stays as it is; call unfuse(pipe, {name!r}) first"
+            )
+        if name not in known:
+            there = listed([f"{each:.60}" for each in known], 8)
+            raise ValueError(f"the pipeline has no adapter {name!r:.80}; it has: {there}")
+    if any(layer.merged for layer in flat(layers)):
+        raise ValueError("adapters were fused by diffusers itself; call pipe.unfuse_lora() first")
+
+
+def original_weight(model: nn.Module, module: str, weight: Tensor) -> Tensor:
+    """A layer's weight as the base model has it, whatever is fused.
+
+    Args:
+        module: the layer's name.
+        weight: as it is now; gives device and precision.
+    """
+    original = state_of(model).base_weights.get(module)
+    return weight.detach() if original is None else original.to(weight)
+
+
+def keep_over_calls(pipe: DiffusionPipeline) -> None:
+    """Let calls of the pipeline leave the scales as they are now; see `hook_calls` in upstream.py.
+
+    Called after each change of adapters or scales. With the last adapter the hooks go.
+    """
+    model, layers = denoiser(pipe), lora_layers(pipe)
+    if model is None:
+        return
+    state = state_of(model)
+    state.pipeline = PipelineRef(pipe)
+    for component in layers.keys() & set(TEXT_ENCODERS):
+        text_encoder = state_of(models_of(pipe)[component])
+        text_encoder.scalings = scalings_of(layers[component].values())
+    states = [state_of(each) for each in models_of(pipe).values()]
+    if not (flat(layers) or any(each.fused or each.fused_for_good for each in states)):
+        for hook in state.hooks:
+            hook.remove()
+        state.hooks = []
+    elif not state.hooks:
+        state.hooks = hook_calls(model)
+
+
+@contextmanager
+def preserve_scales(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Put every adapter's scale and schedule, and which are active, back at the end of the block."""
+    model, layers = denoiser(pipe), lora_layers(pipe)
+    state = AdapterState() if model is None else state_of(model)
+    state.end_call()
+    schedule, active = state.schedule, active_adapters(pipe, layers)
+    before = scalings_of(flat(layers))
+    trained = [trained_scaling(layer, name) for layer, name, *_ in before]
+    try:
+        yield
+    finally:
+        state.end_call()
+        for (layer, name, value, number), scaling in zip(before, trained, strict=True):
+            if name in layer.scaling and trained_scaling(layer, name) == scaling:
+                restore_scalings([(layer, name, value, number)])
+            elif name in layer.scaling:  # swapped, or no DoRA any more
+                write_scale(layer, name, float(number) / scaling if scaling else 0.0)
+        state.schedule = schedule
+        present = adapter_names(pipe)
+        activate(pipe, [name for name in active if name in present])
+        keep_over_calls(pipe)
+
+
+def lock_of(pipe: DiffusionPipeline) -> PipelineLock:
+    """The lock of a pipeline's denoiser, which all pipelines with that UNet or transformer share.
+
+    It is for whoever changes the pipeline's adapters or weights, or generates with it. What is no
+    pipeline gets a lock of its own.
+    """
+    return _lock_of(pipe) or PipelineLock()
+
+
+def locked(function: Callable) -> Callable:
+    """Let a function have all pipelines among its arguments to itself while it runs."""
+
+    @wraps(function)
+    def alone(*args, **kwargs):
+        locks = {lock for lock in map(_lock_of, (*args, *kwargs.values())) if lock}
+        with ExitStack() as stack:
+            for lock in sorted(
+                locks, key=id
+            ):  # in one order, so that no two calls wait for each other
+                stack.enter_context(lock)
+            return function(*args, **kwargs)
+
+    return alone
+
+
+def _lock_of(pipe: Any) -> PipelineLock | None:
+    model = next(iter(models_of(pipe).values()), None)
+    return state_of(model).lock if isinstance(model, nn.Module) else None
