@@ -31,23 +31,22 @@ class CachedRows:
 
 
 def encode_once(
+    name: str,
     inputs: datasets.Dataset,
     encode: Callable[[list[int]], tuple[Tensor, ...]],
-    path: Path,
-    *,
+    folder: Path,
+    key: str,
     batch_size: int,
-    label: str,
 ) -> list[CachedRows]:
-    """Encode each row of a data set, unless the file holds that.
+    """Encode each row of a data set, unless a file holds that.
 
     The file appears whole or not at all; one that cannot be read is written anew.
 
     Args:
-        inputs: the data set.
+        name: what the progress bar calls the rows.
         encode: from the numbers of some rows to tensors with a row each.
-        path: the file, whose name is the fingerprint.
+        folder, key: where the file is, and the fingerprint of what it holds.
         batch_size: rows that are encoded at a time.
-        label: of the progress bar.
     Returns: what `encode` returned, for all rows.
     Raises: OSError if the file cannot be written.
     """
@@ -55,7 +54,8 @@ def encode_once(
     def arrays(numbers: list[int]) -> dict[str, np.ndarray]:
         return {str(place): _numpy(part) for place, part in enumerate(encode(numbers))}
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{key}.arrow"
     try:
         encoded = datasets.Dataset.from_file(str(path))
     except (OSError, ValueError):  # not there, cut short or damaged
@@ -68,8 +68,8 @@ def encode_once(
             batch_size=batch_size,
             remove_columns=inputs.column_names,
             cache_file_name=str(path),
-            new_fingerprint=path.stem,
-            desc=label,
+            new_fingerprint=key,
+            desc=f"encoding {name}",
         )
     return [CachedRows(encoded.data.column(name)) for name in encoded.column_names]
 

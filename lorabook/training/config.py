@@ -25,6 +25,10 @@ LR_SCHEDULERS = Literal[
 TRACKERS = Literal["tensorboard", "wandb", "comet_ml", "all", "none"]
 SOURCES = ("dataset_name", "train_data_dir", "instance_data_dir")
 UPSCALER = "has no effect: it is for DeepFloyd IF's upscaler, which is not trained here"
+CONFLICTS = (
+    ("pre_compute_text_embeddings", "train_text_encoder", "whose embeddings change"),
+    ("snr_gamma", "do_edm_style_training", "which weighs the loss itself"),
+)
 WITHOUT_EFFECT = {
     "class_labels_conditioning": UPSCALER,
     "validation_images": UPSCALER,
@@ -37,11 +41,7 @@ WITHOUT_EFFECT = {
 class TrainingConfig(Flags):
     """What both methods share; None means that the model, the data or the method decide."""
 
-    pretrained_model_name_or_path: str | None = flag(
-        None,
-        "base model: folder, bundled name or Hub id; default: the bundled tiny-sd without a GPU, "
-        "Stable Diffusion 1.5 with one",
-    )
+    pretrained_model_name_or_path: str | None = flag(None, "base model: folder, name or Hub id")
     revision: str | None = flag(None, "revision of the base model on the Hub")
     variant: str | None = flag(None, "variant of its weight files, for example fp16")
     pretrained_vae_model_name_or_path: str | None = flag(
@@ -50,9 +50,7 @@ class TrainingConfig(Flags):
     dataset_name: str | None = flag(None, "images: Hub id or bundled name")
     dataset_config_name: str | None = flag(None, "configuration of the Hub data set")
     image_column: str | None = flag(None, "column of images; default: the first that holds such")
-    caption_column: str | None = flag(
-        None, "column of captions; default: by its name, and for DreamBooth instance_prompt instead"
-    )
+    caption_column: str | None = flag(None, "column of captions; DreamBooth: else instance_prompt")
     validation_split: Share = flag(0.0, "share of the images that only the loss is measured on")
     validation_prompt: str | None = flag(None, "prompt of the images generated on the way")
     num_validation_images: CountOrZero = flag(4, "number of those images")
@@ -71,17 +69,13 @@ class TrainingConfig(Flags):
     gradient_checkpointing: bool = flag(False, "save memory by computing activations twice")
     compile: bool = flag(False, "compile the UNet: a minute at the start, faster steps on a GPU")
     learning_rate: Positive | None = flag(1e-4, "learning rate")
-    text_encoder_lr: Positive | None = flag(
-        None, "learning rate of the text encoders; default: the UNet's, for SDXL DreamBooth 5e-6"
-    )
+    text_encoder_lr: Positive | None = flag(None, "the text encoders' rate; SDXL DreamBooth: 5e-6")
     scale_lr: bool = flag(False, "multiply the rates by devices, accumulation and batch size")
     lr_scheduler: LR_SCHEDULERS = flag("constant", "how the rate changes")
     lr_warmup_steps: CountOrZero = flag(500, "steps over which the rate rises, if it does")
     lr_num_cycles: Count = flag(1, "restarts of cosine_with_restarts")
     lr_power: Amount = flag(1.0, "power of polynomial")
-    snr_gamma: Positive | None = flag(
-        None, "weigh the loss by min-SNR, clamped at this; 5 is usual"
-    )
+    snr_gamma: Positive | None = flag(None, "weigh the loss by min-SNR, clamped at this (5)")
     noise_offset: Amount = flag(0.0, "strength of a constant added to each channel's noise")
     prediction_type: Literal["epsilon", "v_prediction"] | None = flag(
         None, "what the UNet predicts; default: the model's own"
@@ -92,9 +86,7 @@ class TrainingConfig(Flags):
     adam_beta1: Share = flag(0.9, "the optimiser's first beta")
     adam_beta2: Share = flag(0.999, "the optimiser's second beta")
     adam_weight_decay: Amount | None = flag(1e-2, "weight decay")
-    adam_weight_decay_text_encoder: Amount | None = flag(
-        None, "weight decay of the text encoders; default: the UNet's, for SDXL DreamBooth 1e-3"
-    )
+    adam_weight_decay_text_encoder: Amount | None = flag(None, "the text encoders' weight decay")
     adam_epsilon: Positive = flag(1e-8, "the optimiser's epsilon")
     prodigy_beta3: Share | None = flag(None, "prodigy's third beta; default: √ of the second")
     prodigy_decouple: bool = flag(True, "prodigy: weight decay as in AdamW")
@@ -111,9 +103,7 @@ class TrainingConfig(Flags):
     enable_npu_flash_attention: bool = flag(False, "for Ascend NPUs; no effect here")
     dataloader_num_workers: CountOrZero = flag(0, "processes that read images not yet encoded")
     rank: Count = flag(4, "rank of every adapted layer")
-    alpha: Positive | None = flag(
-        None, "alpha: the adapter's output is scaled by alpha / rank; default: equal to rank"
-    )
+    alpha: Positive | None = flag(None, "the adapter counts by alpha / rank; default: rank")
     target: Literal[tuple(TARGETS)] = flag("attention", "which UNet layers are adapted")
     target_blocks: list[str] | None = flag(None, "adapt only these blocks: down.2 mid up.1")
     use_dora: bool = flag(False, "train DoRA: a magnitude beside the low-rank direction")
@@ -183,17 +173,14 @@ class TrainingConfig(Flags):
 class TextToImageConfig(TrainingConfig):
     """A text-to-image LoRA training run, with the flags of diffusers' train_text_to_image_lora.py.
 
-    Every field is a flag of `python -m lorabook.training.text_to_image`, and its help says what
-    it does. None means that the model or the data decide.
+    Every field is a flag, and `python -m lorabook.training.text_to_image --help` says what it does.
 
     Raises: ValueError, naming the field, if a value cannot be used.
     """
 
     train_data_dir: str | None = flag(None, "captioned images: a folder")
     max_train_samples: Count | None = flag(None, "use only the first so many images")
-    allow_empty_captions: bool = flag(
-        False, "train where no image has a caption, on empty ones; else that is an error"
-    )
+    allow_empty_captions: bool = flag(False, "train although no image has a caption")
     debug_loss: bool = flag(False, "report the loss of each image by its number")
 
     method = "text_to_image"
@@ -203,23 +190,16 @@ class TextToImageConfig(TrainingConfig):
 class DreamBoothConfig(TrainingConfig):
     """A DreamBooth LoRA training run, with the flags of diffusers' train_dreambooth_lora(_sdxl).py.
 
-    Every field is a flag of `python -m lorabook.training.dreambooth`, and its help says what it
-    does. None means that the model or the data decide.
+    Every field is a flag, and `python -m lorabook.training.dreambooth --help` says what it does.
 
     Raises: ValueError, naming the field, if a value cannot be used.
     """
 
     instance_data_dir: str | None = flag(None, "images of the subject: a folder or bundled name")
-    instance_prompt: str | None = flag(
-        None, "prompt that names the subject by a rare word, as in: a photo of sks dog"
-    )
-    class_data_dir: str | None = flag(
-        None, "images of the subject's class: a folder, filled by the model where they are too few"
-    )
+    instance_prompt: str | None = flag(None, "the subject by a rare word: a photo of sks dog")
+    class_data_dir: str | None = flag(None, "folder of class images; missing ones are generated")
     class_prompt: str | None = flag(None, "prompt of the class, as in: a photo of a dog")
-    with_prior_preservation: bool = flag(
-        False, "learn from the class images too, so that the class stays itself"
-    )
+    with_prior_preservation: bool = flag(False, "learn from images of the class too")
     prior_loss_weight: Amount = flag(1.0, "weight of the class images in the loss")
     num_class_images: Count = flag(100, "number of class images")
     sample_batch_size: Count = flag(4, "class images generated at once")
@@ -234,18 +214,12 @@ class DreamBoothConfig(TrainingConfig):
     adam_weight_decay: Amount | None = flag(None, "weight decay; default: 1e-2, for SDXL 1e-4")
     output_dir: str = flag("lora-dreambooth-model", "folder for adapter, checkpoints and images")
     tokenizer_name: str | None = flag(None, "another tokenizer: folder or Hub id")
-    tokenizer_max_length: Count | None = flag(
-        None, "tokens that a prompt is filled up to; default: the tokenizer's own"
-    )
+    tokenizer_max_length: Count | None = flag(None, "tokens that a prompt is filled up to")
     text_encoder_use_attention_mask: bool = flag(False, "encode prompts without their padding")
-    pre_compute_text_embeddings: bool = flag(
-        False, "encode prompts once; done anyway where the text encoder is frozen"
-    )
+    pre_compute_text_embeddings: bool = flag(False, "encode prompts once; done anyway if frozen")
     validation_images: list[str] | None = flag(None, "for DeepFloyd IF's upscaler; no effect")
     class_labels_conditioning: str | None = flag(None, "for DeepFloyd IF's upscaler; no effect")
-    do_edm_style_training: bool = flag(
-        False, "measure the loss on the denoised latents, weighed as in EDM (Karras et al. 2022)"
-    )
+    do_edm_style_training: bool = flag(False, "measure the loss on denoised latents, as EDM does")
 
     method = "dreambooth"
 
@@ -263,16 +237,9 @@ class DreamBoothConfig(TrainingConfig):
             raise ValueError(
                 "class_data_dir is missing: prior preservation needs a folder for the class images"
             )
-        if self.train_text_encoder and self.pre_compute_text_embeddings:
-            raise ValueError(
-                "pre_compute_text_embeddings cannot go with train_text_encoder, whose embeddings "
-                "change; give one of them"
-            )
-        if self.do_edm_style_training and self.snr_gamma:
-            raise ValueError(
-                "snr_gamma cannot go with do_edm_style_training, which weighs the loss itself; "
-                "give one of them"
-            )
+        for name, other, reason in CONFLICTS:
+            if getattr(self, name) and getattr(self, other):
+                raise ValueError(f"{name} cannot go with {other}, {reason}; give one of them")
 
     @property
     def without_effect(self) -> list[str]:

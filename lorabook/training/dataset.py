@@ -75,8 +75,7 @@ class TransformedImages(Dataset):
         self.images, self.transform = images, transform
 
     def __getitem__(self, index: BatchIndex) -> tuple[BatchIndex, Tensor]:
-        entries = zip(index.rows.tolist(), index.flips.tolist(), index.crops.tolist(), strict=True)
-        return index, torch.stack([self.pixels(*entry) for entry in entries])
+        return index, torch.stack([self.pixels(*entry) for entry in index])
 
     def pixels(self, row: int, flip: bool = False, crop: tuple[float, float] = MIDDLE) -> Tensor:
         """One image, see `ImageTransform`."""
@@ -113,9 +112,7 @@ class EncodedImages:
     prompts while a text encoder learns.
 
     Attributes:
-        sizes: width and height of each image.
-        texts: all different captions, the empty one first.
-        caption_of: the number of each image's caption.
+        texts: all different captions, the empty one first; `caption_of` numbers each image's.
         moments, embeddings: from the cache, or None where they are encoded at each step.
     """
 
@@ -198,24 +195,18 @@ class EncodedImages:
                 stays = sampler.rng(index.number, purpose=1).uniform() >= dropout
                 captions = captions.where(stays, 0)
             prompts = self.embeddings and tuple(part[captions] for part in self.embeddings)
-            geometry = self.geometry(index.rows, index.flips, index.crops)
+            geometry = [self.transform.geometry(self.sizes[row], *more) for row, *more in index]
+            geometry = torch.tensor(geometry)
             yield Batch(index.number, index.rows, values, captions, prompts, geometry)
 
-    def geometry(
-        self, rows: Tensor, flips: Tensor | None = None, crops: Tensor | None = None
-    ) -> Tensor:
-        """The geometry of rows, (rows, 4); by default as they are, cropped in the middle."""
-        flips = torch.zeros(len(rows)) if flips is None else flips
-        crops = torch.full((len(rows), 2), 0.5) if crops is None else crops
-        entries = zip(rows.tolist(), flips.tolist(), crops.tolist(), strict=True)
-        return torch.tensor([self.transform.geometry(self.sizes[r], f, c) for r, f, c in entries])
-
-    def plain_moments(self, rows: Tensor) -> Tensor:
-        """Moments of images not mirrored, cropped in the middle; as in `Batch`."""
+    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments and geometry of images as they are, cropped in the middle; see `Batch`."""
+        device, numbers = self.family.device, rows.tolist()
+        geometry = torch.tensor([self.transform.geometry(self.sizes[row]) for row in numbers])
         if self.moments is not None:
-            return self.moments[rows][:, 0].to(self.family.device)
-        pixels = torch.stack([self.transformed.pixels(row) for row in rows.tolist()])
-        return self.family.encode_images(pixels)
+            return self.moments[rows][:, 0].to(device), geometry.to(device)
+        pixels = torch.stack([self.transformed.pixels(row) for row in numbers])
+        return self.family.encode_images(pixels), geometry.to(device)
 
     def prompts(self, numbers: Tensor) -> tuple[Tensor, ...]:
         """Embeddings of the texts of these numbers, as the family encodes them."""
@@ -236,18 +227,10 @@ class EncodedImages:
             )
             return (self.family.encode_images(pixels).unflatten(0, (len(rows), len(flips))),)
 
-        key = fingerprint(
-            "moments", images_hash(images), vae, vae.config.scaling_factor, vars(transform)
-        )
-        at_once = min(32, PIXELS_AT_ONCE // transform.resolution**2 // len(flips))
-        (moments,) = encode_once(
-            images,
-            encode,
-            folder / f"{key}.arrow",
-            batch_size=max(1, at_once),
-            label="encoding images",
-        )
-        return moments
+        scaling = vae.config.scaling_factor
+        key = fingerprint("moments", images_hash(images), vae, scaling, vars(transform))
+        size = max(1, min(32, PIXELS_AT_ONCE // transform.resolution**2 // len(flips)))
+        return encode_once("images", images, encode, folder, key, size)[0]
 
     def _encode_prompts(self, folder: Path) -> list[CachedRows]:
         """Each part of the prompt embeddings, a row a text."""
@@ -262,13 +245,8 @@ class EncodedImages:
             return self.family.encode_prompts([self.texts[row] for row in rows])
 
         key = fingerprint("prompts", self.texts, *encoders, masks, tokens)
-        return encode_once(
-            datasets.Dataset.from_dict({"text": self.texts}),
-            encode,
-            folder / f"{key}.arrow",
-            batch_size=PROMPTS_AT_ONCE,
-            label="encoding prompts",
-        )
+        texts = datasets.Dataset.from_dict({"text": self.texts})
+        return encode_once("prompts", texts, encode, folder, key, PROMPTS_AT_ONCE)
 
 
 def image_sizes(images: datasets.Dataset) -> list[tuple[int, int]]:

@@ -51,7 +51,7 @@ class StableDiffusion:
 
     @property
     def resolution(self) -> int:
-        """The side of the images that the model was made for, in pixels."""
+        """The side of the model's own images, in pixels."""
         return self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
 
     def resolve(self, config: TrainingConfig) -> TrainingConfig:
@@ -61,18 +61,14 @@ class StableDiffusion:
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
         """Prompt embeddings: one tensor, (prompts, tokens, width)."""
-        encoded = self.pipe.encode_prompt(
-            prompts, self.device, 1, do_classifier_free_guidance=False
-        )
-        return encoded[:1]
+        return self.pipe.encode_prompt(prompts, self.device, 1, False)[:1]
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Mean and deviation of the images' latents, scaled.
+        """Mean and deviation of the latents, scaled, (images, 2, channels, height, width).
 
         Args:
             pixels: (images, 3, height, width), −1 to 1.
-        Returns: (images, 2, channels, latent height, latent width).
         """
         vae = self.pipe.vae
         with torch.autocast(vae.device.type, enabled=False):

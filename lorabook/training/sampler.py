@@ -4,9 +4,9 @@ No generator lives from one step to the next. So a run that was cut short goes o
 been, and several processes that each take their rows of a batch do what one does with all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -38,6 +38,10 @@ class BatchIndex:
     rows: Tensor
     flips: Tensor
     crops: Tensor
+
+    def __iter__(self) -> Iterator[tuple[int, int, list[float]]]:
+        """Row, flip and crop of each image."""
+        return zip(self.rows.tolist(), self.flips.tolist(), self.crops.tolist(), strict=True)
 
 
 @dataclass(frozen=True)
@@ -105,18 +109,17 @@ class Rng:
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers, (rows, *shape)."""
-        return self._own(torch.randn(self._all(shape), generator=self.generator))
+        return self._own(torch.randn, shape)
 
     def uniform(self, *shape: int) -> Tensor:
         """Numbers from 0 to 1, (rows, *shape)."""
-        return self._own(torch.rand(self._all(shape), generator=self.generator))
+        return self._own(torch.rand, shape)
 
     def integers(self, stop: int) -> Tensor:
         """Whole numbers from 0 to `stop`, without it, (rows,)."""
-        return self._own(torch.randint(stop, self._all(()), generator=self.generator))
+        return self._own(partial(torch.randint, stop), ())
 
-    def _all(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return len(self.sampler.groups), self.sampler.processes, self.sampler.batch, *shape
-
-    def _own(self, numbers: Tensor) -> Tensor:
-        return numbers[:, self.sampler.process].flatten(0, 1)
+    def _own(self, make: Callable, shape: tuple[int, ...]) -> Tensor:
+        sampler = self.sampler
+        size = (len(sampler.groups), sampler.processes, sampler.batch, *shape)
+        return make(size, generator=self.generator)[:, sampler.process].flatten(0, 1)

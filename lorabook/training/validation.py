@@ -33,16 +33,13 @@ def validation_loss(
     timesteps = spread[torch.randperm(len(chosen), generator=generator)]
     errors = []
     for part, steps in zip(chosen.split(batch_size), timesteps.split(batch_size), strict=True):
-        mean, deviation = examples.plain_moments(part).float().unbind(1)
+        moments, geometry = examples.plain(part)
+        mean, deviation = moments.float().unbind(1)
         latents = mean + deviation * torch.randn(mean.shape, generator=generator).to(mean)
         noise, steps = torch.randn(mean.shape, generator=generator).to(mean), steps.to(mean.device)
         noisy, target = family.add_noise(latents, noise, steps)
-        prediction = family.predict(
-            noisy,
-            steps,
-            examples.prompts(examples.caption_of[part]),
-            examples.geometry(part).to(mean.device),
-        )
+        prompts = examples.prompts(examples.caption_of[part])
+        prediction = family.predict(noisy, steps, prompts, geometry)
         errors.append(family.losses(prediction, target, steps))
     return torch.cat(errors).mean().item()
 
