@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -20,69 +19,38 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 import lorabook as lb
-from lorabook.training.callbacks import Watch
-from lorabook.training.checkpoints import Progress
-from lorabook.training.dataset import EncodedImages, ImageTransform, TransformedImages
-from lorabook.training.display import Display
+from lorabook.training.callbacks import Callbacks
+from lorabook.training.dataset import ImageTransform, TransformedImages
 from lorabook.training.loop import train
 from lorabook.training.lora import add_lora, trainable_parameters
 from lorabook.training.merged import merged_products
-from lorabook.training.optimizers import make_optimizer, make_schedule
-from lorabook.training.sampler import BatchSampler
 from lorabook.training.setup import set_up
+from lorabook.training.trainer import TrainingData, make_trainer
 
 WAYS = ("floor", "ours", "encoding every step")
 WARM = 5
 
 
-def ours(setup, carriers, images, steps: int) -> float:
-    """Steps a second of the package's own loop, with its looks at the loss, its bar and its snapshots."""
-    with tempfile.TemporaryDirectory() as folder:
-        examples = EncodedImages(setup.family, images, ImageTransform(64), folder=Path(folder))
-    learning = {
-        part: [p for _, p in trainable_parameters({part: model})]
-        for part, model in carriers.items()
-    }
-    optimizer = setup.accelerator.prepare(make_optimizer(learning, setup.config))
-    progress, times = Progress(), []
-    watch = Watch(
-        setup,
-        progress,
-        steps + WARM + 1,
-        10**6,
-        dict(trainable_parameters(carriers)),
-        lambda: None,
-        None,
-        None,
-        Display(steps, 0, shown=True),
-    )
+def ours(setup, images, steps: int) -> float:
+    """Steps a second of the package's own loop, with all that it does between the steps."""
+    trainer, _ = make_trainer(setup, TrainingData(images, (len(images),)), {}, {})
+    callbacks, times = Callbacks(trainer), []
 
     def after_step():
-        watch()
+        callbacks.after_step()
         times.append(time.perf_counter())
 
-    with merged_products(carriers.values()):
-        order = BatchSampler(0, (len(images),), setup.config.train_batch_size)
-        schedule = make_schedule(optimizer, setup.config, steps)
-        train(
-            setup.accelerator,
-            setup.family,
-            examples,
-            order,
-            setup.config,
-            optimizer,
-            schedule,
-            progress,
-            steps + WARM,
-            after_step,
-        )
-    return steps / (times[-1] - times[-steps - 1])
+    for model in trainer.models.values():
+        model.train()
+    with merged_products(trainer.models.values()):
+        train(trainer, after_step)
+    return steps / (times[-2] - times[-2 - steps])  # the last one saves
 
 
-def floor(setup, carriers, images, steps: int) -> float:
+def floor(setup, models, images, steps: int) -> float:
     """Steps a second of forward, backward and AdamW on one batch, and nothing else."""
     size, unet = setup.config.train_batch_size, setup.family.pipe.unet
-    optimizer = torch.optim.AdamW([p for _, p in trainable_parameters(carriers)], 1e-4, fused=True)
+    optimizer = torch.optim.AdamW([p for _, p in trainable_parameters(models)], 1e-4, fused=True)
     noisy, target, timesteps = (
         torch.randn(size, 4, 16, 16),
         torch.randn(size, 4, 16, 16),
@@ -98,7 +66,7 @@ def floor(setup, carriers, images, steps: int) -> float:
     return rate(step, steps)
 
 
-def encoding(setup, carriers, images, steps: int) -> float:
+def encoding(setup, models, images, steps: int) -> float:
     """Steps a second of what diffusers' script does in each: read, encode image and prompt, train, log the loss."""
     family, size, unet, pipe = (
         setup.family,
@@ -112,7 +80,7 @@ def encoding(setup, carriers, images, steps: int) -> float:
     ).input_ids
     rows = [*range(len(images))] * (size * (steps + WARM) // len(images) + 1)
     loader = DataLoader(rows, size, shuffle=True, collate_fn=list)
-    batches, parameters = iter(loader), [p for _, p in trainable_parameters(carriers)]
+    batches, parameters = iter(loader), [p for _, p in trainable_parameters(models)]
     optimizer = setup.accelerator.prepare(torch.optim.AdamW(parameters, 1e-4))
 
     def step():
@@ -146,22 +114,26 @@ def rate(step, steps: int) -> float:
 def measure(way: str, target: str, rank: int, batch: int, steps: int) -> dict:
     """Steps a second and peak memory of one way, in this process."""
     with tempfile.TemporaryDirectory() as folder:
-        setup = set_up(
-            lb.TextToImageConfig(
-                pretrained_model_name_or_path="tiny-sd",
-                target=target,
-                rank=rank,
-                seed=0,
-                train_batch_size=batch,
-                report_to="none",
-                output_dir=folder,
-            )
+        config = lb.TextToImageConfig(
+            pretrained_model_name_or_path="tiny-sd",
+            target=target,
+            rank=rank,
+            seed=0,
+            train_batch_size=batch,
+            max_train_steps=steps + WARM + 1,
+            report_to="none",
+            output_dir=folder,
+            cache_dir=folder,
         )
-        carriers = add_lora(setup.family, setup.config)
-        setup.family.pipe.unet.train()
         images = lb.load_captioned_images("creatures", max_samples=64)
-        found = {"floor": floor, "ours": ours}.get(way, encoding)(setup, carriers, images, steps)
-    return {"rate": found, "mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        with set_up(config) as setup:
+            if way == "ours":
+                speed = ours(setup, images, steps)
+            else:
+                models = add_lora(setup.family, setup.config)
+                setup.family.pipe.unet.train()
+                speed = (floor if way == "floor" else encoding)(setup, models, images, steps)
+    return {"rate": speed, "mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def apart(*arguments) -> dict:

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 import diffusers.utils.logging as diffusers_logging
 import torch
 import transformers.utils.logging as transformers_logging
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.pipelines import pipeline_utils
 from torch import nn
@@ -105,3 +106,24 @@ def _recording(original, infos: list):
         return (model, info) if output_loading_info else model
 
     return from_pretrained
+
+
+@contextmanager
+def separate_accelerator() -> Iterator[None]:
+    """Let an Accelerator be made within a block as if there was none; the user's own is unchanged.
+
+    accelerate 1.15.0 holds one state a process: a second Accelerator of another precision raises.
+    Several processes stay connected after the block, since the next run in them needs that.
+    Source: https://huggingface.co/docs/accelerate/package_reference/state
+    """
+    states = (AcceleratorState, PartialState, GradientState)
+    before = [dict(state._shared_state) for state in states]
+    AcceleratorState._reset_state()
+    try:
+        yield
+    finally:
+        connected = PartialState._shared_state.get("num_processes", 1) > 1
+        for state, shared in zip(states, before, strict=True):
+            if not (connected and state is PartialState):
+                state._shared_state.clear()
+                state._shared_state.update(shared)

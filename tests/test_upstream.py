@@ -3,7 +3,9 @@
 import inspect
 import logging
 
+import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import AutoPipelineForText2Image, ModelMixin
 
 import lorabook as lb
@@ -12,6 +14,7 @@ from lorabook.upstream import (
     execution_device,
     loading_infos,
     quiet,
+    separate_accelerator,
     uncompiled,
     without_progress_bar,
 )
@@ -51,7 +54,7 @@ def test_a_pipeline_tells_nobody_what_its_models_lacked():
     with loading_infos() as infos:
         lb.load_pipeline("tiny-sd", device="cpu")
     assert {name for name, _ in infos} >= {"UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel"}
-    assert "from_pretrained" == ModelMixin.from_pretrained.__name__
+    assert ModelMixin.from_pretrained.__name__ == "from_pretrained"
     assert (
         "output_loading_info"
         not in inspect.signature(AutoPipelineForText2Image.from_pretrained).parameters
@@ -64,3 +67,13 @@ def test_quiet_puts_the_level_of_diffusers_back():
     with quiet():
         assert library.level == logging.ERROR
     assert library.level == before
+
+
+def test_an_accelerator_of_ones_own_is_kept_apart():
+    with separate_accelerator():
+        own = Accelerator(mixed_precision="no")
+        with separate_accelerator():
+            assert Accelerator(mixed_precision="bf16").mixed_precision == "bf16"
+        assert own.mixed_precision == "no"
+        with pytest.raises(ValueError, match="already been initialized"):  # or take the state away
+            Accelerator(mixed_precision="bf16")

@@ -1,188 +1,186 @@
-"""What happens between the steps of a run: looking at the loss, saving, measuring, drawing."""
+"""What happens between the steps: reading the loss, validating, reporting, saving."""
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from lorabook.training.checkpoints import Progress
+from lorabook.training.checkpoints import save_checkpoint
+from lorabook.training.dataset import EncodedImages
 from lorabook.training.devices import components_on, input_casts
-from lorabook.training.display import Display
+from lorabook.training.reports import Display, report, report_images
 from lorabook.training.setup import Setup
-from lorabook.training.trackers import report, report_pictures
-from lorabook.training.validation import FilmStrip
+from lorabook.training.trainer import Trainer
+from lorabook.training.validation import ValidationImages, validation_loss
 
-LOOK_EVERY = 10  # steps between two looks at the loss; each look waits for the device
-CHECKS = 5  # validation losses on the way
+READ_EVERY = 10  # steps; reading the loss waits for the device
+VALIDATIONS = 5  # validation losses on the way
 
 
-@dataclass
-class Watch:
-    """Called after each step.
+class Callbacks:
+    """What a run does between its steps.
 
     Attributes:
-        setup, progress: the run.
-        steps, epoch: optimiser steps in all, and in an epoch.
-        weights: the parameters that learn, by component and name.
-        save: writes a checkpoint.
-        validate: measures the validation loss, or None.
-        strip: the validation pictures, or None.
-        good: a copy of the weights at the last look that found them finite.
+        trainer: The run.
+        held_out: Images to measure the validation loss on, or None.
+        images: Images of the validation prompt, or None.
+        finite_step: The last step at which all losses and weights were finite.
+        finite_weights: The weights of that step.
     """
 
-    setup: Setup
-    progress: Progress
-    steps: int
-    epoch: int
-    weights: dict[str, Tensor]
-    save: Callable[[], object]
-    validate: Callable[[], float] | None
-    strip: FilmStrip | None
-    display: Display
-    good: dict[str, Tensor] = field(default_factory=dict)
-    good_step: int = 0
-    told: bool = False
+    def __init__(
+        self,
+        trainer: Trainer,
+        held_out: EncodedImages | None = None,
+        images: ValidationImages | None = None,
+    ):
+        self.trainer, self.held_out, self.images = trainer, held_out, images
+        shown = trainer.accelerator.is_local_main_process
+        self.display = Display(trainer.steps, trainer.step, shown)
+        self.finite_step, self.finite_weights = 0, {}
+        self.has_told_minutes = False
 
-    def begin(self) -> None:
-        """Measure and draw the base model, unless a checkpoint has it."""
-        if self.progress.step == 0 and (self.validate or self.strip):
-            self.progress.history.append({"step": 0})
-            self._measure(loss=True, pictures=True)
-            if len(self.progress.history[-1]) == 1:
-                self.progress.history.pop()
+    def before_training(self) -> None:
+        """Validate the base model, unless a checkpoint has it."""
+        trainer = self.trainer
+        if trainer.step == 0 and (self.held_out or self.images):
+            trainer.history.append({"step": 0})
+            self._validate(loss=True, images=True)
+            if len(trainer.history[0]) == 1:
+                trainer.history.pop()
 
-    def __call__(self) -> None:
-        """A step is done."""
-        step, config = self.progress.step, self.setup.config
-        self.display.step()
-        last = step == self.steps
+    def after_step(self) -> None:
+        """Do what is due after this step."""
+        trainer, config = self.trainer, self.trainer.config
+        self.display.bar.update()
+        step, last = trainer.step, trainer.step == trainer.steps
+        validations = {round(trainer.steps * part / VALIDATIONS) for part in range(1, VALIDATIONS)}
+        epoch = math.ceil(trainer.sampler.batches / config.gradient_accumulation_steps)
         saves = last or step % config.checkpointing_steps == 0
-        measures = last or step in {round(self.steps * part / CHECKS) for part in range(1, CHECKS)}
-        draws = last or step % (config.validation_epochs * self.epoch) == 0
-        if last or saves or measures or draws or step % LOOK_EVERY == 0:
-            self.look()
-        if measures or draws:
-            self._measure(measures, draws)
+        validates = last or step in validations
+        generates = last or step % (config.validation_epochs * epoch) == 0
+        if saves or validates or generates or step % READ_EVERY == 0:
+            self.read_losses()
+        if validates or generates:
+            self._validate(validates, generates)
         if last:
-            self.display.losses(self.progress.history, last=True)
+            self.display.show_losses(trainer.history, last=True)
         if saves:
-            self.keep()
+            self.save()
 
-    def look(self) -> None:
-        """Bring the losses from the device, stop where one is not finite, and keep the weights where they are.
+    def read_losses(self) -> None:
+        """Bring the losses from the device, check that all is finite, and remember the weights.
 
-        Raises: FloatingPointError.
+        Raises:
+            FloatingPointError: If a loss or a weight is not finite.
         """
-        self._read_losses()
-        flat = torch.cat(
-            [value.detach().flatten() for value in self.weights.values()]
-        ).cpu()  # one copy from the device
-        parts = flat.split([value.numel() for value in self.weights.values()])
-        weights = {
-            key: part.view(value.shape)
-            for (key, value), part in zip(self.weights.items(), parts, strict=True)
-        }
-        if not flat.isfinite().all():
-            raise FloatingPointError(_reason(self.progress.step, "weights are not finite"))
-        self.good, self.good_step = weights, self.progress.step
-        if self.setup.accelerator.is_main_process:
-            self.display.losses(self.progress.history)
+        trainer = self.trainer
+        records = [r for r in trainer.history if isinstance(r.get("loss"), Tensor)]
+        if records:
+            losses = torch.stack([record["loss"] for record in records])
+            losses = trainer.accelerator.reduce(losses, "mean").tolist()
+            for record, loss in zip(records, losses, strict=True):
+                record["loss"] = loss
+                report(trainer.accelerator, record)
+                if not math.isfinite(loss):
+                    raise _not_finite(record["step"], f"loss is {loss}")
+        parameters = trainer.parameters.values()
+        weights = torch.cat([value.detach().flatten() for value in parameters]).cpu()  # one copy
+        if not weights.isfinite().all():
+            raise _not_finite(trainer.step, "weights are not finite")
+        sizes = [value.numel() for value in parameters]
+        named = zip(trainer.parameters.items(), weights.split(sizes), strict=True)
+        self.finite_weights = {name: part.view(value.shape) for (name, value), part in named}
+        self.finite_step = trainer.step
+        if trainer.accelerator.is_main_process:
+            self.display.show_losses(trainer.history)
             self._tell_minutes()
 
     @torch.no_grad()
-    def put_back_good(self) -> None:
-        """Give the models the weights of the last look that found them finite."""
-        for key, value in self.weights.items():
-            value.copy_(self.good[key])
+    def restore_finite_weights(self) -> None:
+        """Give the models the last weights that were finite."""
+        for name, value in self.trainer.parameters.items():
+            value.copy_(self.finite_weights[name])
 
-    def _tell_minutes(self) -> None:
-        """Say once, after the first steps, how long the rest will take."""
-        steps = [record["seconds"] for record in self.progress.history if "seconds" in record][
-            -LOOK_EVERY:
-        ]
-        left = self.steps - self.progress.step
-        if not self.told and len(steps) >= LOOK_EVERY and left * median(steps) > 20:
-            self.display.tell(
-                f"{median(steps):.2f} s a step; about {median(steps) * left / 60:.1f} minutes to go"
-            )
-            self.told = True
-
-    def _read_losses(self) -> None:
-        pending = [
-            record for record in self.progress.history if isinstance(record.get("loss"), Tensor)
-        ]
-        if not pending:
+    def save(self) -> None:
+        """Write a checkpoint; on a full disk warn, and let training go on."""
+        trainer = self.trainer
+        if not trainer.accelerator.is_main_process:
             return
-        values = self.setup.accelerator.reduce(
-            torch.stack([record["loss"] for record in pending]), "mean"
-        ).tolist()
-        for record, value in zip(pending, values, strict=True):
-            record["loss"] = value
-            report(self.setup.accelerator, record)
-            if not math.isfinite(value):
-                raise FloatingPointError(_reason(record["step"], f"loss is {value}"))
-
-    def _measure(self, loss: bool, pictures: bool) -> None:
-        """Add the validation loss, and pictures with their likeness, to the last record; on the main process."""
-        accelerator, record = self.setup.accelerator, self.progress.history[-1]
-        if not accelerator.is_main_process:
-            return
-        measured = {}
-        with evaluating(self.setup):
-            if loss and self.validate:
-                measured["validation_loss"] = self.validate()
-            if pictures and self.strip:
-                drawn = self._draw(record["step"])
-                measured |= self.strip.likeness(drawn)
-                report_pictures(accelerator, drawn, record["step"])
-        record |= measured
-        report(accelerator, {"step": record["step"]} | measured)
-
-    def _draw(self, step: int) -> list:
-        """The validation pictures, with the VAE in the pipeline's precision, and the film strip with them."""
-        pipe = self.setup.family.pipe
-        if pipe.vae.dtype != self.setup.dtype:
-            pipe.vae.to(self.setup.dtype)
-        with components_on(self.setup.family, self.setup.family.encoders, self.setup.family.device):
-            drawn = self.strip.draw(pipe, step)
-        if self.strip.steps:
-            self.display.strip(self.strip.grid())
-        return drawn
-
-    def keep(self) -> None:
-        """Write a checkpoint; a disk that is full is told, and training goes on."""
-        if not self.setup.accelerator.is_main_process:
-            return
+        folder, limit = Path(trainer.config.output_dir), trainer.config.checkpoints_total_limit
         try:
-            self.save()
+            save_checkpoint(folder, trainer.state_dict(), trainer.write_adapter, limit)
         except OSError as error:
             warnings.warn(
-                f"checkpoint {self.progress.step} could not be written ({error.strerror or error}); training "
-                "goes on, the checkpoints before it are as they were",
+                f"checkpoint {trainer.step} could not be written ({error.strerror or error}); "
+                "training goes on, the checkpoints before it are as they were",
                 stacklevel=3,
             )
 
+    def _validate(self, loss: bool, images: bool) -> None:
+        """Add the validation loss, and images with their similarities, to the last record."""
+        trainer, record = self.trainer, self.trainer.history[-1]
+        if not trainer.accelerator.is_main_process:
+            return
+        values = {}
+        with evaluating(trainer):
+            if loss and self.held_out:
+                with trainer.accelerator.autocast():
+                    values["validation_loss"] = validation_loss(trainer.family, self.held_out)
+            if images and self.images:
+                pictures = self._generate(record["step"])
+                values |= self.images.similarities(pictures)
+                report_images(trainer.accelerator, pictures, record["step"])
+        record |= values
+        report(trainer.accelerator, {"step": record["step"]} | values)
+
+    def _generate(self, step: int) -> list[Image.Image]:
+        """The validation images of a step, with the VAE in the pipeline's precision."""
+        family, dtype = self.trainer.family, self.trainer.dtype
+        if family.pipe.vae.dtype != dtype:
+            family.pipe.vae.to(dtype)
+        with components_on(family, family.encoders, family.device):
+            images = self.images.generate(family.pipe, step)
+        if self.images.steps:
+            self.display.show_images(self.images.grid())
+        return images
+
+    def _tell_minutes(self) -> None:
+        """Say once, after the first steps, how long the rest will take."""
+        trainer = self.trainer
+        seconds = [record["seconds"] for record in trainer.history if "seconds" in record]
+        if self.has_told_minutes or len(seconds) < READ_EVERY:
+            return
+        step = median(seconds[-READ_EVERY:])
+        left = (trainer.steps - trainer.step) * step
+        if left > 20:
+            self.display.tell(f"{step:.2f} s a step; about {left / 60:.1f} minutes to go")
+            self.has_told_minutes = True
+
 
 @contextmanager
-def evaluating(setup: Setup):
-    """The models in evaluation mode inside the block, and as they were after it."""
+def evaluating(setup: Setup) -> Iterator[None]:
+    """Have the models in evaluation mode inside the block, and as they were after it."""
     pipe = setup.family.pipe
-    models = [pipe.unet, *(getattr(pipe, part) for part in setup.family.text_encoders)]
-    learning = [model for model in models if model.training]
-    for model in learning:
+    models = [pipe.unet, *(getattr(pipe, name) for name in setup.family.text_encoders)]
+    training = [model for model in models if model.training]
+    for model in training:
         model.eval()
     try:  # a compiled model would be compiled anew for other shapes and without gradients
         with input_casts(models, True), torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        for model in learning:
+        for model in training:
             model.train()
 
 
-def _reason(step: int, what: str) -> str:
-    return f"at step {step} the {what}: the learning rate is usually too high, or fp16 overflows"
+def _not_finite(step: int, what: str) -> FloatingPointError:
+    return FloatingPointError(
+        f"at step {step} the {what}: the learning rate is usually too high, or fp16 overflows"
+    )

@@ -18,9 +18,9 @@ from lorabook.pipelines import load_pipeline, world_of
 from lorabook.training.config import DreamBoothConfig
 from lorabook.training.devices import components_on
 from lorabook.training.flags import run_command_line
-from lorabook.training.run import TrainingRun
+from lorabook.training.run import TrainingRun, check_batch, fit, split
 from lorabook.training.setup import DTYPES, Setup, check_early, set_up
-from lorabook.training.trainer import TrainingData, check_batch, fit, split
+from lorabook.training.trainer import TrainingData
 from lorabook.upstream import without_progress_bar
 
 
@@ -55,13 +55,13 @@ def train_dreambooth(config: DreamBoothConfig) -> TrainingRun:
     )
     images, held_out = split(images, config.validation_split)
     check_batch(config, len(images) * config.repeats)
-    setup = set_up(config)
     groups, weights = (len(images),), (1.0,)
-    if config.with_prior_preservation:
-        classes = class_images(setup)
-        images = datasets.concatenate_datasets([images, classes])
-        groups, weights = (*groups, len(classes)), (*weights, config.prior_loss_weight)
-    return fit(setup, TrainingData(images, groups, weights, held_out, config.repeats))
+    with set_up(config) as setup:
+        if config.with_prior_preservation:
+            classes = class_images(setup)
+            images = datasets.concatenate_datasets([images, classes])
+            groups, weights = (*groups, len(classes)), (*weights, config.prior_loss_weight)
+        return fit(setup, TrainingData(images, groups, weights, held_out, config.repeats))
 
 
 def class_images(setup: Setup) -> datasets.Dataset:

@@ -7,9 +7,9 @@ diffusers' train_text_to_image_lora.py and train_text_to_image_lora_sdxl.py.
 from lorabook.images import load_captioned_images
 from lorabook.training.config import TextToImageConfig
 from lorabook.training.flags import run_command_line
-from lorabook.training.run import TrainingRun
+from lorabook.training.run import TrainingRun, check_batch, fit, split
 from lorabook.training.setup import check_early, set_up
-from lorabook.training.trainer import TrainingData, check_batch, fit, split
+from lorabook.training.trainer import TrainingData
 from lorabook.worlds import world
 
 
@@ -39,7 +39,9 @@ def train_text_to_image(config: TextToImageConfig) -> TrainingRun:
     )
     images, held_out = split(images, config.validation_split)
     check_batch(config, len(images))
-    return fit(set_up(config), TrainingData(images, (len(images),), held_out=held_out))
+    data = TrainingData(images, (len(images),), held_out=held_out)
+    with set_up(config) as setup:
+        return fit(setup, data)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from safetensors.torch import load_file
 
 import lorabook as lb
 from conftest import quick_config
-from lorabook.training import callbacks as watch
-from lorabook.training import trainer as fit
+from lorabook.training import callbacks, loop, trainer
+from lorabook.training import run as run_module
+from lorabook.training.callbacks import Callbacks
 from lorabook.training.checkpoints import save_checkpoint
 
 
@@ -17,14 +18,14 @@ def train(tmp_path, **changes):
 
 def stopping(monkeypatch, step):
     """Let a stop button be pressed after a step."""
-    call = watch.Watch.__call__
+    after_step = Callbacks.after_step
 
     def stop(self):
-        call(self)
-        if self.progress.step == step:
+        after_step(self)
+        if self.trainer.step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(watch.Watch, "__call__", stop)
+    monkeypatch.setattr(Callbacks, "after_step", stop)
 
 
 def test_a_stop_button_saves_and_returns_the_run_so_far(tmp_path, monkeypatch):
@@ -42,15 +43,15 @@ def test_a_stop_button_saves_and_returns_the_run_so_far(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "LOOK_EVERY", 1)
-    losses = fit.train.__globals__["training_loss"]
+    monkeypatch.setattr(callbacks, "READ_EVERY", 1)
+    losses = loop.training_loss
     calls = []
 
     def spoiled(*args):
         calls.append(1)
         return losses(*args) * (float("nan") if len(calls) == 4 else 1)
 
-    monkeypatch.setitem(fit.train.__globals__, "training_loss", spoiled)
+    monkeypatch.setattr(loop, "training_loss", spoiled)
     with pytest.raises(
         FloatingPointError,
         match="at step 4 the loss is nan: the learning rate is usually too high, or fp16 "
@@ -62,12 +63,12 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(tmp_path, monkeyp
 
 
 def test_a_full_disk_at_a_checkpoint_is_told_and_training_goes_on(tmp_path, monkeypatch):
-    def full(folder, progress, *args):
-        if progress.step == 2:
+    def full(folder, state, *args):
+        if state["step"] == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return save_checkpoint(folder, progress, *args)
+        return save_checkpoint(folder, state, *args)
 
-    monkeypatch.setattr(fit, "save_checkpoint", full)
+    monkeypatch.setattr(callbacks, "save_checkpoint", full)
     with pytest.warns(UserWarning, match="checkpoint 2 could not be written .No space left"):
         run = train(tmp_path, checkpointing_steps=1)
     assert run.finished and sorted(p.name for p in run.folder.glob("checkpoint-*")) == [
@@ -78,14 +79,14 @@ def test_a_full_disk_at_a_checkpoint_is_told_and_training_goes_on(tmp_path, monk
 
 def test_a_full_disk_at_the_end_writes_the_adapter_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spare"))
-    write = fit.write_lora
+    write = trainer.write_lora
 
     def full(folder, *args):
         if folder == tmp_path / "out":
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(folder, *args)
 
-    monkeypatch.setattr(fit, "write_lora", full)
+    monkeypatch.setattr(trainer, "write_lora", full)
     with pytest.warns(
         UserWarning, match="cannot take the adapter .No space left on device.; it is written to"
     ):
@@ -103,25 +104,14 @@ def test_a_failing_push_keeps_the_run(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ConnectionError("me/lora: the Hub cannot be reached")
 
-    monkeypatch.setattr(fit, "push_adapter", fail)
+    monkeypatch.setattr(run_module, "push_adapter", fail)
     with pytest.warns(UserWarning, match="cannot be reached; push_adapter.* tries again"):
         run = train(tmp_path, push_to_hub=True)
     assert run.finished and run.adapter.is_file() and run.pushed is None
 
 
-def test_what_a_run_will_take_is_told(tmp_path, capsys, monkeypatch):
+def test_the_minutes_to_go_are_told_after_the_first_steps(tmp_path, capsys, monkeypatch):
     stopping(monkeypatch, 12)
     train(tmp_path, max_train_steps=6000, train_batch_size=1)
-    told = capsys.readouterr()
-    assert (
-        "6 images, 6000 steps of 1 (1000.0 epochs); 38,656 parameters learn, an adapter of 0.2 MB; about"
-        in told.out
-    )
-    assert "s a step; about" in told.out + told.err and "minutes to go" in told.out + told.err
-
-
-def test_the_adapter_is_as_large_as_was_told(tmp_path):
-    run = train(tmp_path, max_train_steps=1)
-    weights = load_file(run.adapter)
-    assert sum(value.numel() for value in weights.values()) == 38656
-    assert run.adapter.stat().st_size == pytest.approx(4 * 38656, rel=0.5)
+    output = "".join(capsys.readouterr())
+    assert "s a step; about" in output and "minutes to go" in output

@@ -14,13 +14,13 @@ import lorabook as lb
 from conftest import quick_config, quick_dreambooth
 from lorabook.training.devices import components_on, input_casts, read_ahead
 from lorabook.training.families import StableDiffusion, family_of
-from lorabook.training.validation import FilmStrip
+from lorabook.training.validation import ValidationImages
 from lorabook.worlds import DATA
 
 
 @pytest.fixture
 def places(monkeypatch):
-    """Each time that the UNet predicts or a picture is drawn: what is on the training device, by a recording of moves."""
+    """What is away from the training device when the UNet predicts and images are generated."""
     place, seen, real = {}, [], components_on.__wrapped__
 
     def record(family, parts, device):
@@ -31,9 +31,9 @@ def places(monkeypatch):
 
     from contextlib import contextmanager
 
-    for module in ("trainer", "callbacks", "estimate"):
+    for module in ("run", "callbacks", "devices"):
         monkeypatch.setattr(f"lorabook.training.{module}.components_on", contextmanager(record))
-    predict, draw = StableDiffusion.predict, FilmStrip.draw
+    predict, draw = StableDiffusion.predict, ValidationImages.generate
 
     def note(what, call):
         def noted(*arguments):
@@ -45,7 +45,7 @@ def places(monkeypatch):
         return noted
 
     monkeypatch.setattr(StableDiffusion, "predict", note("step", predict))
-    monkeypatch.setattr(FilmStrip, "draw", note("picture", draw))
+    monkeypatch.setattr(ValidationImages, "generate", note("picture", draw))
     return seen
 
 

@@ -2,7 +2,7 @@ import torch
 
 import lorabook as lb
 from conftest import quick_config
-from lorabook.training import trainer as fit
+from lorabook.training import run
 from lorabook.training.families import family_of
 from lorabook.training.lora import add_lora, trainable_parameters
 from lorabook.training.merged import merged_products
@@ -51,7 +51,7 @@ def test_a_run_learns_the_same_with_and_without(tmp_path, monkeypatch):
     from contextlib import nullcontext
 
     ours = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "a"), max_train_steps=6))
-    monkeypatch.setattr(fit, "merged_products", lambda models: nullcontext())
+    monkeypatch.setattr(run, "merged_products", lambda models: nullcontext())
     assert torch.allclose(
         torch.tensor(ours.losses),
         torch.tensor(

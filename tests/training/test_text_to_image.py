@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import lorabook as lb
 from conftest import quick_config
-from lorabook.training.trainer import split
+from lorabook.training.run import split
 
 
 def test_a_run_returns_its_adapter_and_history(quick_run):
