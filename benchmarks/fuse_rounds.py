@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 import lorabook as lb
-from lorabook.live import fuse as fusing
+from lorabook.live import merged_weights as fusing
 
 ADAPTERS = ("creatures", "ink", "mosaic", "patch_cat")
 SCALES = (

@@ -15,20 +15,18 @@ from lorabook.live.layers import (
     activate,
     active_adapters,
     adapter_names,
+    base_weight,
     flat,
     layers_of,
     models_of,
+    move_weights,
     read_scale,
     trained_scaling,
     walk,
     write_scale,
 )
 from lorabook.live.match import LoraWeights, Weights, match_layers
-from lorabook.live.state import (
-    LoadedAdapter,
-    keep_over_calls,
-    state_of,
-)
+from lorabook.live.state import FusedAdapter, LoadedAdapter, keep_over_calls, state_of
 from lorabook.live.upstream import (
     BaseTunerLayer,
     LoraLayer,
@@ -108,6 +106,36 @@ def delete_adapter(
     present = adapter_names(pipe)
     activate(pipe, [other for other in active if other in present])
     keep_over_calls(pipe)
+
+
+def attach_adapter(
+    pipe: DiffusionPipeline, component: str, name: str, adapter: FusedAdapter
+) -> None:
+    """Put an adapter back as it was when it was fused: the very tensors, on the model's device."""
+    model = models_of(pipe)[component]
+    for module, fused in adapter.layers.items():
+        layer = model.get_submodule(module)
+        if not isinstance(layer, LoraLayer):
+            layer = fused.layer
+            model.set_submodule(module, layer)
+        for attribute, value in fused.entries.items():
+            getattr(layer, attribute)[name] = value
+        weight = base_weight(layer)  # the model may have moved meanwhile
+        move_weights(layer, name, weight.device)
+        if weight.element_size() > 1:  # no adapter computes in 8 bits
+            layer.lora_A[name].to(weight.dtype)
+            layer.lora_B[name].to(weight.dtype)
+    model.peft_config = _configs(model) | {name: adapter.config}
+    if adapter.loaded:
+        state_of(model).loaded[name] = adapter.loaded
+    mark_adapted(model)
+    renew_group_offloading(model)
+
+
+def entries_of(layer: LoraLayer, name: str) -> dict[str, Any]:
+    """What an adapter has in a layer, by PEFT's attribute."""
+    attributes = (*layer.adapter_layer_names, *layer.other_param_names)
+    return {key: getattr(layer, key)[name] for key in attributes if name in getattr(layer, key)}
 
 
 def why_not_swapped(pipe: DiffusionPipeline, name: str, weights: Weights) -> str | None:
@@ -205,13 +233,13 @@ def adapter_of(pipe: DiffusionPipeline, name: str) -> Adapter:
 
 def original_adapter(pipe: DiffusionPipeline, component: str, name: str) -> Adapter | None:
     """An adapter as it was loaded, with the tensors of layers that are no plain LoRA, or None."""
-    loaded = _loaded(models_of(pipe)[component], name)
+    loaded = loaded_adapter(models_of(pipe)[component], name)
     return loaded.adapter if loaded else None
 
 
 def source_of(pipe: DiffusionPipeline, name: str) -> str | None:
     """Where an adapter came from, as `load_adapter` was given it; None where nothing is known."""
-    loaded = [_loaded(model, name) for model in models_of(pipe).values()]
+    loaded = [loaded_adapter(model, name) for model in models_of(pipe).values()]
     return next((each.source for each in loaded if each and each.source), None)
 
 
@@ -253,7 +281,7 @@ def _configs(model: nn.Module) -> dict[str, LoraConfig]:
     return getattr(model, "peft_config", None) or {}
 
 
-def _loaded(model: nn.Module, name: str) -> LoadedAdapter | None:
+def loaded_adapter(model: nn.Module, name: str) -> LoadedAdapter | None:
     """What is remembered of an adapter, unless other code has put another one in its place."""
     loaded = state_of(model).loaded.get(name)
     return loaded if loaded and loaded.config is _configs(model).get(name) else None

@@ -26,7 +26,7 @@ from lorabook.live.layers import (
     read_scale,
     write_scale,
 )
-from lorabook.live.load import LoadReport, chosen, read_for, report
+from lorabook.live.load import LoadReport, choose_components, read_for, report_of
 from lorabook.live.match import match_layers
 from lorabook.live.scale_schedule import set_steps
 from lorabook.live.state import check_known, fused_names, locked, state_of
@@ -115,19 +115,19 @@ def list_adapters(pipe) -> AdapterTable:
             for part, model in models.items()
             if name in state_of(model).fused
         }
-        made = [weights for share in shares.values() for weights in share.weights.values()]
-        factors = [f for share in shares.values() for f in share.fused_at.values()]
+        layers = [layer for share in shares.values() for layer in share.layers.values()]
+        loaded = next(iter(shares.values())).loaded
         rows.append(
             AdapterRow(
                 name,
-                next(iter(shares.values())).adapter.format,
+                loaded.adapter.format if loaded else "diffusers",
                 (*shares, *layers_of(pipe, name)),
-                tuple(sorted({m.rank for m in made})),
+                tuple(sorted({len(layer.down) for layer in layers})),
                 True,
-                _span(factors),
+                _span([layer.scale for layer in layers]),
                 True,
-                sum(_size(t) for m in made for t in (m.up, m.down)) / 1e6,
-                str(made[0].up.device),
+                sum(_size(half) for layer in layers for half in (layer.up, layer.down)) / 1e6,
+                str(layers[0].up.device),
             )
         )
     return AdapterTable(rows)
@@ -219,7 +219,7 @@ def swap_adapter(
     """
     check_known(pipe, [name])
     found = read_for(pipe, source, **find)
-    adapter = chosen(found.adapter, components, brief(found.path or "the new adapter"))
+    adapter = choose_components(found.adapter, components, brief(found.path or "the new adapter"))
     weights = match_layers(pipe, adapter, brief(found.path or "the new adapter"))
     reason = why_not_swapped(pipe, name, weights)
     if reason is None:
@@ -231,7 +231,7 @@ def swap_adapter(
                 stacklevel=3,
             )
         _replace(pipe, name, weights, adapter, source)
-    return report(pipe, name, found, adapter)
+    return report_of(pipe, name, found, adapter)
 
 
 def _replace(pipe, name: str, weights: Mapping, adapter: Adapter, source) -> None:

@@ -1,8 +1,8 @@
 """An adapter's weights for the layers of a pipeline, checked before anything on it is changed."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -14,7 +14,10 @@ from lorabook.live.layers import base_weight, models_of, shape_of, walk
 from lorabook.live.state import original_weight
 from lorabook.live.upstream import check_not_quantized, check_weights_available, is_quantized
 from lorabook.lora.adapter import Adapter, Layer
+from lorabook.lora.formats.keys import bare, flat_name
+from lorabook.lora.formats.read import parse
 from lorabook.lora.shapes import matrix_shape
+from lorabook.upstream import quiet
 
 
 @dataclass(frozen=True)
@@ -138,3 +141,75 @@ def _lora_weights(layer: Layer, weight: Tensor, shape: tuple[int, ...]) -> LoraW
         up.reshape(out, rank, *[1] * (len(rest) - 1)).to(weight.device, dtype),
         alpha,
     )
+
+
+def by_diffusers_names(pipe: DiffusionPipeline, adapter: Adapter) -> Adapter:
+    """An adapter whose transformer's layers have the names that they have on a pipeline.
+
+    Args:
+        pipe: its class converts the names of its model's original code (`lora_state_dict`).
+        adapter: of any kind; returned as it is where the names are diffusers' already, or no
+            conversion keeps all of its ΔW.
+    """
+    model, layers = models_of(pipe).get("transformer"), adapter.layers.get("transformer", {})
+    names = {flat_name(name): name for name, _ in walk(model)} if model is not None else {}
+    if not names or all(names.get(flat_name(module)) == module for module in layers):
+        return adapter
+    if all(flat_name(module) in names for module in layers):  # underscores for dots
+        renamed = {names[flat_name(module)]: layer for module, layer in layers.items()}
+    else:
+        renamed = _converted(pipe, adapter, set(names.values()))
+    return replace(
+        adapter,
+        layers=dict(adapter.layers) | {"transformer": renamed},
+        stems=adapter.stems if renamed is layers else {},
+    )
+
+
+def _converted(pipe: DiffusionPipeline, adapter: Adapter, known: set[str]) -> Mapping[str, Layer]:
+    layers = adapter.layers["transformer"]
+    if not hasattr(pipe, "lora_state_dict") or not all(layer.is_plain for layer in layers.values()):
+        return layers
+    stems = {module: bare(adapter.stems.get(("transformer", module), module)) for module in layers}
+    for weights in _spellings(layers, stems):
+        try:
+            with quiet():
+                converted = type(pipe).lora_state_dict(weights, return_alphas=True)
+            weights, alphas = converted if isinstance(converted, tuple) else (converted, {})
+            renamed = parse(weights | (alphas or {})).layers.get("transformer", {})
+        except Exception:  # not a spelling that this pipeline's class knows
+            continue
+        # a conversion splits layers and leaves out what it does not know, with a line in a log
+        if (
+            renamed
+            and renamed.keys() <= known
+            and abs(_energy(renamed) / (_energy(layers) or 1) - 1) < 1e-3
+        ):
+            return renamed
+    return layers
+
+
+def _spellings(
+    layers: Mapping[str, Layer], stems: Mapping[str, str]
+) -> Iterator[dict[str, Tensor]]:
+    """The weights by ComfyUI's and by Kohya's keys, their scaling in up."""
+    for start, end, change in (
+        ("diffusion_model.", ("lora_A", "lora_B"), str),
+        ("lora_unet_", ("lora_down", "lora_up"), flat_name),
+    ):
+        yield {
+            f"{start}{change(stems[module])}.{name}.weight": value.contiguous()
+            for module, layer in layers.items()
+            for name, value in zip(
+                end, (layer.tensors["down"], layer.tensors["up"] * layer.scaling), strict=True
+            )
+        }
+
+
+def _energy(layers: Mapping[str, Layer]) -> float:
+    """The sum of ‖ΔW‖² over plain layers."""
+    total = 0.0
+    for layer in layers.values():
+        up, down = layer.tensors["up"].float().flatten(1), layer.tensors["down"].float().flatten(1)
+        total += float(((up.T @ up) * (down @ down.T)).sum()) * layer.scaling**2
+    return total

@@ -27,6 +27,7 @@ from lorabook.live.layers import (
 )
 from lorabook.live.upstream import (
     TEXT_ENCODERS,
+    LoraLayer,
     Scaling,
     hook_calls,
     restore_scalings,
@@ -103,28 +104,41 @@ class LoadedAdapter:
 
 
 @dataclass(frozen=True)
+class FusedLayer:
+    """An adapter in one layer's weight.
+
+    Attributes:
+        layer: PEFT's, as it was around the weight.
+        entries: what the adapter had in it, by PEFT's attribute.
+        up, down: its halves, (out, rank, …) and (rank, in, …).
+        scale: at which it was fused; `scaling` is that times alpha / rank.
+    """
+
+    layer: LoraLayer
+    entries: Mapping[str, Any]
+    up: Tensor
+    down: Tensor
+    scale: float
+    scaling: float
+
+
+@dataclass(frozen=True)
 class FusedAdapter:
     """An adapter in a model's weights, with all that puts it back beside them.
 
     Attributes:
-        weights: its LoraWeights by module.
-        fused_at: the scale it was fused at by module.
-        scales: the scale it had before by module.
+        layers: by module.
+        config: PEFT's.
+        loaded: where it came from, or None.
         active: whether it was active before.
-        rank: what its ranks were padded to for swapping, or None.
-        adapter: as it was loaded.
         order: the pipeline's adapters at that time.
-        source: as `load_adapter` was given it, or None.
     """
 
-    weights: Mapping[str, Any]
-    fused_at: Mapping[str, float]
-    scales: Mapping[str, float]
+    layers: Mapping[str, FusedLayer]
+    config: Any
+    loaded: LoadedAdapter | None
     active: bool
-    rank: int | None
-    adapter: Adapter
     order: list[str]
-    source: str | None
 
 
 @dataclass
@@ -141,7 +155,7 @@ class AdapterState:
         scalings_before_call: to be put back when the running call of the denoiser ends.
         scalings: of a text encoder, as they were last set.
         pipeline: the one that was last worked with.
-        has_warned: whether a call's own scale was said to do nothing to what is fused.
+        warned_of: what is fused and a call's own scale was said to do nothing to.
         hooks: on the denoiser, while there are adapters.
         lock: for whoever changes adapters or weights, or generates; the denoiser's counts.
     """
@@ -154,7 +168,7 @@ class AdapterState:
     scalings_before_call: list[Scaling] = field(default_factory=list)
     scalings: list[Scaling] = field(default_factory=list)
     pipeline: PipelineRef = field(default_factory=PipelineRef)
-    has_warned: bool = False
+    warned_of: list[str] = field(default_factory=list)
     hooks: list[RemovableHandle] = field(default_factory=list)
     lock: PipelineLock = field(default_factory=PipelineLock)
 

@@ -241,8 +241,8 @@ def _undo_rounding(scalings: Iterable[Scaling], scale: float) -> None:
 def _warn_of_fused(state, states: list, key: str, scale: float) -> None:
     fused = list(dict.fromkeys(name for each in states for name in each.fused))
     names = fused + [name for each in states for name in each.fused_for_good]
-    if names and not state.has_warned:
-        state.has_warned = True
+    if names and names != state.warned_of:
+        state.warned_of = names
         remedy = "call unfuse(pipe)" if fused else "load the model anew"
         warnings.warn(
             f"{key}={{'scale': {scale:g}}} does nothing to what is fused "

@@ -10,7 +10,6 @@ from functools import lru_cache
 import torch
 from PIL import Image
 
-from lorabook.live.fold import Room, folded
 from lorabook.live.layers import (
     activate,
     active_adapters,
@@ -22,6 +21,7 @@ from lorabook.live.layers import (
     read_scale,
     walk,
 )
+from lorabook.live.merged_weights import Room, folded
 from lorabook.live.state import lock_of
 from lorabook.live.upstream import is_out_of_memory
 from lorabook.pipelines import world_of

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import lorabook as lb
-from lorabook.live.fold import folded
 from lorabook.live.layers import active_adapters, lora_layers
+from lorabook.live.merged_weights import folded
 from lorabook.sweeps.batched import generate_image
 
 
@@ -71,7 +71,7 @@ def test_another_thread_draws_the_same_while_layers_are_folded_and_unfolded(two)
 
 def test_a_model_too_large_for_the_room_has_no_second_copy(two, monkeypatch):
     plain, room = picture(two), {}
-    monkeypatch.setattr("lorabook.live.fold.ROOM", 1000)
+    monkeypatch.setattr("lorabook.live.merged_weights.ROOM", 1000)
     with folded(two, room=room) as done:
         assert done and not room and abs(picture(two) - plain).max() <= 1
 

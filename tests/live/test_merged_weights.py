@@ -3,7 +3,7 @@ import torch
 
 import lorabook as lb
 from adapter_files import add_random
-from lorabook.live import fuse as fusing
+from lorabook.live import merged_weights as fusing
 from lorabook.live.inject import source_of
 from lorabook.live.layers import lora_layers
 
@@ -52,9 +52,9 @@ def fails_once(monkeypatch, place, error, calls: int):
         ("delete_adapter", 1, KeyboardInterrupt()),
         ("original_weight", 20, RuntimeError()),
         ("_write", 1, KeyboardInterrupt()),
-        ("base_weight", 100, KeyboardInterrupt()),
-        ("add_adapter", 0, RuntimeError()),
-        ("add_adapter", 2, KeyboardInterrupt()),
+        ("base_weight", 60, KeyboardInterrupt()),
+        ("attach_adapter", 0, RuntimeError()),
+        ("attach_adapter", 2, KeyboardInterrupt()),
         ("reorder", 1, RuntimeError()),
     ],
 )

@@ -1,6 +1,10 @@
-"""The active adapters in the weights for the time of a block, so that the layers run plain."""
+"""The base model's weights with adapters in the sum: for good, and for the time of a block.
 
-from collections.abc import Callable, Iterable, Iterator
+`exchange` writes the sum into the weights, and the originals back; `folded` lets layers compute with
+it and touches no weight.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeAlias
@@ -10,15 +14,147 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lorabook.live.fuse import merged_weight
-from lorabook.live.layers import active_adapters, denoiser, lora_layers, models_of
-from lorabook.live.state import lock_of, state_of
-from lorabook.live.upstream import LoraLayer, is_compiled, is_offloaded, is_out_of_memory
+from lorabook.live.inject import attach_adapter, delete_adapter
+from lorabook.live.layers import (
+    activate,
+    active_adapters,
+    base_weight,
+    denoiser,
+    lora_layers,
+    models_of,
+    reorder,
+)
+from lorabook.live.state import (
+    FusedAdapter,
+    keep_over_calls,
+    lock_of,
+    original_weight,
+    state_of,
+)
+from lorabook.live.upstream import (
+    LoraLayer,
+    check_not_quantized,
+    is_compiled,
+    is_offloaded,
+    is_out_of_memory,
+)
 
 # bytes of sums that are kept from step to step: the bundled model's, and no larger one's
 ROOM = 2**26
+Fused: TypeAlias = Mapping[str, Mapping[str, FusedAdapter]]  # by component and name
 Room: TypeAlias = dict[nn.Parameter, Tensor]
 Deltas: TypeAlias = list[tuple[Tensor, Tensor, float]]
+
+
+def merged_weight(
+    weight: Tensor, deltas: Iterable[tuple[Tensor, Tensor, float]], out: Tensor | None = None
+) -> Tensor:
+    """W + Σ s · up · down, in the weight's precision.
+
+    Args:
+        weight: (out, in) or (out, in, height, width).
+        deltas: up (out, rank, …), down (rank, in, …) and s of each adapter.
+        out: of the weight's shape, contiguous, to be written into; None makes a new tensor.
+    """
+    total = torch.empty_like(weight, memory_format=torch.contiguous_format) if out is None else out
+    sum_so_far, flat = weight.flatten(1), total.view(len(weight), -1)
+    for up, down, scale in deltas:
+        torch.addmm(sum_so_far, up.flatten(1), down.flatten(1), alpha=scale, out=flat)
+        sum_so_far = flat
+    return total
+
+
+def exchange(pipe: DiffusionPipeline, change: Fused, *, into_weights: bool) -> int:
+    """Bring adapters from beside the weights into them, or out of them again.
+
+    Everything that can fail for its numbers is computed first. A later error or interruption is
+    undone: weights, state and adapters are then as before.
+
+    Args:
+        change: the adapters, by component and name.
+        into_weights: whether they are in the weights afterwards.
+    Returns: how many weights were changed.
+    Raises: ValueError where a weight would not be finite, or is quantised.
+    """
+    models = {component: models_of(pipe)[component] for component in change}
+    before = {component: dict(state_of(model).fused) for component, model in models.items()}
+    after, modules = {}, {}
+    for component, adapters in change.items():
+        others = {n: one for n, one in before[component].items() if n not in adapters}
+        after[component] = others | adapters if into_weights else others
+        modules[component] = {module for one in adapters.values() for module in one.layers}
+    weights = _merged(models, after, modules)
+    try:
+        _settle(pipe, change, after, weights, into_weights)
+    except BaseException:
+        _settle(pipe, change, before, _merged(models, before, modules), not into_weights)
+        raise
+    return sum(map(len, modules.values()))
+
+
+def _merged(
+    models: Mapping[str, nn.Module], fused: Fused, modules: Mapping[str, Iterable[str]]
+) -> dict[str, dict[str, Tensor]]:
+    """The weights of these modules with all that is fused, from the originals."""
+    merged: dict[str, dict[str, Tensor]] = {component: {} for component in models}
+    for component, model in models.items():
+        for module in modules[component]:
+            weight = base_weight(model.get_submodule(module))
+            check_not_quantized(component, weight)
+            weight = original_weight(model, module, weight)
+            layers = [
+                one.layers[module] for one in fused[component].values() if module in one.layers
+            ]
+            if layers:
+                place = (weight.device, torch.float32)
+                deltas = [(one.up.to(*place), one.down.to(*place), one.scaling) for one in layers]
+                total = merged_weight(weight.float(), deltas)
+                # 8 bits know no infinity, and cut off in silence
+                if not total.abs().max() <= torch.finfo(weight.dtype).max:
+                    raise ValueError(
+                        f"fusing makes layer {module} infinite in {str(weight.dtype)[6:]}; give a "
+                        "smaller scale"
+                    )
+                weight = total.to(weight.dtype)
+            merged[component][module] = weight
+    return merged
+
+
+def _settle(
+    pipe: DiffusionPipeline,
+    change: Fused,
+    fused: Fused,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    into_weights: bool,
+) -> None:
+    """Adapters, weights and state as they are to be, whatever of them is so already."""
+    for component, adapters in change.items():
+        for name, one in adapters.items():
+            delete_adapter(pipe, name, [component])
+            if not into_weights:
+                active = active_adapters(pipe)
+                attach_adapter(pipe, component, name, one)
+                activate(pipe, [*active, name] if one.active and name not in active else active)
+                reorder(pipe, one.order)
+    for component, model in models_of(pipe).items():
+        if component in change:
+            _write(model, weights[component])
+            state = state_of(model)
+            state.fused = dict(fused[component])
+            needed = {module for one in state.fused.values() for module in one.layers}
+            state.base_weights = {m: w for m, w in state.base_weights.items() if m in needed}
+    keep_over_calls(pipe)
+
+
+@torch.no_grad()
+def _write(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Write weights in place, after keeping the originals."""
+    originals = state_of(model).base_weights
+    for module, value in weights.items():
+        weight = base_weight(model.get_submodule(module))
+        if module not in originals:
+            originals[module] = weight.detach().to("cpu", copy=True)
+        weight.copy_(value)
 
 
 @contextmanager
