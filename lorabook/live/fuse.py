@@ -12,11 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from lorabook.live.expand import steps_of
-from lorabook.live.inject import (
-    convert_doras,
-    entries_of,
-    loaded_adapter,
-)
+from lorabook.live.inject import convert_doras, entries_of, loaded_adapter
 from lorabook.live.layers import (
     active_adapters,
     adapter_names,
@@ -75,12 +71,12 @@ def fuse(
     *,
     components: Iterable[str] | None = None,
 ) -> FuseReport:
-    """Compute adapters into the base weights, so that they cost no time; `unfuse` gives the base back bit for bit.
+    """Compute adapters into the base weights, where they cost no time; `unfuse` undoes it.
 
     The originals are kept on the CPU until `unload_adapters` lets them go; what is fused then stays
     for good. Fused adapters cannot be scaled, swapped or removed, nor by a call's
-    `cross_attention_kwargs={"scale": …}`, which warns once; others can be loaded, scaled and removed
-    meanwhile. After an error or an interruption everything is as before.
+    `cross_attention_kwargs={"scale": …}`, which warns once; others can be loaded, scaled and
+    removed meanwhile. After an error or an interruption everything is as before.
 
     Args:
         pipe: a pipeline with adapters.
@@ -127,8 +123,9 @@ def fuse(
     report = _report(pipe, exchange(pipe, change, into_weights=True))
     if report.rounded:
         warnings.warn(
-            f"the model keeps weights in {' and '.join(report.rounded)}, and the fused ones are rounded "
-            "to it too: the picture differs from that with the adapter beside them; unfuse is exact",
+            f"the model keeps weights in {' and '.join(report.rounded)}, and the fused ones are "
+            "rounded to it too: the picture differs from that with the adapter beside them; unfuse "
+            "is exact",
             stacklevel=3,
         )
     return report
@@ -141,9 +138,9 @@ def unfuse(pipe: DiffusionPipeline, names: str | Iterable[str] | None = None) ->
     Args:
         names: one name or several, in any order; None takes all.
     Returns: a FuseReport. When nothing is fused any more, `base_checksum` is what it was before.
-    Raises: ValueError where nothing, or not that adapter, is fused, where the originals were let go,
-        or where the model is offloaded. Nothing is changed then, nor by an error or an interruption
-        on the way.
+    Raises: ValueError where nothing, or not that adapter, is fused, where the originals were let
+        go, or where the model is offloaded. Nothing is changed then, nor by an error or an
+        interruption on the way.
     """
     models = models_of(pipe)
     known = fused_names(pipe)
@@ -154,8 +151,8 @@ def unfuse(pipe: DiffusionPipeline, names: str | Iterable[str] | None = None) ->
     lost = [name for name in (names or for_good) if name in for_good and name not in known]
     if lost:
         raise ValueError(
-            f"adapter {lost[0]!r} is fused for good: unload_adapters let the originals go; load the "
-            "model anew"
+            f"adapter {lost[0]!r} is fused for good: unload_adapters let the originals go; load "
+            "the model anew"
         )
     if not known:
         raise ValueError(
@@ -179,7 +176,7 @@ def fused(
     *,
     components: Iterable[str] | None = None,
 ) -> Iterator[FuseReport]:
-    """Fuse within a block, and undo it on the way out, after an error too; arguments as in `fuse`."""
+    """Fuse within a block, and undo it at its end, after an error too; arguments as in `fuse`."""
     with lock_of(pipe):
         before = fused_names(pipe)
         report = fuse(pipe, scales, components=components)
@@ -192,7 +189,7 @@ def fused(
 
 @locked
 def base_checksum(pipe: DiffusionPipeline) -> str:
-    """SHA-256 of a pipeline's weights without those of adapters: equal before fusing and after unfusing.
+    """SHA-256 of a pipeline's weights without adapters': equal before fusing and after unfusing.
 
     Raises: ValueError where weights are offloaded.
     """
@@ -285,7 +282,8 @@ def _to_fuse(
             fused_layers[module] = FusedLayer(layer, entries, up, down, scale, scaling)
             if not (up.float().isfinite().all() and down.float().isfinite().all()):
                 raise ValueError(
-                    f"adapter {name!r} has weights that are not finite in layer {module}; load it anew"
+                    f"adapter {name!r} has weights that are not finite in layer {module}; load it "
+                    "anew"
                 )
         adapters[component] = FusedAdapter(
             fused_layers,

@@ -138,31 +138,6 @@ def entries_of(layer: LoraLayer, name: str) -> dict[str, Any]:
     return {key: getattr(layer, key)[name] for key in attributes if name in getattr(layer, key)}
 
 
-def why_not_swapped(pipe: DiffusionPipeline, name: str, weights: Weights) -> str | None:
-    """Why weights cannot be written into an adapter's layers, or None where they can.
-
-    Args:
-        weights: the new adapter's, from `match_layers`.
-    """
-    layers = layers_of(pipe, name)
-    if any(is_dora(layer, name) for layer in flat(layers)):
-        return "takes the place of a DoRA"
-    extra = [
-        f"{component}.{module}"
-        for component, modules in weights.items()
-        for module in modules
-        if module not in layers.get(component, {})
-    ]
-    if extra:
-        return f"has {len(extra)} layers that the one in its place lacks, for example {extra[0]}"
-    for component, modules in weights.items():
-        for module, own in modules.items():
-            room = layers[component][module].lora_A[name].weight.shape[0]
-            if own.rank > room:
-                return f"has rank {own.rank} where there is room for {room}"
-    return None
-
-
 @torch.no_grad()
 def write_weights(
     pipe: DiffusionPipeline,
@@ -173,7 +148,7 @@ def write_weights(
     padded: bool = False,
     source: Any = None,
 ) -> None:
-    """Give an adapter's layers other weights; scales stay, and layers without new weights are zeroed.
+    """Give an adapter's layers other weights; scales stay, layers without weights are zeroed.
 
     Args:
         padded: fill each layer up to the rank that it has, in place, so that a compiled model need
@@ -193,11 +168,11 @@ def write_weights(
 
 
 def convert_doras(pipe: DiffusionPipeline, names: Iterable[str]) -> None:
-    """Let a scale multiply the whole ΔW of these adapters: a DoRA becomes the LoRA that has its ΔW.
+    """Let a scale multiply the whole ΔW of adapters: a DoRA becomes the LoRA with its ΔW.
 
-    PEFT puts a DoRA's scale inside the norm, and its magnitude acts at scale 0, so that 0 is not the
-    base model; `load_adapter` never leaves one, other code does. `DoraLinearVariant`, PEFT 0.21.2:
-    https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/variants.py
+    PEFT puts a DoRA's scale inside the norm, and its magnitude acts at scale 0, so that 0 is not
+    the base model; `load_adapter` never leaves one, other code does. `DoraLinearVariant`, PEFT
+    0.21.2: https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/variants.py
     """
     for name in names:
         if any(is_dora(layer, name) for layer in flat(layers_of(pipe, name))):
@@ -244,7 +219,7 @@ def source_of(pipe: DiffusionPipeline, name: str) -> str | None:
 
 
 def _write_layer(layer: LoraLayer, name: str, weights: LoraWeights) -> None:
-    """Weights, rank and alpha of a plain LoRA into a layer that has the adapter; its scale stays."""
+    """Weights, rank and alpha of a plain LoRA into a layer with the adapter; its scale stays."""
     scale = read_scale(layer, name)
     halves = ((layer.lora_A[name], weights.down), (layer.lora_B[name], weights.up))
     for half, value in halves:
@@ -294,7 +269,7 @@ def _remember(
     adapter: Adapter,
     source: Any,
 ) -> None:
-    """Ranks and alphas in PEFT's config, as its own files have them, and where the adapter came from.
+    """Ranks and alphas in PEFT's config, as its files have them, and where the adapter is from.
 
     Args:
         source: of `load_adapter`; kept where it is a path or an address, of which no query is kept.

@@ -1,4 +1,4 @@
-"""The adapters on a pipeline as PEFT keeps them: which layers carry which, their scales, and which are active."""
+"""The adapters on a pipeline as PEFT keeps them: which layers carry which, how strongly."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ def denoiser(pipe: DiffusionPipeline) -> nn.Module | None:
 
 
 def walk(model: nn.Module, inside: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a model that hold a weight or an adapter, by name; not the adapters' own modules.
+    """The layers of a model that hold a weight or an adapter, by name; not adapters' own modules.
 
     As `named_modules`, but without a generator for each level, which takes ten times as long.
     """
@@ -73,7 +73,7 @@ def adapter_names(pipe: DiffusionPipeline, layers: LoraLayers | None = None) -> 
 
 
 def active_adapters(pipe: DiffusionPipeline, layers: LoraLayers | None = None) -> list[str]:
-    """The adapters that act on the images, in the order they came; `layers` as in `adapter_names`."""
+    """The adapters that act, in the order they came; `layers` as in `adapter_names`."""
     layers = lora_layers(pipe) if layers is None else layers
     enabled = [layer for layer in flat(layers) if not layer.disable_adapters]
     active = {name for layer in enabled for name in layer.active_adapters}
@@ -106,7 +106,7 @@ def activate(
 
 
 def reorder(pipe: DiffusionPipeline, names: Sequence[str]) -> None:
-    """Let these adapters come first, in this order: it decides the last bits of a sum of several."""
+    """Let these adapters come first, in this order: it decides the last bits of a sum."""
     places = {name: place for place, name in enumerate(names)}
     for layer in flat(lora_layers(pipe)):
         ordered = sorted(layer.scaling.items(), key=lambda item: places.get(item[0], len(places)))
@@ -168,7 +168,7 @@ def move_weights(layer: LoraLayer, name: str, device: torch.device) -> None:
 
 
 def module_name(text: str) -> str:
-    """A name that torch takes for a module: no dots or blanks, and none of ModuleDict's own attributes.
+    """A name that torch takes for a module: no dots or blanks, no attribute of ModuleDict.
 
     «train», «half» and the like get «_lora» behind them.
     """

@@ -33,8 +33,8 @@ class LoadReport(Report):
         base_model: the model it was made for, as it says itself, or None.
         components: by component, counts of layers by (rank, alpha, effective scale = alpha / rank),
             as the file has them.
-        ranks: number of layers by the rank they have on the pipeline; more than the file's where the
-            kind is no plain LoRA.
+        ranks: number of layers by the rank they have on the pipeline; more than the file's where
+            the kind is no plain LoRA.
         alpha: the file's alphas that occur.
         layers: number of adapted layers by component.
         matched: how many weights of the file were used.
@@ -128,10 +128,10 @@ def load_adapter(
 ) -> LoadReport:
     """Load an adapter onto a pipeline, at scale 1, beside those that are there.
 
-    It may be a LoRA, LoCon, LoHa, LoKr or DoRA, by the keys of diffusers (now and before PEFT), PEFT,
-    Kohya, A1111, LyCORIS, ComfyUI or OneTrainer (OMI), and for a transformer by those of its original
-    code that diffusers itself converts. Whatever is no plain LoRA is put on as one with the same ΔW,
-    at the rank that needs.
+    It may be a LoRA, LoCon, LoHa, LoKr or DoRA, by the keys of diffusers (now and before PEFT),
+    PEFT, Kohya, A1111, LyCORIS, ComfyUI or OneTrainer (OMI), and for a transformer by those of its
+    original code that diffusers itself converts. Whatever is no plain LoRA is put on as one with
+    the same ΔW, at the rank that needs.
 
     Args:
         pipe: a diffusers pipeline that can carry LoRA.
@@ -144,12 +144,12 @@ def load_adapter(
         components: which of "unet", "transformer", "text_encoder", "text_encoder_2" to take; None
             takes all the file has.
         allow_pickle: read an old .bin, .pt or .ckpt with `torch.load(weights_only=True)`.
-        hotswap_rank: the largest rank that `swap_adapter` will bring; prepares a model to be compiled
-            once.
+        hotswap_rank: the largest rank that `swap_adapter` will bring; prepares a model to be
+            compiled once.
     Returns: a LoadReport, which shows itself.
-    Raises: FileNotFoundError if there is no such adapter; ValueError for a pickle file, a damaged one,
-        weights that are not finite, a name in use, or an adapter made for another architecture. The
-        pipeline is then as before.
+    Raises: FileNotFoundError if there is no such adapter; ValueError for a pickle file, a damaged
+        one, weights that are not finite, a name in use, or an adapter made for another
+        architecture. The pipeline is then as before.
     """
     adapter_source = read_for(
         pipe,
@@ -225,7 +225,8 @@ def report_of(pipe: DiffusionPipeline, name: str, source: Source, adapter: Adapt
     notes = [*embedding_notes(source.adapter.ignored, source.path), *adapter.notes]
     if omitted_layers:
         notes.append(
-            f"{len(omitted_layers)} layers of {' and '.join(sorted(omitted))}, which were not asked for"
+            f"{len(omitted_layers)} layers of {' and '.join(sorted(omitted))}, which were not "
+            "asked for"
         )
     ranks = [layer.r[name] for layer in flat(layers_of(pipe, name))]
     settings = {

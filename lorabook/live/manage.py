@@ -12,7 +12,6 @@ from lorabook.live.inject import (
     add_adapter,
     delete_adapter,
     original_adapter,
-    why_not_swapped,
     write_weights,
 )
 from lorabook.live.layers import (
@@ -27,7 +26,7 @@ from lorabook.live.layers import (
     write_scale,
 )
 from lorabook.live.load import LoadReport, choose_components, read_for, report_of
-from lorabook.live.match import match_layers
+from lorabook.live.match import match_layers, why_not_swapped
 from lorabook.live.scale_schedule import set_steps
 from lorabook.live.state import check_known, fused_names, locked, state_of
 from lorabook.live.upstream import check_weights_available

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from lorabook.live.architecture import likely_cause, misfit
-from lorabook.live.layers import base_weight, models_of, shape_of, walk
+from lorabook.live.layers import base_weight, flat, layers_of, models_of, shape_of, walk
 from lorabook.live.state import original_weight
 from lorabook.live.upstream import check_not_quantized, check_weights_available, is_quantized
 from lorabook.lora.adapter import Adapter, Layer
@@ -86,13 +86,14 @@ def match_layers(
             check_not_quantized(component, weight)
         if matrix_shape(layer) != (shape[0], math.prod(shape[1:])):
             raise ValueError(
-                f"{where} does not fit {type(pipe).__name__}: layer {name} has the shape {shape} and "
-                f"the adapter {matrix_shape(layer)}; {likely_cause(adapter, pipe)}"
+                f"{where} does not fit {type(pipe).__name__}: layer {name} has the shape {shape} "
+                f"and the adapter {matrix_shape(layer)}; {likely_cause(adapter, pipe)}"
             )
         if layer.magnitude is not None and layer.magnitude.numel() not in shape[:2]:
             raise ValueError(
-                f"{where}: the DoRA's magnitude of layer {name} has {layer.magnitude.numel()} numbers, "
-                f"not one for each of {shape[0]} outputs or {shape[1]} inputs; fetch it anew"
+                f"{where}: the DoRA's magnitude of layer {name} has {layer.magnitude.numel()} "
+                f"numbers, not one for each of {shape[0]} outputs or {shape[1]} inputs; fetch it "
+                "anew"
             )
         own = _lora_weights(layer, weight, shape)
         if not (own.up.isfinite().all() and own.down.isfinite().all()):
@@ -102,6 +103,31 @@ def match_layers(
             )
         weights.setdefault(component, {})[name] = own
     return weights
+
+
+def why_not_swapped(pipe: DiffusionPipeline, name: str, weights: Weights) -> str | None:
+    """Why weights cannot be written into an adapter's layers, or None where they can.
+
+    Args:
+        weights: the new adapter's, from `match_layers`.
+    """
+    layers = layers_of(pipe, name)
+    if any(name in layer.lora_magnitude_vector for layer in flat(layers)):
+        return "takes the place of a DoRA"
+    extra = [
+        f"{component}.{module}"
+        for component, modules in weights.items()
+        for module in modules
+        if module not in layers.get(component, {})
+    ]
+    if extra:
+        return f"has {len(extra)} layers that the one in its place lacks, for example {extra[0]}"
+    for component, modules in weights.items():
+        for module, own in modules.items():
+            room = layers[component][module].lora_A[name].weight.shape[0]
+            if own.rank > room:
+                return f"has rank {own.rank} where there is room for {room}"
+    return None
 
 
 def base_weights(pipe: DiffusionPipeline, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
@@ -121,7 +147,7 @@ def base_weights(pipe: DiffusionPipeline, adapter: Adapter) -> dict[str, dict[st
 
 
 def _own_name(modules: Mapping[str, nn.Module], module: str) -> str | None:
-    """A module's name on a model: text encoders of transformers 5 have no `text_model.` before it."""
+    """A module's name on a model: transformers 5 has no `text_model.` before it."""
     names = (module, module.removeprefix("text_model."))
     return next((name for name in names if name in modules), None)
 

@@ -1,7 +1,7 @@
 """The base model's weights with adapters in the sum: for good, and for the time of a block.
 
-`exchange` writes the sum into the weights, and the originals back; `folded` lets layers compute with
-it and touches no weight.
+`exchange` writes the sum into the weights, and the originals back; `folded` lets layers compute
+with it and touches no weight.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,13 +24,7 @@ from lorabook.live.layers import (
     models_of,
     reorder,
 )
-from lorabook.live.state import (
-    FusedAdapter,
-    keep_over_calls,
-    lock_of,
-    original_weight,
-    state_of,
-)
+from lorabook.live.state import FusedAdapter, keep_over_calls, lock_of, original_weight, state_of
 from lorabook.live.upstream import (
     LoraLayer,
     check_not_quantized,
@@ -164,21 +158,22 @@ def folded(
     components: Iterable[str] | None = None,
     room: Room | None = None,
 ) -> Iterator[bool]:
-    """Let the layers run plain, with their weight and the scaled ΔW of the active adapters in one sum.
+    """Let layers run plain, with their weight and the scaled ΔW of active adapters in one sum.
 
-    Weights, scales and active adapters are never touched: a layer only gets another `forward` within
-    the block, in one stroke, so that a thread that does not wait for the pipeline's lock generates
-    the same all the while. Of a small model the sums are computed once; a large one has no second copy
-    of its weights, since each sum is computed when its layer runs, and let go after. Where that cannot
-    be done (scales that change over the denoising or by sample, DoRA, a compiled, quantised or
-    offloaded model, adapters fused by diffusers, too little memory), the adapters work as ever.
+    Weights, scales and active adapters are never touched: a layer only gets another `forward`
+    within the block, in one stroke, so that a thread that does not wait for the pipeline's lock
+    generates the same all the while. Of a small model the sums are computed once; a large one has
+    no second copy of its weights, since each sum is computed when its layer runs, and let go after.
+    Where that cannot be done (scales that change over the denoising or by sample, DoRA, a compiled,
+    quantised or offloaded model, adapters fused by diffusers, too little memory), the adapters work
+    as ever.
 
     Args:
         pipe: a pipeline with adapters; their scales must not be changed inside.
         components: "unet" …; None takes all.
-        room: a dictionary to keep from call to call, for the sums to be written into again, which is
-            faster than new memory. It grows to the size of the weights that the adapters touch, and
-            to `ROOM` bytes at most.
+        room: a dictionary to keep from call to call, for the sums to be written into again, which
+            is faster than new memory. It grows to the size of the weights that the adapters touch,
+            and to `ROOM` bytes at most.
     Yields: whether the adapters are folded.
     """
     with lock_of(pipe):
@@ -196,7 +191,7 @@ def folded(
 def _foldable(
     pipe: DiffusionPipeline, components: Iterable[str] | None
 ) -> list[tuple[LoraLayer, Deltas]]:
-    """The layers that active adapters touch, with up, down and scaling; none where one cannot be folded."""
+    """Layers of active adapters, with up, down and scaling; none where one cannot be folded."""
     models = [getattr(pipe, component) for component in models_of(pipe)]
     if any(is_compiled(model) or is_offloaded(model) for model in models):
         return []
@@ -236,7 +231,7 @@ def _is_plain(layer: LoraLayer) -> bool:
 
 
 def _is_plain_in(layer: LoraLayer, name: str) -> bool:
-    """Whether an adapter adds s · up · down in a layer, and nothing else, in the layer's precision."""
+    """Whether an adapter adds s · up · down in a layer, in its precision, and nothing else."""
     scaling, down, weight = layer.scaling[name], layer.lora_A[name].weight, layer.weight
     by_sample = isinstance(scaling, Tensor) and scaling.dim() > 0
     special = name in layer.lora_variant or layer.lora_bias.get(name)
@@ -262,7 +257,7 @@ def _forwards(
 
 @torch.no_grad()
 def _sum(layer: LoraLayer, deltas: Deltas, room: Room | None) -> Callable[[], Tensor]:
-    """What gives the sum: computed now and kept in the room, or, where there is none, when called."""
+    """What gives the sum: computed now and kept in the room, or when called."""
     weight = layer.get_base_layer().weight
     if room is None:
         return torch.no_grad()(partial(merged_weight, weight.detach(), deltas))

@@ -43,7 +43,7 @@ class PipelineLock:
         self._next, self._lock = Lock(), RLock()  # an RLock alone does not promise the order
 
     def acquire(self, timeout: float = -1) -> bool:
-        """Take the lock; returns whether that came within `timeout` seconds, and −1 waits for ever."""
+        """Take the lock; returns whether it came within `timeout` seconds, −1 being for ever."""
         if self.is_mine():
             return self._lock.acquire()
         if not self._next.acquire(timeout=timeout):
@@ -72,7 +72,7 @@ class PipelineLock:
 
 
 class PipelineRef:
-    """A weak reference to a pipeline: a copy of the pipeline has its copy in it, a pickle has none."""
+    """A weak reference to a pipeline; its copy refers to the copy, a pickle to none."""
 
     def __init__(self, pipe: DiffusionPipeline | None = None):
         self._ref = None if pipe is None else weakref.ref(pipe)
@@ -204,7 +204,8 @@ def check_known(
     for name in names:
         if name in fused:
             raise ValueError(
-                f"adapter {name!r} is fused, so it stays as it is; call unfuse(pipe, {name!r}) first"
+                f"adapter {name!r} is fused, so it stays as it is; call unfuse(pipe, {name!r}) "
+                "first"
             )
         if name not in known:
             there = listed([f"{each:.60}" for each in known], 8)
@@ -248,7 +249,7 @@ def keep_over_calls(pipe: DiffusionPipeline) -> None:
 
 @contextmanager
 def preserve_scales(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Put every adapter's scale and schedule, and which are active, back at the end of the block."""
+    """Put scales and schedules, and which adapters are active, back at the end of the block."""
     model, layers = denoiser(pipe), lora_layers(pipe)
     state = AdapterState() if model is None else state_of(model)
     state.end_call()

@@ -1,8 +1,8 @@
 """Limits of PEFT, diffusers, transformers and accelerate, worked around for adapters on a pipeline.
 
-Each names its reason, and the version where it was seen: diffusers 0.42.1, PEFT 0.21.2, transformers
-5.23.0. `tests/live/test_upstream.py` has a canary for each, which fails when upstream has mended it.
-A DoRA's scale, the fifth limit, is in `convert_doras` of `inject.py`.
+Each names its reason, and the version where it was seen: diffusers 0.42.1, PEFT 0.21.2,
+transformers 5.23.0. `tests/live/test_upstream.py` has a canary for each, which fails when upstream
+has mended it. A DoRA's scale, the fifth limit, is in `convert_doras` of `inject.py`.
 """
 
 import inspect
@@ -37,7 +37,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def is_offloaded(model: nn.Module) -> bool:
-    """Whether accelerate or diffusers bring a model's weights to the device when they are needed."""
+    """Whether accelerate or diffusers bring weights to the device when they are needed."""
     return hasattr(model, "_hf_hook") or hasattr(model, "_diffusers_hook")
 
 
@@ -62,18 +62,19 @@ def check_weights_available(models: Mapping[str, nn.Module]) -> None:
     for component, model in models.items():
         if any(weight.is_meta for weight in model.parameters()):
             raise ValueError(
-                f"the weights of {component} are offloaded, so they can be neither read nor changed; "
-                "call pipe.remove_all_hooks() first and offload again afterwards"
+                f"the weights of {component} are offloaded, so they can be neither read nor "
+                "changed; call pipe.remove_all_hooks() first and offload again afterwards"
             )
         if any(_is_on_disk(module) for module in model.modules()):
             raise ValueError(
-                f"the weights of {component} are offloaded to disk, so they can be neither read nor "
-                "changed; load the model anew, do this first and call enable_group_offload afterwards"
+                f"the weights of {component} are offloaded to disk, so they can be neither read "
+                "nor changed; load the model anew, do this first and call enable_group_offload "
+                "afterwards"
             )
 
 
 def check_not_quantized(component: str, weight: Tensor) -> None:
-    """Raise ValueError for a weight of bitsandbytes, torchao or GGUF: no sum with it can be undone."""
+    """Raise ValueError for a weight of bitsandbytes, torchao or GGUF: its sums cannot be undone."""
     if is_quantized(weight):
         raise ValueError(
             f"the weights of {component} are quantised ({type(weight).__name__}, "
@@ -90,8 +91,8 @@ def is_quantized(weight: Tensor) -> bool:
 def renew_group_offloading(model: nn.Module) -> None:
     """Let diffusers' group offloading take in layers that came or went.
 
-    It looks at the layers once, when it is enabled; only diffusers' own loading of a LoRA renews it:
-    https://github.com/huggingface/diffusers/blob/main/src/diffusers/hooks/group_offloading.py
+    It looks at the layers once, when it is enabled; only diffusers' own loading of a LoRA renews
+    it: https://github.com/huggingface/diffusers/blob/main/src/diffusers/hooks/group_offloading.py
     """
     if not any(_is_on_disk(module) for module in model.modules()):  # groups on disk cannot change
         _maybe_remove_and_reapply_group_offloading(model)
@@ -105,16 +106,16 @@ def _is_on_disk(module: nn.Module) -> bool:
 
 # Saving a model that carries adapters. diffusers writes the weights of adapted layers as
 # `….base_layer.weight`, which `from_pretrained` does not find, so that the saved model comes back
-# with random weights; transformers writes the adapter in place of the model. Upstream says to unload
-# first: https://huggingface.co/docs/diffusers/tutorials/using_peft_for_inference
+# with random weights; transformers writes the adapter in place of the model. Upstream says to
+# unload first: https://huggingface.co/docs/diffusers/tutorials/using_peft_for_inference
 
 
 def mark_adapted(model: nn.Module) -> None:
     """Tell diffusers and transformers of adapters on a model, and save it without them.
 
-    `save_pretrained` of this one model is covered until `unmark_adapted`: nothing else is told when a
-    pipeline is saved, and a hook of `state_dict` would also take the names of weights from PEFT and
-    from accelerate's offloading, which read them there.
+    `save_pretrained` of this one model is covered until `unmark_adapted`: nothing else is told when
+    a pipeline is saved, and a hook of `state_dict` would also take the names of weights from PEFT
+    and from accelerate's offloading, which read them there.
     """
     model._hf_peft_config_loaded = True
     if "save_pretrained" not in vars(model):
@@ -157,9 +158,9 @@ def _save_without_adapters(model: nn.Module, *args, **kwargs):
         return type(model).save_pretrained(model, *args, **kwargs)
 
 
-# A call's own scale, `cross_attention_kwargs={"scale": s}`. diffusers multiplies each scaling by s and
-# divides it by s afterwards, which rounds; after s = 0 it sets every scaling to that of scale 1. On
-# what is fused it has no effect, and nothing says so. `unscale_lora_layers`:
+# A call's own scale, `cross_attention_kwargs={"scale": s}`. diffusers multiplies each scaling by s
+# and divides it by s afterwards, which rounds; after s = 0 it sets every scaling to that of scale
+# 1. On what is fused it has no effect, and nothing says so. `unscale_lora_layers`:
 # https://github.com/huggingface/diffusers/blob/main/src/diffusers/utils/peft_utils.py
 
 

@@ -1,4 +1,4 @@
-"""What upstream.py and convert_doras are for: a test fails, with what to do, when upstream mends it."""
+"""What live/upstream.py and convert_doras are for; the canaries say when they are not needed."""
 
 import copy
 import warnings
@@ -13,6 +13,8 @@ from torch import nn
 import lorabook as lb
 from adapter_files import plain
 from lorabook.live.layers import layers_of
+
+SCALES = [number / 100 for number in range(1, 100)]
 
 
 @pytest.fixture
@@ -30,13 +32,13 @@ def adapted():
 
 def test_canary_a_calls_own_scale_still_leaves_other_scales_behind(adapted):
     model, left = adapted[0], {}
-    for scale in (0.7, 0.1, 0.3, 0):
+    for scale in (*SCALES, 0):
         model[0].set_scale("style", 0.3)
         before = model[0].scaling["style"]
         scale_lora_layers(model, scale)
         unscale_lora_layers(model, scale)
         left[scale] = model[0].scaling["style"] != before
-    assert left[0] and any(left[scale] for scale in (0.7, 0.1, 0.3)), (
+    assert left[0] and any(left[scale] for scale in SCALES), (
         "diffusers puts the scales back: take hook_calls and what it needs out of live/upstream.py"
     )
 
