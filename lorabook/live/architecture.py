@@ -37,7 +37,11 @@ _BY_LAYER = {
     ),
 }
 _BY_ATTENTION_WIDTH = {1152: "PixArt", 2240: "Sana", 2048: "LTX-Video", 1920: "CogVideoX"}
-# starts of pipelines' class names that are not the model's own name
+# starts of pipelines' class names
+_OWN_NAMES = (
+    *("Flux", "Wan", "PixArt", "HunyuanVideo", "HiDream", "Sana", "AuraFlow", "Chroma"),
+    *("CogVideoX", "Mochi", "Cosmos"),
+)
 _BY_PIPELINE = {
     "StableDiffusion3": "Stable Diffusion 3",
     "LTX": "LTX-Video",
@@ -45,11 +49,7 @@ _BY_PIPELINE = {
     "QwenImage": "Qwen-Image",
     "HunyuanDiT": "Hunyuan-DiT",
     "Lumina2": "Lumina 2",
-    **{
-        name: name
-        for name in "Flux Wan PixArt HunyuanVideo HiDream Sana AuraFlow Chroma CogVideoX Mochi "
-        "Cosmos".split()
-    },
+    **{name: name for name in _OWN_NAMES},
 }
 # layers as diffusers and transformers name them; other names are of a form that is not read
 _KNOWN_NAMES = re.compile(

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lorabook as lb
-from adapter_files import plain
 from lorabook.live.layers import layers_of
 
 SCALES = [number / 100 for number in range(1, 100)]
@@ -111,14 +110,6 @@ def test_a_text_encoders_scale_is_exact_after_a_call_with_its_own(pipe):
         draw(pipe, scale)
         layers = layers_of(pipe, "patch_cat")["text_encoder"].values()
         assert {layer.scaling["patch_cat"] for layer in layers} == {0.3}
-
-
-def test_an_adapted_pipeline_saves_its_base_and_stays_adapted(small, tmp_path):
-    before = draw(small)[0]
-    small.save_pretrained(tmp_path)
-    again = plain(str(tmp_path))
-    assert lb.base_checksum(again) == lb.base_checksum(small)
-    assert torch.equal(draw(small)[0], before)
 
 
 # a call's own scale on what is fused
