@@ -26,7 +26,7 @@ _HOME = {
     "tolerance": "metrics",
     "load_adapter": "live.load",
     "LoadReport": "live.load",
-    "base_model_of": "lora.metadata",
+    "base_model_of": "lora.source",
     "save_adapter": "live.save",
     "resize_adapter": "live.save",
     "extract_adapter": "live.save",

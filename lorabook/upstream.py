@@ -6,8 +6,10 @@ has a test of each that fails with a sentence when upstream has changed.
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import diffusers.utils.logging as diffusers_logging
 import torch
@@ -15,6 +17,8 @@ import transformers.utils.logging as transformers_logging
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.pipelines import pipeline_utils
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -127,3 +131,28 @@ def separate_accelerator() -> Iterator[None]:
             if not (connected and state is PartialState):
                 state._shared_state.clear()
                 state._shared_state.update(shared)
+
+
+def is_targeted(config: Mapping[str, Any], module: str) -> bool:
+    """Whether PEFT gives a layer adapter weights, by the settings of an adapter_config.json.
+
+    PEFT 0.21.2 answers only by a function of its tuners, which reads a config's attributes.
+    Source: https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/tuners_utils.py
+    """
+    targets = config.get("target_modules")
+    names = ("exclude_modules", "layers_to_transform", "layers_pattern")
+    settings = SimpleNamespace(
+        target_modules=".*" if targets in (None, "all-linear") else targets,
+        target_parameters=None,
+        **{name: config.get(name) for name in names},
+    )
+    return bool(check_target_module_exists(settings, module))
+
+
+def pattern_value(patterns: Mapping[str, Any], module: str) -> Any:
+    """The value of PEFT's rank_pattern or alpha_pattern for a layer; None where no pattern fits.
+
+    PEFT 0.21.2 has the rule (which of several patterns counts) in a helper of its own.
+    Source: https://github.com/huggingface/peft/blob/v0.21.2/src/peft/utils/other.py
+    """
+    return patterns.get(get_pattern_key(patterns, module))

@@ -3,6 +3,7 @@
 import inspect
 import logging
 
+import peft
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,7 +13,9 @@ import lorabook as lb
 from lorabook.upstream import (
     DTYPE,
     execution_device,
+    is_targeted,
     loading_infos,
+    pattern_value,
     quiet,
     separate_accelerator,
     uncompiled,
@@ -77,3 +80,15 @@ def test_an_accelerator_of_ones_own_is_kept_apart():
         assert own.mixed_precision == "no"
         with pytest.raises(ValueError, match="already been initialized"):  # or take the state away
             Accelerator(mixed_precision="bf16")
+
+
+def test_pefts_settings_say_which_layers_have_weights():
+    config = {"target_modules": ["to_q"], "exclude_modules": ["attn2.to_q"]}
+    assert is_targeted(config, "mid.attn1.to_q") and not is_targeted(config, "mid.attn2.to_q")
+    assert not hasattr(peft, "check_target_module_exists"), "PEFT made it public: import it"
+
+
+def test_of_two_patterns_that_fit_the_first_counts():
+    assert pattern_value({"attn1.to_q": 2, "to_q": 4}, "mid.attn1.to_q") == 2
+    assert pattern_value({"to_k": 4}, "mid.attn1.to_q") is None
+    assert not hasattr(peft, "get_pattern_key"), "PEFT made it public: import it"

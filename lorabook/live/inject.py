@@ -36,7 +36,7 @@ from lorabook.live.upstream import (
     unmark_adapted,
 )
 from lorabook.lora.adapter import Adapter, Layer, lora
-from lorabook.lora.download import shareable_address
+from lorabook.lora.files import shareable_address
 from lorabook.lora.formats.keys import COMPONENTS, text_name
 from lorabook.upstream import quiet
 

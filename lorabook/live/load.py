@@ -14,9 +14,10 @@ from lorabook.live.layers import adapter_names, flat, layers_of, module_name
 from lorabook.live.match import by_diffusers_names, match_layers
 from lorabook.live.state import fused_names, locked
 from lorabook.lora.adapter import Adapter
+from lorabook.lora.files import brief
 from lorabook.lora.formats.keys import COMPONENTS
-from lorabook.lora.formats.read import embedding_notes
-from lorabook.lora.source import Source, brief, read_source, sha256_of
+from lorabook.lora.formats.unread import embedding_notes
+from lorabook.lora.source import Source, read_source, sha256_of
 from lorabook.show.tables import Report, as_html
 
 

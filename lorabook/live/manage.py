@@ -31,7 +31,7 @@ from lorabook.live.scale_schedule import set_steps
 from lorabook.live.state import check_known, fused_names, locked, state_of
 from lorabook.live.upstream import check_weights_available
 from lorabook.lora.adapter import Adapter
-from lorabook.lora.source import brief
+from lorabook.lora.files import brief
 from lorabook.show.tables import as_html, as_text
 
 

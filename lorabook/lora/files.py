@@ -1,213 +1,188 @@
-"""Adapter files: found, checked before anything is changed, and written whole or not at all."""
+"""Files opened for weights or settings; what holds something else is called what it is."""
 
+import json
 import os
 import re
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lorabook.lora.download import fetch_adapter, shareable_address
-from lorabook.lora.file_kind import opened
-from lorabook.lora.formats.keys import COMPONENTS, CONFIG_NAME, PEFT_NAME, WEIGHT_NAME
-from lorabook.lora.pickles import PICKLES, read_pickle
-from lorabook.lora.repository import Folder, Repository, hub_file
-from lorabook.worlds import bundled
+from lorabook.lora.formats.unread import other_kind
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_LONGEST_HEADER = 100_000_000  # bytes; safetensors takes no longer one
+
+# What a file begins with, and what it then is; the first that fits counts.
+_BY_BYTES = (
+    (
+        rb"version https://git-lfs",
+        "a Git LFS pointer, which only stands for the file: run `git lfs pull`, or take the file "
+        "from its page",
+    ),
+    (rb"<(!doctype|html|head|body)", "a web page (HTML), as a site gives to who is not logged in"),
+    (rb"<[?\w!]", "a web page or XML, as a site gives in place of a file"),
+    (
+        rb"PK\x03\x04.*data\.pkl",
+        "a PyTorch checkpoint (a pickle): name it .ckpt and give allow_pickle=True, or get it as "
+        ".safetensors",
+    ),
+    (rb"PK[\x03\x05]", "a zip archive; unpack it"),
+    (rb"\x1f\x8b", "a gzip archive; unpack it"),
+    (rb"7z\xbc\xaf|Rar!", "a 7z or RAR archive; unpack it"),
+    (rb".{257}ustar", "a tar archive; unpack it"),
+    (
+        rb"\x80[\x02-\x05].",
+        "a pickle: name it .ckpt and give allow_pickle=True, or get it as .safetensors",
+    ),
+    (rb"GGUF", "a GGUF file"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF", "a picture"),
+    (rb"%PDF", "a PDF"),
+)
 
 
-class Place(NamedTuple):
-    """Where an adapter's files lie: which folder or repository, where `inside` it, and the `file` that was named, if any."""
-
-    files: Folder | Repository
-    inside: str = ""
-    file: str | None = None
-
-    def beside(self, name: str) -> str:
-        """The name of a file beside the adapter's own, by that of the folder or repository."""
-        return (PurePosixPath(self.inside) / name).as_posix()
-
-
-def find_adapter(
-    source,
-    *,
-    weight_name: str | None = None,
-    subfolder: str | None = None,
-    allow_pickle: bool = False,
-    **hub,
-) -> Path:
-    """The local file of an adapter, downloaded where need be.
-
-    Args:
-        source: a .safetensors file, a folder with one, a bundled name ("creatures"), a Hub id, an https address, or
-            anything with an `adapter` path, as a TrainingRun.
-        weight_name, subfolder: which file, where there are several; inside the folder.
-        allow_pickle: take an old .bin, .pt or .ckpt too.
-        **hub: revision, token, cache_dir, local_files_only for `hf_hub_download`.
-    Raises: FileNotFoundError, saying what was looked for and where; ValueError for a pickle file, several files, or a
-        name that climbs out of its folder.
-    """
-    check_inside(path_of(source), weight_name)
-    place = place_of(source, subfolder=subfolder, allow_pickle=allow_pickle, **hub)
-    return place.files.get(weights_in(place, weight_name, allow_pickle))
-
-
-def place_of(source, *, subfolder: str | None = None, allow_pickle: bool = False, **hub) -> Place:
-    """Where an adapter's files lie; the arguments are those of `find_adapter`. A file with an address is fetched."""
-    name = path_of(source)
-    check_inside(name, subfolder)
-    if "://" in name:
-        kept = {key: hub[key] for key in ("token", "cache_dir", "local_files_only") if hub.get(key)}
-        path = fetch_adapter(name, allow_pickle=allow_pickle, **kept)
-        if asked := hub_file(name):
-            files = Repository(
-                asked["repo_id"], revision=asked["revision"], kept_first=True, **kept
-            )
-            return Place(
-                files, PurePosixPath(asked["filename"]).parent.as_posix(), asked["filename"]
-            )
-        return Place(Folder(path.parent), file=path.name)
-    ready = bundled(f"adapters/{name}")
-    for path in (Path(name).expanduser(), ready):
-        if path is not None and path.is_file():
-            return Place(Folder(path.parent), file=path.name)
-        if path is not None and path.is_dir():
-            place = Place(Folder(path), subfolder or "")
-            if (
-                path == ready
-                or ready is None
-                or parts_in(place)
-                or _weights(place.files.list(place.inside))
-            ):
-                return place
-    if not is_on_hub(name):
-        path = brief(Path(shareable_address(name)).absolute())
-        raise FileNotFoundError(
-            f"adapter {brief(name)!r} not found: no file or folder {path}, no "
-            "bundled adapter of that name, and it is not a Hub id of the form owner/name"
-        )
-    return Place(Repository(name, **hub), subfolder or "")
-
-
-def weights_in(place: Place, weight_name: str | None = None, allow_pickle: bool = False) -> str:
-    """The one adapter file of a place, by its name in the folder or repository."""
-    if place.file:
-        _no_pickle(Path(place.file), allow_pickle)
-        return place.file
-    where = brief(f"{place.files}/{place.inside}".strip("/") if place.inside else place.files)
-    return place.beside(
-        _choose(place.files.list(place.inside), weight_name, where, place, allow_pickle)
-    )
-
-
-def parts_in(place: Place) -> dict[str, str]:
-    """PEFT's files by component, where the place has a folder for each."""
-    found = {
-        part: place.beside(f"{part}/{PEFT_NAME}")
-        for part in COMPONENTS
-        if CONFIG_NAME in (names := place.files.list(place.beside(part))) and PEFT_NAME in names
-    }
-    return {} if place.file else found
-
-
-def is_on_hub(name: str) -> bool:
-    """Whether a name is that of a repository, and of no file or bundled adapter here."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not (
-        Path(name).exists() or bundled(f"adapters/{name}")
-    )
-
-
-def path_of(source) -> str:
-    """The path, id or address that a source is, or that its `adapter` is. Raises ValueError for anything else."""
-    try:
-        return os.fsdecode(getattr(source, "adapter", source))
-    except TypeError:
-        raise ValueError(
-            f"an adapter comes from a file, folder, Hub id, address, TrainingRun or weights by key, not from "
-            f"{source!r:.80}"
-        ) from None
-
-
-def check_inside(name: str, *inner: str | None) -> None:
-    """Raise ValueError for a file or folder that is not inside the one it is looked for in."""
-    for part in inner:
-        if part and (Path(part).is_absolute() or ".." in Path(part).parts):
-            raise ValueError(f"{brief(part)!r} climbs out of {brief(name)}; give a name inside it")
-
-
-def brief(path, letters: int = 90) -> str:
+def brief(path: str | os.PathLike, letters: int = 90) -> str:
     """A path or address for an error message: of a long one its end, of an address no query."""
-    text = shareable_address(str(path))
+    text = shareable_address(os.fspath(path))
     return text if len(text) <= letters else f"…{text[1 - letters :]}"
 
 
-def _choose(
-    names: list[str], asked: str | None, where: str, place: Place, pickles: bool = False
-) -> str:
-    """The one adapter file among file names."""
-    weights = _weights(names)
-    if asked or WEIGHT_NAME in weights:
-        chosen = asked or WEIGHT_NAME
-        _no_pickle(Path(chosen), pickles)
-        if chosen not in names and place.files.get(place.beside(chosen)) is None:
-            raise FileNotFoundError(
-                f"{where} has no file {chosen}; it has: {', '.join(sorted(names)[:8]) or 'none'}"
-            )
-        return chosen
-    if pickles and not weights:
-        weights = sorted(n for n in names if n.endswith(PICKLES))
-    if len(weights) == 1:
-        return weights[0]
-    if weights:
-        raise ValueError(
-            f"{where} has several adapter files, say which with weight_name: {', '.join(weights[:8])}"
-        )
-    for name in names:
-        _no_pickle(Path(name))
-    raise FileNotFoundError(f"{where} has no .safetensors file")
+def shareable_address(text: str) -> str:
+    """What may be shown of where an adapter is from: an address without user, query and fragment.
 
-
-def _weights(names: list[str]) -> list[str]:
-    return sorted(name for name in names if name.endswith(".safetensors"))
-
-
-def _no_pickle(path: Path, allowed: bool = False) -> Path:
-    if path.suffix.lower() in PICKLES and not allowed:
-        raise ValueError(
-            f"{brief(path)} is a pickle file, which can run code when it is opened; get it as .safetensors, or "
-            "give allow_pickle=True to read its weights and nothing else"
-        )
-    return path
-
-
-def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights of an adapter file and its metadata; of a pickle, where one was allowed, its weights alone.
-
-    Raises: ValueError if the file is none or damaged, or a weight is not finite.
+    A query may hold a token. Anything that is no address comes back as it is.
     """
-    if path.suffix.lower() in PICKLES:
-        weights, metadata = read_pickle(path), {}
-    else:
-        with opened(path, brief(path)) as file:
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    return checked(weights, brief(path)), metadata
+    address = re.match(r"\s*([a-z][a-z0-9+.-]+:/+)(?:[^/?#]*@)?([^?#]*)", text, re.IGNORECASE)
+    if address:
+        return f"{address[1]}{address[2].strip()}"
+    is_without_scheme = re.match(r"\s*[\w-]+(\.[\w-]+)+(:\d+)?/[^?]*\?", text)
+    return text.partition("?")[0] if is_without_scheme else text
 
 
-def checked(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The weights, those of 8 bits as floats, which can be computed with; ValueError if one is NaN, infinite or none."""
-    if strange := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
+def check_no_pickle(name: str, where: str, allowed: bool) -> None:
+    """Raise ValueError for a file name that is a pickle's; `where` is what the error calls it."""
+    if Path(name).suffix.lower() in PICKLES and not allowed:
+        file = "" if where.endswith(name) else f" ({name})"
         raise ValueError(
-            f"{where} holds something that is no tensor, for example {strange[0]!r:.80}"
+            f"{where} is a pickle file{file}, which can run code when it is opened; get it as "
+            ".safetensors, or give allow_pickle=True to read its weights and nothing else"
         )
-    weights = {
-        key: value.float() if value.is_floating_point() and value.element_size() == 1 else value
-        for key, value in weights.items()
-    }
-    broken = [key for key, value in weights.items() if not value.isfinite().all()]
-    if broken:
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator:
+    """Open a safetensors file for its keys, tensors and metadata; ValueError for what is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        if not path.is_file():
+            raise
         raise ValueError(
-            f"{where} has weights that are not finite (NaN or infinite), for example {broken[0]:.120}; "
-            "its training failed, use an earlier checkpoint"
+            f"{brief(path)} cannot be read as safetensors: it is {kind_of(path)}; fetch it anew"
+        ) from error
+
+
+def read_settings(path: Path) -> dict:
+    """The settings in a JSON file, as PEFT's adapter_config.json; ValueError for what is none."""
+    try:
+        settings = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{brief(path)} is no JSON that can be read: it is {kind_of(path)}; fetch it anew"
+        ) from error
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"{brief(path)} holds no settings by name but {json.dumps(settings):.60}; fetch it anew"
+        )
+    return settings
+
+
+def read_pickle(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The weights in an old .bin, .pt or .ckpt file, on the CPU; no code in it is run.
+
+    A checkpoint's weights may stand below "state_dict"; numbers beside them are passed over.
+
+    Raises:
+        ValueError: If it holds anything but weights, or is damaged.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of any class; torch's own advice would be to run what is inside
+        raise ValueError(
+            f"{path} cannot be opened as weights alone ({type(error).__name__}): it is damaged or "
+            "holds other things, which could run code; get it as .safetensors"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    items = content.items() if isinstance(content, Mapping) else ()
+    weights = {
+        key: value.detach()
+        for key, value in items
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    if not weights:
+        raise ValueError(
+            other_kind(_nested(content), brief(path))
+            or f"{path} holds no weights by name but a {type(content).__name__}; get the adapter "
+            "as .safetensors"
+        )
+    others = [key for key, value in items if not isinstance(value, (Tensor, int, float))]
+    if others:
+        raise ValueError(
+            f"{path} holds other things than weights, for example {str(others[0])[:80]!r}; "
+            "get the adapter as .safetensors"
         )
     return weights
+
+
+def kind_of(path: Path) -> str:
+    """What a file is by its first bytes and its size: "a web page …", "cut short, …" and so on."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(4096)
+        length = int.from_bytes(start[:8], "little")
+        if start[8:9] == b"{" and length <= _LONGEST_HEADER:  # as safetensors files begin
+            file.seek(8)
+            whole = 8 + length + _end_of_weights(file.read(length))
+            return f"cut short, {size:,} of {whole:,} bytes" if size < whole else "damaged"
+    if not start.strip(b"\0"):
+        return "empty" if not size else "cut short or damaged, it begins with zeros"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for pattern, kind in _BY_BYTES:
+        if re.match(pattern, text, re.IGNORECASE | re.DOTALL):
+            return kind
+    words = " ".join(text[:100].decode(errors="replace").split())
+    if not words.isprintable() or "\ufffd" in words[:-1]:
+        return "cut short or damaged"
+    return f"{'JSON' if text[:1] in b'{[' else 'a text'}, which says {words:.90}"
+
+
+def _nested(content) -> dict[str, Tensor]:
+    """Tensors one or two levels down, as in A1111's embeddings, IP-Adapters and hypernetworks."""
+    weights = {}
+    groups = [("", content)] if isinstance(content, Mapping) else []
+    for _ in range(3):
+        items = [
+            (f"{name}.{key}".removeprefix("."), value)
+            for name, group in groups
+            for key, value in (group.items() if isinstance(group, Mapping) else enumerate(group))
+        ]
+        weights |= {name: value for name, value in items if isinstance(value, Tensor)}
+        groups = [(name, value) for name, value in items if isinstance(value, (Mapping, list))]
+    return weights
+
+
+def _end_of_weights(header: bytes) -> int:
+    """Where a safetensors file's last tensor ends, counted from the header's end."""
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        return max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return 0

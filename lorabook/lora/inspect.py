@@ -8,7 +8,7 @@ from pathlib import Path
 from pandas import DataFrame
 from torch.nn.utils.rnn import pad_sequence
 
-from lorabook.lora.formats.read import embedding_notes
+from lorabook.lora.formats.unread import embedding_notes
 from lorabook.lora.layer_stats import doubts_about, layer_table, norm_of
 from lorabook.lora.metadata import shareable, training_in
 from lorabook.lora.source import read_source, sha256_of

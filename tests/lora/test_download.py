@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save
 from loopback_hub import LoopbackHub
 from loopback_site import CONTENT, Site
 from lorabook.lora import download as address
-from lorabook.lora.download import fetch_adapter, shareable_address
-from lorabook.lora.source import sha256_of
+from lorabook.lora.download import fetch_adapter
+from lorabook.lora.files import shareable_address
+from lorabook.lora.find import hub_file
+from lorabook.lora.source import find_adapter, sha256_of
 
 TOKEN = "civ-SecretTokenForTests"
 PAGE = b"<!DOCTYPE html><html><body>Log in</body></html>"
@@ -388,7 +390,7 @@ def test_an_address_without_its_query_is_asked_for_and_else_stands_for_the_one_f
 )
 def test_civitais_token_goes_to_no_site_that_sounds_alike(url, monkeypatch):
     monkeypatch.setenv("CIVITAI_TOKEN", TOKEN)
-    assert address._token_for(address._checked(url), None) is None
+    assert address._token_for(address.checked_address(url), None) is None
     assert {address._token_for(f"https://{own}civitai.com/a", None) for own in ("", "www.")} == {
         TOKEN
     }
@@ -512,7 +514,7 @@ def hub(monkeypatch):
 def test_the_address_of_a_file_on_the_hub_is_left_to_the_hubs_client(hub, tmp_path, page):
     hub.repos["someone/mine"] = {"sub/ink.safetensors": CONTENT, "ink.safetensors": CONTENT}
     name = "sub/ink.safetensors" if page.endswith("main") else "ink.safetensors"
-    path = fetch_adapter(f"{hub.url}/someone/mine/{page}/{name}?download=true", cache_dir=tmp_path)
+    path = find_adapter(f"{hub.url}/someone/mine/{page}/{name}?download=true", cache_dir=tmp_path)
     assert (
         load_file(path).keys() == {"unet.x.lora_A.weight"} and "models--someone--mine" in path.parts
     )
@@ -521,26 +523,30 @@ def test_the_address_of_a_file_on_the_hub_is_left_to_the_hubs_client(hub, tmp_pa
 def test_a_file_of_the_hub_is_not_asked_for_twice(hub, tmp_path):
     hub.repos["someone/mine"] = {"ink.safetensors": CONTENT}
     url = f"{hub.url}/someone/mine/resolve/main/ink.safetensors"
-    first, asked = fetch_adapter(url, cache_dir=tmp_path), len(hub.requests)
-    assert fetch_adapter(url, cache_dir=tmp_path) == first and len(hub.requests) == asked
+    first, asked = find_adapter(url, cache_dir=tmp_path), len(hub.requests)
+    assert find_adapter(url, cache_dir=tmp_path) == first and len(hub.requests) == asked
 
 
 def test_the_hubs_own_address_is_known():
-    asked = address.hub_file("https://huggingface.co/someone/mine/blob/main/a%20b.safetensors")
-    assert asked == {"repo_id": "someone/mine", "revision": "main", "filename": "a b.safetensors"}
+    asked = hub_file("https://huggingface.co/someone/mine/blob/main/a%20b.safetensors")
+    assert asked == ("someone/mine", "main", "a b.safetensors")
 
 
-def test_what_the_hub_does_not_have_is_named(hub, tmp_path):
-    with pytest.raises(
-        FileNotFoundError,
-        match="none.safetensors of someone/mine not found: the Hub did not give it",
-    ):
-        fetch_adapter(f"{hub.url}/someone/mine/resolve/main/none.safetensors", cache_dir=tmp_path)
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [({}, "none.safetensors of someone/mine"), (None, "adapter 'someone/mine'")],
+)
+def test_what_the_hub_does_not_have_is_named(hub, tmp_path, files, named):
+    hub.repos = {} if files is None else {"someone/mine": files}
+    with pytest.raises(FileNotFoundError, match=f"{named} not found: the Hub did not give it"):
+        find_adapter(f"{hub.url}/someone/mine/resolve/main/none.safetensors", cache_dir=tmp_path)
 
 
 def test_a_pickle_on_the_hub_is_refused(hub, tmp_path):
-    with pytest.raises(ValueError, match="/sub/lora.bin is a pickle file .lora.bin.*allow_pickle"):
-        fetch_adapter(f"{hub.url}/someone/mine/resolve/main/sub/lora.bin", cache_dir=tmp_path)
+    with pytest.raises(
+        ValueError, match="someone/mine/sub/lora.bin is a pickle file.*allow_pickle"
+    ):
+        find_adapter(f"{hub.url}/someone/mine/resolve/main/sub/lora.bin", cache_dir=tmp_path)
     assert not hub.requests
 
 

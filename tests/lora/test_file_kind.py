@@ -8,8 +8,8 @@ from safetensors.torch import save, save_file
 
 import lorabook as lb
 from loopback_site import Site
-from lorabook.lora.file_kind import kind_of
-from lorabook.lora.metadata import base_model_of
+from lorabook.lora.files import kind_of
+from lorabook.lora.source import base_model_of
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 151108832\n"
 PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please log in</body></html>"

@@ -9,7 +9,8 @@ from safetensors.torch import save, save_file
 import lorabook as lb
 from loopback_hub import LoopbackHub
 from lorabook.lora.formats.keys import METADATA_KEY, WEIGHT_NAME
-from lorabook.lora.metadata import base_model_in, base_model_of, trigger_words_in
+from lorabook.lora.metadata import base_model_in, trigger_words_in
+from lorabook.lora.source import base_model_of
 
 SD15, SDXL = (
     "stable-diffusion-v1-5/stable-diffusion-v1-5",

@@ -4,7 +4,7 @@ import subprocess
 import pytest
 import torch
 
-from lorabook.lora.pickles import PICKLES, read_pickle
+from lorabook.lora.files import PICKLES, read_pickle
 
 
 def write(path, held):

@@ -1,1 +1,1 @@
-"""The forms that adapter files come in: recognised by their keys, read into one neutral form, and written again."""
+"""The forms of adapter files: recognised by their keys, read into one neutral form, and written."""

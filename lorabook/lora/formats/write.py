@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,218 +19,137 @@ from lorabook.lora.formats.keys import METADATA_KEY, flat_name
 from lorabook.lora.shapes import as_lora, is_large, shapes_of
 
 FORMATS = ("diffusers", "peft", "kohya")
-_KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
+_KOHYA_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
+_KOHYA_ROLES = {"lora": "lora_{}.weight", "loha": "hada_{}", "lokr": "lokr_{}", "full": "{}"}
 Bases = Mapping[str, Mapping[str, Tensor]]
 
 
 def as_written(adapter: Adapter, form: str, bases: Bases | None = None) -> Adapter:
-    """The adapter with every layer of a kind that the form holds; the others become plain LoRA with the same ΔW.
+    """The adapter with layers that a form can hold; the others become plain LoRA with the same ΔW.
 
     Args:
-        form: one of `FORMATS`. Kohya's holds all kinds; the others plain LoRA, and DoRA where it is one throughout. None
-            holds PiSSA and OLoRA.
-        bases: the model's own weights, which a DoRA, PiSSA or OLoRA needs to become a LoRA.
-    Raises: ValueError for an unknown form, a layer that needs its base weights, or as Kohya's a
-        transformer.
+        adapter: Any.
+        form: One of `FORMATS`. Kohya's holds all kinds. The others hold plain LoRA, and DoRA where
+            all layers of a component are DoRA. None holds PiSSA and OLoRA.
+        bases: The model's own weights, from which a DoRA, PiSSA or OLoRA becomes a LoRA.
+
+    Raises:
+        ValueError: For an unknown form, a layer that lacks its base weights, and a transformer in
+            Kohya's form.
     """
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}; the formats are: {', '.join(FORMATS)}")
-    if form == "kohya" and (nameless := sorted(adapter.layers.keys() - _KOHYA)):
+    if form == "kohya" and (nameless := sorted(adapter.layers.keys() - _KOHYA_PREFIXES)):
         raise ValueError(
-            f"Kohya's form has no names for layers of a {' or a '.join(nameless)} as diffusers names them; "
-            "save it as 'diffusers' or 'peft'"
+            f"Kohya's form has no names for layers of a {' or a '.join(nameless)} as diffusers "
+            "names them; save it as 'diffusers' or 'peft'"
         )
     shapes = shapes_of(adapter, bases)
-    layers: dict[str, dict[str, Layer]] = {}
-    for part, found in adapter.layers.items():
+    written: dict[str, dict[str, Layer]] = {}
+    for component, layers in adapter.layers.items():
         # PEFT's DoRA is one switch for a component
-        whole = all(_peft_dora(layer) for layer in found.values())
-        for module, layer in found.items():
-            held = (
-                layer.start is None
-                if form == "kohya"
-                else layer.is_plain or (whole and _peft_dora(layer))
-            )
-            base = (bases or {}).get(part, {}).get(module)
-            layers.setdefault(part, {})[module] = (
-                as_lora(*layer.factors(base), shapes[part][module])
-                if not held
-                else layer
-                if form == "kohya"
-                else _shaped(layer, shapes[part][module])
-            )
-    return Adapter(**vars(adapter) | {"layers": layers})
+        all_dora = all(_is_pefts_dora(layer) for layer in layers.values())
+        for module, layer in layers.items():
+            shape = shapes[component][module]
+            can_hold = layer.start is None if form == "kohya" else layer.is_plain or all_dora
+            if not can_hold:
+                base = (bases or {}).get(component, {}).get(module)
+                layer = as_lora(*layer.factors(base), shape)
+            elif form != "kohya":
+                layer = _shaped(layer, shape)
+            written.setdefault(component, {})[module] = layer
+    return replace(adapter, layers=written)
 
 
 def to_diffusers(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, dict]]:
-    """Weights by diffusers' keys, and PEFT's config by component for the metadata."""
-    weights = {
-        f"{part}.{module}.{_as_read_back(part, ending)}": value
-        for part, layers in adapter.layers.items()
-        for module, layer in layers.items()
-        for ending, value in _peft_tensors(layer)
-    }
-    return weights, {part: config_of(layers).to_dict() for part, layers in adapter.layers.items()}
+    """Weights by diffusers' keys, and PEFT's settings by component for the metadata."""
+    weights = {}
+    for component, layers in adapter.layers.items():
+        for module, layer in layers.items():
+            for name, value in _pefts_tensors(layer):
+                # transformers 5.23.0 drops a text encoder's magnitudes without `.weight`, diffusers
+                # wants the UNet's without: `load_adapter` in https://github.com/huggingface/
+                # transformers/blob/v5.23.0/src/transformers/integrations/peft.py
+                if name == "lora_magnitude_vector" and component.startswith("text_encoder"):
+                    name += ".weight"
+                weights[f"{component}.{module}.{name}"] = value
+    return weights, {name: config_of(part).to_dict() for name, part in adapter.layers.items()}
 
 
 def to_peft(layers: Mapping[str, Layer]) -> tuple[dict[str, Tensor], LoraConfig]:
-    """Weights of one component by PEFT's keys, and its config; text encoders by the names of this transformers."""
-    return {
-        f"base_model.model.{_installed_name(module)}.{ending}": value
+    """Weights of one component by PEFT's keys, text encoders' by the installed transformers'."""
+    weights = {
+        f"base_model.model.{_installed_name(module)}.{name}": value
         for module, layer in layers.items()
-        for ending, value in _peft_tensors(layer)
-    }, config_of(layers)
+        for name, value in _pefts_tensors(layer)
+    }
+    return weights, config_of(layers)
 
 
 def to_kohya(adapter: Adapter) -> dict[str, Tensor]:
-    """Weights by Kohya's and LyCORIS's keys, each layer with its alpha; of two text encoders the first is lora_te1.
+    """Weights by Kohya's and LyCORIS's keys, each layer with its alpha.
 
-    Source: the key names of kohya-ss/sd-scripts, networks/lora.py, and KohakuBlueleaf/LyCORIS, lycoris/modules.
+    Source: kohya-ss/sd-scripts, networks/lora.py; KohakuBlueleaf/LyCORIS, lycoris/modules.
     """
-    names = _KOHYA | ({"text_encoder": "lora_te1"} if is_large(adapter) else {})
+    # of two text encoders the first is lora_te1
+    prefixes = _KOHYA_PREFIXES | ({"text_encoder": "lora_te1"} if is_large(adapter) else {})
     weights: dict[str, Tensor] = {}
-    for part, layers in adapter.layers.items():
+    for component, layers in adapter.layers.items():
         for module, layer in layers.items():
-            stem = f"{names[part]}_{flat_name(module)}"
+            stem = f"{prefixes[component]}_{flat_name(module)}"
             if layer.scaling == 0:  # an alpha of 0 stands for the rank there
                 layer = replace(layer.map(torch.zeros_like), scaling=1.0)
-            weights |= {
-                f"{stem}.{_kohya_ending(layer.kind, role)}": value
-                for role, value in layer.tensors.items()
-            }
+            for role, value in layer.tensors.items():
+                weights[f"{stem}.{_KOHYA_ROLES[layer.kind].format(role)}"] = value
             if layer.kind != "full":
                 weights[f"{stem}.alpha"] = torch.tensor(float(layer.alpha))
             if layer.magnitude is not None:
-                weights[f"{stem}.dora_scale"] = _column(layer)
+                weights[f"{stem}.dora_scale"] = _dora_scale(layer)
     return weights
 
 
 def config_of(layers: Mapping[str, Layer]) -> LoraConfig:
     """PEFT's config for one component's layers: ranks, alphas, and which modules."""
-    rank, alpha = (
-        Counter(values).most_common(1)[0][0]
-        for values in zip(*((layer.rank, layer.alpha) for layer in layers.values()), strict=True)
-    )
     # without the prefix that only some versions of transformers have; patterns fit either way
     short = {module.removeprefix("text_model."): layer for module, layer in layers.items()}
+    ranks = {module: layer.rank for module, layer in short.items()}
+    alphas = {module: _int_if_whole(layer.alpha) for module, layer in short.items()}
+    rank, alpha = (Counter(of.values()).most_common(1)[0][0] for of in (ranks, alphas))
     return LoraConfig(
         r=rank,
-        lora_alpha=_whole_number(alpha),
+        lora_alpha=alpha,
         target_modules=sorted(short),
-        rank_pattern={module: layer.rank for module, layer in short.items() if layer.rank != rank},
-        alpha_pattern={
-            module: _whole_number(layer.alpha)
-            for module, layer in short.items()
-            if layer.alpha != alpha
-        },
+        rank_pattern={module: value for module, value in ranks.items() if value != rank},
+        alpha_pattern={module: value for module, value in alphas.items() if value != alpha},
         use_dora=any(layer.magnitude is not None for layer in layers.values()),
     )
-
-
-def _shaped(layer: Layer, shape: tuple[int, ...]) -> Layer:
-    """The same tensors in the shapes that a weight of this shape asks for."""
-    up, down = layer.tensors["up"], layer.tensors["down"]
-    return replace(
-        layer,
-        tensors={
-            "up": up.reshape(*up.shape[:2], *[1] * (len(shape) - 2)),
-            "down": down.reshape(down.shape[0], *shape[1:]),
-        },
-    )
-
-
-def _peft_dora(layer: Layer) -> bool:
-    """Whether a layer is a DoRA as PEFT has it: on a plain LoRA, a magnitude for each output."""
-    return (
-        layer.kind == "lora"
-        and layer.start is None
-        and "mid" not in layer.tensors
-        and layer.magnitude is not None
-        and (layer.magnitude.dim() == 1 or layer.magnitude.shape[0] == layer.tensors["up"].shape[0])
-    )
-
-
-def _peft_tensors(layer: Layer):
-    yield "lora_A.weight", layer.tensors["down"]
-    yield "lora_B.weight", layer.tensors["up"]
-    if layer.magnitude is not None:
-        vector = layer.magnitude.flatten()
-        yield (
-            "lora_magnitude_vector",
-            vector if layer.tensors["down"].dim() == 2 else vector.view(1, -1, 1, 1),
-        )
-
-
-def _as_read_back(part: str, ending: str) -> str:
-    """transformers drops a text encoder's magnitudes where they lack `.weight`; diffusers wants the UNet's without.
-
-    Upstream: `load_adapter` in https://github.com/huggingface/transformers/blob/main/src/transformers/integrations/peft.py
-    """
-    return (
-        f"{ending}.weight"
-        if ending.endswith("_vector") and part.startswith("text_encoder")
-        else ending
-    )
-
-
-def _kohya_ending(kind: str, role: str) -> str:
-    return {
-        "lora": f"lora_{role}.weight",
-        "loha": f"hada_{role}",
-        "lokr": f"lokr_{role}",
-        "full": role,
-    }[kind]
-
-
-def _column(layer: Layer) -> Tensor:
-    """The magnitude as LyCORIS shapes it: (out, 1) or (out, 1, 1, 1); one by input channel stays as it is."""
-    if layer.magnitude.dim() > 1:
-        return layer.magnitude
-    wide = layer.kind == "lora" and layer.tensors["down"].dim() == 4
-    return layer.magnitude.reshape(-1, *[1] * (3 if wide else 1))
-
-
-def _whole_number(value: float) -> float | int:
-    return int(value) if value == int(value) else value
-
-
-@cache
-def _has_text_model() -> bool:
-    """Whether this version of transformers has `text_model.` in the names of CLIP's text encoder."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        return hasattr(CLIPTextModel(CLIPTextConfig(num_hidden_layers=1)), "text_model")
-
-
-def _installed_name(module: str) -> str:
-    return module if _has_text_model() else module.removeprefix("text_model.")
 
 
 def write_adapter(
     path: str | os.PathLike, weights: Mapping[str, Tensor], *, config: dict, about: dict
 ) -> Path:
-    """Write an adapter file in diffusers' form; it appears whole or not at all.
+    """Write an adapter file; it appears whole or not at all.
 
     Args:
-        path: the file.
-        weights: tensors by diffusers key ("unet.….lora_A.weight").
-        config: PEFT's LoraConfig by component, as {"unet": {"r": 4, "lora_alpha": 4, …}}; empty where the keys say it.
-        about: what else the file should tell (base model, trigger words, training settings); kept as JSON.
-    Returns: the path.
+        path: The file.
+        weights: Tensors by key.
+        config: Fields of PEFT's LoraConfig by component, as {"unet": {"r": 4, "lora_alpha": 4}};
+            empty where the keys say it.
+        about: What else the file should hold (base model, trigger words, training settings).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    flat = {
-        f"{part}.{key}": _plain(value)
-        for part, settings in config.items()
-        for key, value in settings.items()
+    settings = {
+        f"{component}.{name}": _for_json(value)
+        for component, fields in config.items()
+        for name, value in fields.items()
     }
-    metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(flat, sort_keys=True)} if flat else {})
-    metadata |= {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()
-    }
-    unfinished = path.with_name(path.name + ".part")
+    metadata = {"format": "pt"}
+    if settings:
+        metadata[METADATA_KEY] = json.dumps(settings, sort_keys=True)
+    for key, value in about.items():
+        metadata[key] = value if isinstance(value, str) else json.dumps(value)
+    unfinished = path.with_name(f"{path.name}.part")
     try:
         save_tensors(unfinished, weights, metadata)
         os.replace(unfinished, path)
@@ -240,21 +159,63 @@ def write_adapter(
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file; a disk that is full is an OSError, as with any other file."""
+    """Write a safetensors file; a full disk is an OSError, as with any other file."""
+    contiguous = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
     try:
-        save_file(
-            {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()},
-            path,
-            metadata,
-        )
+        save_file(contiguous, path, metadata)
     except SafetensorError as error:
         raise OSError(f"{path.name} cannot be written: {error}") from error
 
 
-def _plain(value):
-    """The value as JSON knows it."""
+def _is_pefts_dora(layer: Layer) -> bool:
+    """Whether it is a DoRA as PEFT has it: a plain LoRA with a magnitude for each output."""
+    if layer.kind != "lora" or layer.start or "mid" in layer.tensors or layer.magnitude is None:
+        return False
+    return layer.magnitude.dim() == 1 or len(layer.magnitude) == len(layer.tensors["up"])
+
+
+def _shaped(layer: Layer, shape: tuple[int, ...]) -> Layer:
+    """The same tensors in the shapes that a weight of this shape asks for."""
+    up, down = layer.tensors["up"], layer.tensors["down"]
+    up = up.reshape(*up.shape[:2], *[1] * (len(shape) - 2))
+    return replace(layer, tensors={"up": up, "down": down.reshape(len(down), *shape[1:])})
+
+
+def _pefts_tensors(layer: Layer) -> Iterator[tuple[str, Tensor]]:
+    up, down, magnitude = layer.tensors["up"], layer.tensors["down"], layer.magnitude
+    yield "lora_A.weight", down
+    yield "lora_B.weight", up
+    if magnitude is not None:
+        shape = (-1,) if down.dim() == 2 else (1, -1, 1, 1)
+        yield "lora_magnitude_vector", magnitude.reshape(shape)
+
+
+def _dora_scale(layer: Layer) -> Tensor:
+    """The magnitude as LyCORIS shapes it: (out, 1 …); one by input channel stays as it is."""
+    if layer.magnitude.dim() > 1:
+        return layer.magnitude
+    is_conv = layer.kind == "lora" and layer.tensors["down"].dim() == 4
+    return layer.magnitude.reshape(-1, *[1] * (3 if is_conv else 1))
+
+
+def _int_if_whole(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def _for_json(value):
     if isinstance(value, (set, frozenset)):
         return sorted(value)
-    if isinstance(value, torch.dtype):
-        return str(value)
-    return getattr(value, "value", value)
+    return str(value) if isinstance(value, torch.dtype) else getattr(value, "value", value)
+
+
+@cache
+def _has_text_model() -> bool:
+    """Whether this version of transformers has `text_model.` in the names of CLIP's layers."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        return hasattr(CLIPTextModel(CLIPTextConfig(num_hidden_layers=1)), "text_model")
+
+
+def _installed_name(module: str) -> str:
+    return module if _has_text_model() else module.removeprefix("text_model.")
