@@ -3,11 +3,13 @@ import random
 import signal
 import warnings
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
 
 import lorabook as lb
+from loopback_hub import LoopbackHub
 from styles import creature
 
 if (
@@ -51,6 +53,21 @@ def small(pipe):
     )
     add_random(pipe, text=False)
     return pipe
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub for this process, with a cache of its own."""
+    with LoopbackHub() as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": hub.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": template,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_DISABLE_XET": True,  # the loopback hub speaks LFS only
+        }.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        yield hub
 
 
 @pytest.fixture

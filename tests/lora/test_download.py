@@ -4,12 +4,10 @@ import sys
 import threading
 import types
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from loopback_hub import LoopbackHub
 from loopback_site import CONTENT, Site
 from lorabook.lora import download as address
 from lorabook.lora.download import fetch_adapter
@@ -497,15 +495,6 @@ def test_a_token_that_cannot_be_one_is_refused_and_not_shown(site, tmp_path):
         and "two" not in str(told.value)
         and not site.requests
     )
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with LoopbackHub() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield hub
 
 
 @pytest.mark.parametrize(

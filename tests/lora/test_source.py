@@ -8,26 +8,10 @@ from safetensors.torch import load, load_file, save_file
 
 import lorabook as lb
 from adapter_files import WRITERS, plain
-from loopback_hub import TOKEN, LoopbackHub
+from loopback_hub import TOKEN
 from loopback_site import Site
 from lorabook.lora.formats.keys import WEIGHT_NAME
 from lorabook.lora.source import read_source
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with LoopbackHub() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            huggingface_hub.constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(
-            huggingface_hub.constants, "HF_HUB_DISABLE_XET", True
-        )  # the loopback hub speaks LFS only
-        yield hub
 
 
 @pytest.fixture(scope="module")

@@ -1,33 +1,19 @@
-"""Whatever belongs to an adapter is read from the Hub as from a folder."""
+"""Whatever belongs to an adapter is found in a folder as on the Hub."""
 
 import json
 
-import huggingface_hub
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 
 import lorabook as lb
-from loopback_hub import LoopbackHub
 from lorabook.live.inject import source_of
-from lorabook.lora.source import read_source
+from lorabook.lora.formats.write import write_adapter
+from lorabook.lora.source import find_adapter, read_adapter, read_source
 
 REPO, SD15 = "someone/peft", "stable-diffusion-v1-5/stable-diffusion-v1-5"
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 CARD = b"---\ninstance_prompt: a photo of sks dog\n---\n"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with LoopbackHub() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            huggingface_hub.constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield hub
 
 
 def weights(prefix="base_model.model."):
@@ -100,10 +86,11 @@ def test_the_hub_is_asked_once_for_what_there_is(hub):
 
 def test_the_address_of_a_file_on_the_hub_brings_its_settings_along(hub, pipe):
     hub.repos[REPO] = adapter("ikea/")
-    address = f"{hub.url}/{REPO}/resolve/main/ikea/adapter_model.safetensors?download=true&token=hf_secret"
+    file = f"{hub.url}/{REPO}/resolve/main/ikea/adapter_model.safetensors"
+    address = f"{file}?download=true&token=hf_secret"
     report = lb.load_adapter(pipe, address, "it")
     assert report.alpha == (16,) and report.base_model == SD15
-    assert source_of(pipe, "it") == address.partition("?")[0]
+    assert source_of(pipe, "it") == file
 
 
 def test_the_hubs_copy_is_read_whole_without_network(hub):
@@ -141,3 +128,61 @@ def test_a_file_that_a_repository_lacks_is_told_with_those_it_has(hub):
         match="someone/peft has no file x.safetensors; it has: README.md, adapter_config",
     ):
         read_source(REPO, weight_name="x.safetensors")
+
+
+def test_one_file_in_a_folder_is_found(tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "some.safetensors")
+    assert find_adapter(tmp_path) == tmp_path / "some.safetensors"
+
+
+def test_several_files_are_listed(tmp_path):
+    for name in "ab":
+        save_file({"a": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(ValueError, match="a.safetensors, b.safetensors"):
+        find_adapter(tmp_path)
+    assert find_adapter(tmp_path, weight_name="b.safetensors").name == "b.safetensors"
+
+
+def test_a_missing_adapter_says_what_was_looked_for():
+    with pytest.raises(FileNotFoundError, match="'nothing' not found.*no bundled"):
+        find_adapter("nothing")
+
+
+@pytest.mark.parametrize("ending", [".bin", ".pt", ".ckpt"])
+def test_a_pickle_file_is_refused(tmp_path, ending):
+    (tmp_path / f"lora{ending}").write_bytes(b"pickle")
+    for source in (tmp_path, tmp_path / f"lora{ending}"):
+        with pytest.raises(ValueError, match=f"lora{ending} is a pickle file.*safetensors"):
+            find_adapter(source)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    save_file({"a": torch.ones(100)}, tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:200])
+    with pytest.raises(ValueError, match="a.safetensors cannot be read"):
+        read_adapter(tmp_path / "a.safetensors")
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    save_file({"unet.x.lora_A.weight": torch.tensor([float("nan")])}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="not finite.*unet.x.lora_A.weight"):
+        read_adapter(tmp_path / "a.safetensors")
+
+
+def test_a_written_file_holds_weights_and_metadata(tmp_path):
+    path = write_adapter(
+        tmp_path / "new" / "a.safetensors",
+        {"unet.x": torch.ones(2)},
+        config={"unet": {"r": 4, "target_modules": {"b", "a"}}},
+        about={"base_model": "tiny-sd"},
+    )
+    weights, metadata = read_adapter(path)
+    assert torch.equal(weights["unet.x"], torch.ones(2)) and metadata["base_model"] == "tiny-sd"
+    assert metadata["lora_adapter_metadata"] == '{"unet.r": 4, "unet.target_modules": ["a", "b"]}'
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = write_adapter(tmp_path / "a.safetensors", {"x": torch.ones(1)}, config={}, about={})
+    with pytest.raises(AttributeError):
+        write_adapter(path, {"x": "no tensor"}, config={}, about={})
+    assert load_file(path)["x"].item() == 1
