@@ -52,15 +52,16 @@ class FolderCaptions:
     def __init__(self, folder: Path):
         self.folder, self.files = folder, _visible(folder)
         self.images = [path for path in self.files if path.suffix.lower() in ENDINGS]
-        self.texts: dict[Path, str] = {}
         self.notes: list[str] = []
         self.look_alikes: list[str] = []
+        self._texts: dict[Path, str] = {}
+        self._sources: dict[Path, str] = {}
+        self._clashes: dict[tuple[str, str], list[str]] = defaultdict(list)
         self._by_path, self._by_name = {}, defaultdict(set)
         for image in reversed(self.images):
             for name in (image, image.with_suffix("")):
                 self._by_path[os.path.normpath(name)] = image
                 self._by_name[name.name].add(image)
-        self._source, self._clashes = {}, defaultdict(list)
 
     def lists_images(self) -> bool:
         """Whether a list directly in the folder names images, so that it is about all of it."""
@@ -78,34 +79,13 @@ class FolderCaptions:
         Raises: FileNotFoundError for a file that metadata names but is not there; ValueError for
             metadata without captions.
         """
-        first = {}
-        for name in reversed(METADATA):
-            first |= {path.parent: path for path in self.files if path.name == name}
-        metadata = sorted(first.values(), key=lambda path: (len(path.parts), path))
-        for path in metadata:
-            self._take(_read_metadata(path, asked), self._name(path))
-        below = (image for image in self.images if not first.keys().isdisjoint(image.parents))
-        out = {image: None for image in below if image not in self.texts}
-        if out:
-            self.notes.append(
-                f"{len(out)} image(s) in {self.folder} are not listed in "
-                f"{some(map(self._name, metadata))} and are left out: {some(map(self._name, out))}"
-            )
-        images = {image: None for image in self.images if image not in out}
-        used, problems = set(metadata), {}
+        used, images = self._take_metadata(asked)
+        problems = {}
         for path in self.files:
             if path.suffix.lower() in LISTS and path not in used and images:
-                captions, missing, problem = self._read(path, asked)
-                if captions:
-                    used.add(path)
-                    self._take({i: t for i, t in captions.items() if i in images}, self._name(path))
-                else:
-                    problems[path] = f" ({problem or 'names none of the images'})"
-                if captions and missing:
-                    self.notes.append(
-                        f"{path} names {len(missing)} file(s) that are not there: {some(missing)}"
-                    )
-        lists = list(self.texts)
+                problems[path] = self._take_list(path, asked, images)
+        used |= {path for path, problem in problems.items() if not problem}
+        order = dict.fromkeys([*self._texts, *images])
         used |= self._take_texts_beside(images, used)
         self.notes += [
             f"{len(names)} image(s) in {self.folder} have two captions; that of {source} is taken, "
@@ -119,8 +99,36 @@ class FolderCaptions:
             and path not in used
             and not path.name.lower().startswith(_NO_CAPTIONS)
         ]
-        order = dict.fromkeys([*lists, *images])
-        return [(image, self.texts.get(image, "")) for image in order]
+        return [(image, self._texts.get(image, "")) for image in order]
+
+    def _take_metadata(self, asked: str | None) -> tuple[set[Path], dict[Path, None]]:
+        """Add the captions of metadata; returns these, and the images not left out."""
+        first = {}
+        for name in reversed(METADATA):
+            first |= {path.parent: path for path in self.files if path.name == name}
+        metadata = sorted(first.values(), key=lambda path: (len(path.parts), path))
+        for path in metadata:
+            self._take(_read_metadata(path, asked), self._name(path))
+        below = (image for image in self.images if not first.keys().isdisjoint(image.parents))
+        out = {image: None for image in below if image not in self._texts}
+        if out:
+            self.notes.append(
+                f"{len(out)} image(s) in {self.folder} are not listed in "
+                f"{some(map(self._name, metadata))} and are left out: {some(map(self._name, out))}"
+            )
+        return set(metadata), {image: None for image in self.images if image not in out}
+
+    def _take_list(self, path: Path, asked: str | None, images: dict[Path, None]) -> str:
+        """Add the captions of a list; returns why it has none."""
+        captions, missing, problem = self._read(path, asked)
+        if not captions:
+            return f" ({problem or 'names none of the images'})"
+        self._take({i: text for i, text in captions.items() if i in images}, self._name(path))
+        if missing:
+            self.notes.append(
+                f"{path} names {len(missing)} file(s) that are not there: {some(missing)}"
+            )
+        return ""
 
     def _name(self, path: Path) -> str:
         return os.path.relpath(path, self.folder)
@@ -128,10 +136,10 @@ class FolderCaptions:
     def _take(self, captions: dict[Path, str], source: str) -> None:
         """Add captions; of two for one image the first one stays."""
         for image, text in captions.items():
-            if image not in self.texts:
-                self.texts[image], self._source[image] = text, source
-            elif self.texts[image].split() != text.split():
-                self._clashes[self._source[image], source].append(self._name(image))
+            if image not in self._texts:
+                self._texts[image], self._sources[image] = text, source
+            elif self._texts[image].split() != text.split():
+                self._clashes[self._sources[image], source].append(self._name(image))
 
     def _read(self, path: Path, asked: str | None) -> tuple[dict[Path, str], list[str], str]:
         """Captions by image, the names that are no image's, and why the file cannot be read."""

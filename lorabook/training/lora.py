@@ -111,7 +111,7 @@ def write_lora(folder: Path, models: dict[str, nn.Module], config: TrainingConfi
     # lora_A / lora_B throughout: diffusers' own renaming knows attention only and cannot read the
     # mixture it leaves
     weights = {
-        f"{component}.{_full_key(component, key)}": value.detach()
+        f"{component}.{key}": value.detach()
         for component, model in models.items()
         for key, value in get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME).items()
     }
@@ -137,8 +137,3 @@ def write_lora(folder: Path, models: dict[str, nn.Module], config: TrainingConfi
     return write_adapter(
         folder / WEIGHT_NAME, to_diffusers(adapter)[0], config=settings, about=metadata
     )
-
-
-def _full_key(component: str, key: str) -> str:
-    """The key with `text_model.`, which transformers 5 leaves out and older readers need."""
-    return key if component == "unet" or key.startswith("text_model.") else f"text_model.{key}"
