@@ -9,13 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lorabook.lora.adapter import Adapter
-from lorabook.lora.files import (
-    PICKLES,
-    brief,
-    open_safetensors,
-    read_pickle,
-    read_settings,
-)
+from lorabook.lora.files import PICKLES, brief, open_safetensors, read_pickle, read_settings
 from lorabook.lora.find import (
     Folder,
     Repository,
@@ -25,12 +19,7 @@ from lorabook.lora.find import (
     path_of,
     place_of,
 )
-from lorabook.lora.formats.keys import (
-    CONFIG_NAME,
-    METADATA_KEY,
-    PEFT_NAME,
-    WEIGHT_NAME,
-)
+from lorabook.lora.formats.keys import CONFIG_NAME, METADATA_KEY, PEFT_NAME, WEIGHT_NAME
 from lorabook.lora.formats.read import parse
 from lorabook.lora.metadata import base_model_in, can_load, parse_json, trigger_words_in
 
