@@ -1,9 +1,9 @@
-"""Share an adapter on the Hugging Face Hub, with a model card that says what it is and how to use it."""
+"""Share an adapter on the Hugging Face Hub, with a model card from what its file says."""
 
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,50 +19,42 @@ from lorabook.machine.environment import secret
 from lorabook.worlds import bundled
 
 HALF_NAME, GRID_NAME = "pytorch_lora_weights_fp16.safetensors", "images/grid.png"
-SECONDS = (
-    10,
-    60,
-    60,
-    60,
-)  # to connect, read, write and get a connection; huggingface_hub itself would wait forever
+# To connect, read, write and get a connection; huggingface_hub itself would wait forever.
+SECONDS = (10, 60, 60, 60)
 _REMEDY = (
     "set HF_TOKEN, make a Colab or Kaggle secret of that name, or run `hf auth login`, "
     "with a token that has «write» permission"
 )
-_USE = """## Use
-
-```python
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{model}")
-pipe.load_lora_weights("{repo_id}")
-image = pipe({prompt}).images[0]
-```
-
-With lorabook: `pipe = lb.load_pipeline("{base}")`, then `lb.load_adapter(pipe, "{repo_id}")`."""
+_TAGS = ["text-to-image", "diffusers", "lora", "diffusers-training"]
+_CARD = Path(__file__).with_name("model_card.md")
 
 
 def find_token(token: str | None = None) -> str | None:
-    """The token for the Hub: the one given, else from HF_TOKEN, `hf auth login`, Colab's or Kaggle's secrets."""
+    """The token for the Hub: this one, or HF_TOKEN's, `hf auth login`'s, Colab's or Kaggle's."""
     return (token or "").strip() or get_token() or secret("HF_TOKEN")[0]
 
 
 def open_repository(repo_id: str, token: str | None = None, *, private: bool = False) -> str:
-    """Create a model repository on the Hub, or find it there, and make sure that the token may write to it.
+    """Create a model repository on the Hub, or find it, and make sure that the token may write.
 
     Args:
         repo_id: "name" or "owner/name".
-        token: see `find_token`.
-        private: whether a new repository is private; False leaves it to the owner's settings.
-    Returns: its full id, "owner/name".
-    Raises: ValueError as `client`, and if the Hub refuses the token; ConnectionError if the Hub cannot be reached.
+        token: See `find_token`.
+        private: Whether a new repository is private; False leaves it to the owner's settings.
+
+    Returns:
+        Its full id, "owner/name".
+
+    Raises:
+        ValueError: As `client`, and if the Hub refuses the token.
+        ConnectionError: If the Hub cannot be reached.
     """
     api = client(repo_id, token)
-    with _asking(repo_id, api.token):
-        found = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
-        # what a commit asks first: a token that may only read is refused here, not after hours of training
-        api.preupload_lfs_files(found, [CommitOperationAdd("README.md", b"")])
-    return found
+    with _errors_in_a_sentence(repo_id, api.token):
+        full_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+        # what a commit asks first: refuses a token that may only read before hours of training
+        api.preupload_lfs_files(full_id, [CommitOperationAdd("README.md", b"")])
+    return full_id
 
 
 def push_adapter(
@@ -79,25 +71,32 @@ def push_adapter(
     """Put an adapter on the Hub, in one commit with a model card and its pictures.
 
     Args:
-        source: a TrainingRun, a folder, an adapter file or a bundled name. Beside the adapter only the sample grid and
-            the last pictures in the folder's `validation/` are sent.
-        repo_id, token, private: see `open_repository`.
-        fp16: send a copy in half precision too.
-        licence: by the Hub's name for it ("mit", "creativeml-openrail-m" …).
-        prompts: examples for the card.
+        source: A TrainingRun, a folder, an adapter file or a bundled name. Beside the adapter only
+            the sample grid and the last pictures in the folder's `validation/` are sent.
+        repo_id: As in `open_repository`, like `token` and `private`.
+        token: The Hub's.
+        private: Whether a new repository is private.
+        fp16: Send a copy in half precision too.
+        licence: By the Hub's name for it ("mit", "creativeml-openrail-m" …).
+        prompts: Examples for the card.
         commit_message: None says "Upload LoRA adapter".
-    Returns: the repository's URL.
-    Raises: FileNotFoundError if there is no such adapter; ValueError if it is damaged, beyond half precision or holds
-        the token, and as in `open_repository`; ConnectionError. What is on this machine stays as it is.
+
+    Returns:
+        The repository's URL.
+
+    Raises:
+        FileNotFoundError: If there is no such adapter.
+        ValueError: If it is damaged, beyond half precision or holds the token, and as in
+            `open_repository`.
+        ConnectionError: If the Hub cannot be reached. What is on this machine stays as it is.
     """
     path = find_adapter(source)
     weights, metadata = read_adapter(path)
-    files = {WEIGHT_NAME: outgoing_file(path)} | (
-        {HALF_NAME: _half(path, weights, outgoing(metadata))} if fp16 else {}
-    )
-    pictures = _pictures(
-        source, path, parse_json(metadata.get("training")).get("validation_prompt") or ""
-    )
+    files = {WEIGHT_NAME: outgoing_file(path)}
+    if fp16:
+        files[HALF_NAME] = _half(path, weights, outgoing(metadata))
+    prompt = parse_json(metadata.get("training")).get("validation_prompt") or ""
+    images = _images(source, path, prompt)
     try:
         api = client(repo_id, token)
         repo_id = open_repository(repo_id, api.token, private=private)
@@ -107,127 +106,50 @@ def push_adapter(
             licence=licence,
             prompts=prompts,
             command=getattr(source, "command", None),
-            pictures={name: prompt for name, (prompt, _) in pictures.items()},
+            pictures={name: "" if name == GRID_NAME else prompt for name in images},
         )
-        files |= {name: content for name, (_, content) in pictures.items()} | {
-            "README.md": card.encode()
-        }
-        looked = [
-            *files.items(),
-            (path.name, path.read_bytes()),
-        ]  # as it lies here, too: it would be given on as it is
-        if holders := [name for name, content in looked if api.token.encode() in content]:
-            raise ValueError(
-                f"{repo_id}: nothing was sent, as {holders[0]} would hold the token; train without it there"
-            )
-        # an open file goes over plain HTTP; a path or bytes by Xet, a second service that mirrors and firewalls may lack
-        additions = [
-            CommitOperationAdd(name, io.BytesIO(content)) for name, content in files.items()
-        ]
-        with _asking(repo_id, api.token):
-            api.create_commit(
-                repo_id,
-                additions,
-                commit_message=commit_message or "Upload LoRA adapter",
-                num_threads=1,
-            )  # equal files would be read by two threads from one open file
+        files |= images | {"README.md": card.encode()}
+        # the file as it lies here, too: a user would give it on as it is
+        for name, content in [*files.items(), (path.name, path.read_bytes())]:
+            if api.token.encode() in content:
+                raise ValueError(
+                    f"{repo_id}: nothing was sent, as {name} would hold the token; "
+                    "train without it there"
+                )
+        # An open file goes over plain HTTP; a path or bytes by Xet, a second service that mirrors
+        # and firewalls may lack. Two threads would read equal files from one open file.
+        additions = [CommitOperationAdd(name, io.BytesIO(data)) for name, data in files.items()]
+        message = commit_message or "Upload LoRA adapter"
+        with _errors_in_a_sentence(repo_id, api.token):
+            api.create_commit(repo_id, additions, commit_message=message, num_threads=1)
     except (ValueError, ConnectionError) as error:
         raise type(error)(f"{str(error)[:280]}; the adapter is still in {path}"[:400]) from None
     return f"{api.endpoint}/{repo_id}"
 
 
 def client(repo_id: str, token: str | None = None) -> HfApi:
-    """The Hub's client for a repository; asks nothing yet. Raises ValueError for a malformed id or without a token."""
+    """The Hub's client for a repository; asks nothing yet.
+
+    Raises:
+        ValueError: For a malformed id, or without a token.
+    """
     try:
         validate_repo_id(repo_id or "")
     except ValueError:
         raise ValueError(
-            f"{str(repo_id)[:100]!r} cannot be a repository's id; give name or owner/name, of letters, "
-            "digits, - _ and ., at most 96 in all"
+            f"{str(repo_id)[:100]!r} cannot be a repository's id; give name or owner/name, of "
+            "letters, digits, - _ and ., at most 96 in all"
         ) from None
-    found = find_token(token)
-    if not found:
+    token = find_token(token)
+    if not token:
+        reason = secret("HF_TOKEN")[1] or _REMEDY
+        raise ValueError(f"{repo_id}: there is no token for the Hub; {reason}")
+    if not re.fullmatch("[!-~]+", token):
         raise ValueError(
-            f"{repo_id}: there is no token for the Hub; {secret('HF_TOKEN')[1] or _REMEDY}"
+            f"{repo_id}: the token for the Hub has blanks or letters that no token has; "
+            "copy it anew"
         )
-    if not re.fullmatch("[!-~]+", found):
-        raise ValueError(
-            f"{repo_id}: the token for the Hub has blanks or letters that no token has; copy it anew"
-        )
-    return HfApi(token=found)
-
-
-@contextmanager
-def _asking(repo_id: str, token: str):
-    """Time limits for the Hub's answers, and a failure told in one sentence without the token."""
-    session, verbosity = get_session(), logging.get_verbosity()
-    timeout, session.timeout = session.timeout, SECONDS
-    logging.set_verbosity_error()
-    try:
-        yield
-    except (
-        Exception
-    ) as error:  # the classes are those of whichever HTTP library huggingface_hub uses
-        raise _told(
-            repo_id, token, error
-        ) from None  # what is below may quote a request with its token
-    finally:
-        session.timeout = timeout
-        logging.set_verbosity(verbosity)
-
-
-def _told(repo_id: str, token: str, error: Exception) -> Exception:
-    answers = [getattr(e, "response", None) for e in (error, error.__cause__)]
-    status = next((answer.status_code for answer in answers if answer is not None), 0)
-    reason = " ".join(
-        str(getattr(error, "server_message", None) or error).replace(token, "…").split()
-    )[:120]
-    said = (
-        f"refused the token ({status}); {_REMEDY}"
-        if status in (401, 403)
-        else f"answered {status}: {reason}"
-        if status
-        else f"cannot be reached: {reason}"
-    )
-    kind = ValueError if 400 <= status < 500 and status not in (408, 429) else ConnectionError
-    return kind(f"{repo_id}: the Hub {said}")
-
-
-def _half(path: Path, weights: dict, metadata: dict) -> bytes:
-    """The adapter file in half precision."""
-    half = {
-        key: (value.half() if value.is_floating_point() else value).contiguous()
-        for key, value in weights.items()
-    }
-    for key, value in half.items():
-        if not value.isfinite().all():
-            raise ValueError(
-                f"{path} has weights beyond half precision, for example {key}; push it without fp16"
-            )
-    return save(half, metadata)
-
-
-def _pictures(source, path: Path, prompt: str) -> dict[str, tuple[str, bytes]]:
-    """The sample grid and the last validation pictures, with their prompts, by name in the repository."""
-    run, grid, found = hasattr(source, "adapter"), getattr(source, "grid", None), {}
-    folder = (
-        path.parent if run or Path(source).expanduser().is_dir() else None
-    )  # beside a file may lie anything
-    if grid:
-        found[GRID_NAME] = "", grid._repr_png_()
-    elif folder and (folder / "grid.png").is_file():
-        found[GRID_NAME] = "", _bare(folder / "grid.png")
-    drawn = sorted((folder / "validation").glob("step-*_seed-*.png")) if folder and prompt else []
-    last = [p for p in drawn if p.name.split("_")[0] == drawn[-1].name.split("_")[0]]
-    return found | {f"images/{p.name}": (prompt, _bare(p)) for p in last[:4]}
-
-
-def _bare(path: Path) -> bytes:
-    """A picture's pixels without the texts in its file; a saved grid's hold the settings, which may name folders."""
-    content = io.BytesIO()
-    with Image.open(path) as picture:
-        picture.save(content, "PNG")
-    return content.getvalue()
+    return HfApi(token=token)
 
 
 def model_card(
@@ -239,95 +161,140 @@ def model_card(
     pictures: Mapping[str, str] | None = None,
     command: str | None = None,
 ) -> str:
-    """The README.md of an adapter's repository, from what the adapter file says of itself.
+    """The README.md of an adapter's repository, from what the adapter file says.
 
     Args:
-        path: the adapter file.
-        repo_id, licence, prompts: see `push_adapter`.
-        pictures: prompts by the pictures' names in the repository.
-        command: the command line that trained it.
-    Returns: YAML front matter and Markdown, without tokens and without this machine's folders.
-    Raises: ValueError if the file is damaged.
+        path: The adapter file.
+        repo_id: As in `push_adapter`, like `licence` and `prompts`.
+        licence: By the Hub's name for it.
+        prompts: Examples.
+        pictures: Prompts by the pictures' names in the repository.
+        command: The command line that trained it.
+
+    Returns:
+        YAML front matter and Markdown, without tokens and without this machine's folders.
     """
     weights, metadata = read_adapter(path)
     metadata = outgoing(metadata)
-    base, words, pictures = (
-        metadata.get("base_model"),
-        parse_json(metadata.get("trigger_words"), list),
-        pictures or {},
-    )
-    wide = any(
+    pictures = pictures or {}
+    words = parse_json(metadata.get("trigger_words"), list)
+    base = metadata.get("base_model") or "its base model"
+    on_hub = bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base)) and not Path(base).exists()
+    model = base if on_hub else f"path/to/{Path(base).name}"
+    examples = [{"text": text, "output": {"url": url}} for url, text in pictures.items() if text]
+    examples += [{"text": prompt} for prompt in prompts if prompt not in pictures.values()]
+    is_large = any(
         "text_encoder_2." in key or ("attn2.to_k" in key and 2048 in value.shape)
         for key, value in weights.items()
     )
-    examples = [
-        {"text": prompt, "output": {"url": name}} for name, prompt in pictures.items() if prompt
-    ]
-    examples += [{"text": prompt} for prompt in prompts if prompt not in pictures.values()]
+    family = "stable-diffusion-xl" if is_large else "stable-diffusion"
     data = ModelCardData(
-        base_model=base if _on_hub(base) else None,
+        base_model=base if on_hub else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         license=licence,
         inference=True,
         widget=examples or None,
         instance_prompt=metadata.get("instance_prompt") or next(iter(words), None),
-        tags=[
-            "text-to-image",
-            "diffusers",
-            "lora",
-            "diffusers-training",
-            "stable-diffusion-xl" if wide else "stable-diffusion",
-            "template:sd-lora",
-        ],
+        tags=[*_TAGS, family, "template:sd-lora"],
     )
-    body = _body(repo_id, metadata, base or "its base model", words, examples, pictures, command)
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
-
-
-def _body(
-    repo_id: str, metadata: dict, base: str, words: list, examples: list, pictures: Mapping, command
-) -> str:
-    link = f"[{base}](https://huggingface.co/{base})" if _on_hub(base) else Path(base).name
-    model = base if _on_hub(base) else f"path/to/{Path(base).name}"
+    link = f"[{base}](https://huggingface.co/{base})" if on_hub else Path(base).name
     prompt = examples[0]["text"] if examples else next(iter(words), "a prompt")
-    cells = {
-        key: " ".join(str(value).split()).replace("|", r"\|")
-        for key, value in _settings(metadata).items()
-    }
-    sections = [
-        f"# {repo_id.split('/')[-1]}",
-        f"A LoRA adapter for {link}{', which comes with lorabook' if bundled(base) else ''}.",
-        f"![Sample pictures]({GRID_NAME})" if GRID_NAME in pictures else "",
-        "<Gallery />" if any(pictures.values()) else "",
-        f"## Trigger words\n\n{', '.join(f'`{word}`' for word in words)}" if words else "",
-        _USE.format(
-            model=model,
-            base=base if bundled(base) else model,
-            repo_id=repo_id,
-            prompt=json.dumps(prompt, ensure_ascii=False),
-        ),
-        "## Training\n\n| setting | value |\n|---|---|\n"
-        + "\n".join(f"| {key} | {value} |" for key, value in cells.items())
-        if cells
-        else "",
-        f"The command that made it:\n\n```bash\n{outgoing_command(command)}\n```"
-        if command
-        else "",
-    ]
-    return "\n\n".join(section for section in sections if section)
+    card = ModelCard.from_template(
+        data,
+        template_path=_CARD,
+        title=repo_id.split("/")[-1],
+        repo_id=repo_id,
+        base=f"{link}, which comes with lorabook" if bundled(base) else link,
+        grid=GRID_NAME if GRID_NAME in pictures else "",
+        has_gallery=any(pictures.values()),
+        words=words,
+        model=model,
+        name=base if bundled(base) else model,
+        prompt=json.dumps(prompt, ensure_ascii=False),
+        settings=_settings(metadata),
+        command=outgoing_command(command) if command else "",
+    )
+    return f"{card}\n"
 
 
-def _settings(metadata: dict) -> dict[str, object]:
-    """Ranks, alphas and the training settings, as far as others may see them."""
-    lora, rows = parse_json(metadata.get(METADATA_KEY)), {}
+def _settings(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Ranks, alphas and the training settings, as cells of a Markdown table."""
+    config, settings = parse_json(metadata.get(METADATA_KEY)), {}
     for name, label in (("r", "rank"), ("lora_alpha", "alpha")):
-        for part in (key.removesuffix(f".{name}") for key in lora if key.endswith(f".{name}")):
-            values = {lora[f"{part}.{name}"], *(lora.get(f"{part}.{label}_pattern") or {}).values()}
-            rows[f"{label}, {part}"] = ", ".join(str(value) for value in sorted(values))
-    return rows | parse_json(metadata.get("training"))
+        for key in [key for key in config if key.endswith(f".{name}")]:
+            component = key.removesuffix(f".{name}")
+            pattern = config.get(f"{component}.{label}_pattern") or {}
+            values = sorted({config[key], *pattern.values()})
+            settings[f"{label}, {component}"] = ", ".join(map(str, values))
+    settings |= parse_json(metadata.get("training"))
+    return {
+        key: " ".join(str(value).split()).replace("|", r"\|") for key, value in settings.items()
+    }
 
 
-def _on_hub(model: str | None) -> bool:
-    """Whether a base model's name is a Hub id."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model or "")) and not Path(model).exists()
+@contextmanager
+def _errors_in_a_sentence(repo_id: str, token: str) -> Iterator[None]:
+    """Time limits for the Hub's answers; a failure in one sentence that does not hold the token."""
+    session, verbosity = get_session(), logging.get_verbosity()
+    timeout, session.timeout = session.timeout, SECONDS
+    logging.set_verbosity_error()
+    try:
+        yield
+    except Exception as error:  # of whichever HTTP library huggingface_hub uses
+        # without its cause, which may quote a request with its token
+        raise _in_a_sentence(repo_id, token, error) from None
+    finally:
+        session.timeout = timeout
+        logging.set_verbosity(verbosity)
+
+
+def _in_a_sentence(repo_id: str, token: str, error: Exception) -> Exception:
+    answers = [getattr(e, "response", None) for e in (error, error.__cause__)]
+    status = next((answer.status_code for answer in answers if answer is not None), 0)
+    message = str(getattr(error, "server_message", None) or error).replace(token, "…")
+    reason = " ".join(message.split())[:120]
+    what = f"cannot be reached: {reason}"
+    if status in (401, 403):
+        what = f"refused the token ({status}); {_REMEDY}"
+    elif status:
+        what = f"answered {status}: {reason}"
+    is_refusal = 400 <= status < 500 and status not in (408, 429)
+    return (ValueError if is_refusal else ConnectionError)(f"{repo_id}: the Hub {what}")
+
+
+def _half(path: Path, weights: Mapping, metadata: dict[str, str]) -> bytes:
+    """The adapter file in half precision."""
+    half = {}
+    for key, value in weights.items():
+        half[key] = (value.half() if value.is_floating_point() else value).contiguous()
+        if not half[key].isfinite().all():
+            raise ValueError(
+                f"{path} has weights beyond half precision, for example {key}; push it without fp16"
+            )
+    return save(half, metadata)
+
+
+def _images(source, path: Path, prompt: str) -> dict[str, bytes]:
+    """The sample grid and the last validation pictures, by name in the repository."""
+    images: dict[str, bytes] = {}
+    # beside a single file may lie anything
+    has_folder = hasattr(source, "adapter") or Path(source).expanduser().is_dir()
+    if grid := getattr(source, "grid", None):
+        images[GRID_NAME] = grid._repr_png_()
+    elif has_folder and (path.parent / "grid.png").is_file():
+        images[GRID_NAME] = _bare(path.parent / "grid.png")
+    if has_folder and prompt:
+        validation = sorted((path.parent / "validation").glob("step-*_seed-*.png"))
+        step = validation[-1].name.split("_")[0] if validation else ""
+        last = [p for p in validation if p.name.startswith(f"{step}_")]
+        images |= {f"images/{p.name}": _bare(p) for p in last[:4]}
+    return images
+
+
+def _bare(path: Path) -> bytes:
+    """A picture's pixels alone; the texts in a saved grid's file may name folders."""
+    content = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.save(content, "PNG")
+    return content.getvalue()

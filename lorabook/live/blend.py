@@ -1,22 +1,24 @@
 """Several adapters of a pipeline blended into a new one beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
+from diffusers import DiffusionPipeline
 from pandas import DataFrame
 
 from lorabook.live.inject import adapter_of, add_adapter
 from lorabook.live.layers import activate, active_adapters, adapter_names, module_name
 from lorabook.live.match import base_weights, match_layers
+from lorabook.live.save import by_layer
 from lorabook.live.scales import layer_scales, resolve_scales
 from lorabook.live.state import check_known, fused_names, locked
-from lorabook.lora.adapter import Adapter
+from lorabook.lora.adapter import Adapter, Bases
 from lorabook.lora.compare import Interference, compare_adapters, relative_error
 from lorabook.lora.merge import Weights, merge
 from lorabook.lora.source import read_source
 from lorabook.show.tables import Report
+from lorabook.types import Scales
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,8 +60,8 @@ class BlendReport(Report):
 
 @locked
 def blend(
-    pipe,
-    weights: Mapping[str, object],
+    pipe: DiffusionPipeline,
+    weights: Mapping[str, Scales],
     *,
     method: str = "cat",
     new_name: str,
@@ -68,32 +70,33 @@ def blend(
     seed: int = 0,
     across_bases: bool = False,
 ) -> BlendReport:
-    """Make one adapter of several; it takes part in their place, and they stay on the pipeline, switched off.
+    """Make one adapter of several; it is active in their place, and they stay on the pipeline.
 
-    Adapters that it is not made of stay as they are: those that take part go on beside the blend.
+    Adapters that are not in the blend stay as they are: active ones go on beside it.
 
     Args:
-        pipe: a pipeline with the adapters.
-        weights: by adapter's name a number, or scales as in `set_scales`; they weigh ΔW as trained.
-        method: "cat" (exact), "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties",
-            "dare_ties_svd", "magnitude_prune", "magnitude_prune_svd", with the meaning they have in PEFT; see `merge`.
-        new_name: of the blend.
-        density: share of values that the pruning methods keep, 0 to 1; None is 0.5.
-        rank: what "svd" and the "_svd" methods cut to; None is the largest rank among the adapters.
-        seed: of the dare methods.
-        across_bases: blend adapters whose files name different base models too.
-    Returns: a BlendReport with the relative error against the sum of ΔW.
-    Raises: ValueError for unknown adapters, methods or blocks, a name in use, a fused adapter, different base models, or a
-        number out of range. Nothing is changed then.
+        pipe: A pipeline with the adapters.
+        weights: By adapter's name a number, or scales as in `set_scales`; they weigh ΔW as trained.
+        method: "cat" (exact), "linear", "svd", "ties", "ties_svd", "dare_linear",
+            "dare_linear_svd", "dare_ties", "dare_ties_svd", "magnitude_prune",
+            "magnitude_prune_svd", with their meaning in PEFT; see `merge`.
+        new_name: Of the blend.
+        density: Share of values that the pruning methods keep, 0 to 1; None is 0.5.
+        rank: What "svd" and the "_svd" methods cut to; None is the adapters' largest rank.
+        seed: Of the dare methods.
+        across_bases: Blend adapters whose files name different base models, too.
+
+    Returns:
+        A BlendReport with the relative error against the sum of ΔW.
+
+    Raises:
+        ValueError: For unknown adapters, methods or blocks, a name in use, a fused adapter,
+            different base models, or a number out of range. Nothing is changed then.
     """
-    if (
-        not isinstance(weights, Mapping)
-        or not isinstance(new_name, str)
-        or not isinstance(seed, int)
-    ):
+    if not (isinstance(weights, Mapping) and isinstance(new_name, str) and isinstance(seed, int)):
         raise ValueError(
-            "a blend takes weights by adapter's name, as {'ink': 0.5, 'creatures': 0.5}, a text as its "
-            "new_name and a whole number as its seed"
+            "a blend takes weights by adapter's name, as {'ink': 0.5, 'creatures': 0.5}, a text "
+            "as its new_name and a whole number as its seed"
         )
     check_known(pipe, weights)
     new_name = module_name(new_name)
@@ -101,86 +104,73 @@ def blend(
         raise ValueError(
             f"the pipeline has an adapter {new_name!r} already; give the blend another name"
         )
-    adapters, said, bases = gathered(pipe, weights)
+    adapters = {name: adapter_of(pipe, name) for name in weights}
+    numbers = {name: _numbers(pipe, adapters[name], name, weights[name]) for name in weights}
+    bases = _bases_of(pipe, adapters.values())
     if not across_bases:
-        _check_bases(adapters)
+        _check_base_models(adapters)
     merged = merge(
-        adapters, said, method=method, density=density, rank=rank, seed=seed, bases=bases
+        adapters, numbers, method=method, density=density, rank=rank, seed=seed, bases=bases
     )
     ranks = {name: adapter.rank for name, adapter in adapters.items()}
-    error = relative_error(merged, adapters, said, bases=bases)
-    weights_by_layer = match_layers(pipe, merged, f"blend {new_name!r}")
+    error = relative_error(merged, adapters, numbers, bases=bases)
+    lora_weights = match_layers(pipe, merged, f"blend {new_name!r}")
     others = [name for name in active_adapters(pipe) if name not in weights]
-    add_adapter(pipe, new_name, weights_by_layer, replace(merged, format="blend"))
+    add_adapter(pipe, new_name, lora_weights, replace(merged, format="blend"))
     activate(pipe, [*others, new_name])
-    return BlendReport(new_name, method, said, ranks, merged.rank, error)
+    return BlendReport(new_name, method, numbers, ranks, merged.rank, error)
 
 
 @locked
-def interference(a, b, *, pipe=None) -> Interference:
-    """How far two adapters work in the same directions, by block: before blending, what to expect of it.
+def interference(a, b, *, pipe: DiffusionPipeline | None = None) -> Interference:
+    """How far two adapters work in the same directions: what to expect before blending them.
 
     Args:
-        a, b: adapters, as `load_adapter` takes them, or with a pipeline their names on it.
-        pipe: needed for DoRA, whose ΔW depends on the base weights.
-    Returns: an Interference with the cosine of the two ΔW and the principal angles of the spaces they work in; it shows
-        itself.
-    Raises: ValueError as `load_adapter`, or where the two have no layer in common.
+        a: An adapter, as `load_adapter` takes it, or with a pipeline its name there.
+        b: Another.
+        pipe: Needed for DoRA, whose ΔW depends on the base weights.
+
+    Returns:
+        An Interference, which shows itself: by block, the cosine of the two ΔW and the principal
+        angles of the spaces in which they work.
+
+    Raises:
+        ValueError: As `load_adapter`, or for layers whose shapes differ.
     """
-    names = adapter_names(pipe) if pipe is not None else []
-    first, second = (
-        adapter_of(pipe, one) if one in names else read_source(one).adapter for one in (a, b)
-    )
-    bases: dict[str, dict[str, torch.Tensor]] = {}
-    for adapter in (first, second) if pipe is not None else ():
-        for part, found in base_weights(pipe, adapter).items():
-            bases.setdefault(part, {}).update(found)
-    told = tuple(
-        one if isinstance(one, str) else label for one, label in ((a, "first"), (b, "second"))
-    )
-    return compare_adapters(first, second, names=told, bases=bases or None)
+    known = [] if pipe is None else adapter_names(pipe)
+    adapters = [adapter_of(pipe, x) if x in known else read_source(x).adapter for x in (a, b)]
+    bases = None if pipe is None else _bases_of(pipe, adapters)
+    names = (a if isinstance(a, str) else "first", b if isinstance(b, str) else "second")
+    return compare_adapters(*adapters, names=names, bases=bases)
 
 
-def gathered(
-    pipe, weights: Mapping[str, object]
-) -> tuple[dict[str, Adapter], dict[str, object], dict]:
-    """What `merge` wants: the adapters, their weights as numbers or by layer, and the base weights of all their layers."""
-    adapters = {name: adapter_of(pipe, name) for name in weights}
-    said = {name: _weights(pipe, name, value, adapters[name]) for name, value in weights.items()}
-    bases: dict[str, dict[str, torch.Tensor]] = {}
-    for adapter in adapters.values():
-        for part, found in base_weights(pipe, adapter).items():
-            bases.setdefault(part, {}).update(found)
-    return adapters, said, bases
+def _bases_of(pipe: DiffusionPipeline, adapters: Iterable[Adapter]) -> Bases:
+    """The base model's weights of all layers that the adapters have."""
+    bases: dict[str, dict] = {}
+    for adapter in adapters:
+        for component, weights in base_weights(pipe, adapter).items():
+            bases.setdefault(component, {}).update(weights)
+    return bases
 
 
-def _weights(pipe, name: str, value, adapter: Adapter):
-    plain = resolve_scales(pipe, value, name)
-    if not isinstance(plain, Mapping):
-        return plain
-    if "steps" in plain:
+def _numbers(pipe: DiffusionPipeline, adapter: Adapter, name: str, weight: Scales):
+    """One number, or a number a layer."""
+    scales = resolve_scales(pipe, weight, name)
+    if not isinstance(scales, Mapping):
+        return scales
+    if "steps" in scales:
         raise ValueError(
-            f"the weight of {name!r} changes over the denoising, which a blend cannot; leave out its steps"
+            f"the weight of {name!r} changes over the denoising, which a blend cannot; "
+            "leave out its steps"
         )
-    factors = layer_scales(pipe, name, plain)
-    return {
-        part: {
-            module: factors[part].get(
-                module, factors[part].get(module.removeprefix("text_model."), 1.0)
+    return by_layer(adapter, layer_scales(pipe, name, scales))
+
+
+def _check_base_models(adapters: Mapping[str, Adapter]) -> None:
+    named = [(name, adapter.base_model) for name, adapter in adapters.items() if adapter.base_model]
+    for name, base_model in named:
+        if base_model != named[0][1]:
+            raise ValueError(
+                f"{named[0][0]!r} was made for {named[0][1]} and {name!r} for {base_model}; blend "
+                "adapters of one base model, or give across_bases=True if the two are near enough"
             )
-            for module in layers
-        }
-        for part, layers in adapter.layers.items()
-    }
-
-
-def _check_bases(adapters: Mapping[str, Adapter]) -> None:
-    named = {name: adapter.base_model for name, adapter in adapters.items() if adapter.base_model}
-    if len(set(named.values())) > 1:
-        (one, its), (other, theirs) = next(
-            (a, b) for a in named.items() for b in named.items() if a[1] != b[1]
-        )
-        raise ValueError(
-            f"{one!r} was made for {its} and {other!r} for {theirs}; blend adapters of one base model, or give "
-            "across_bases=True if the two are near enough"
-        )

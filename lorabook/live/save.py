@@ -17,7 +17,7 @@ from lorabook.live.match import base_weights
 from lorabook.live.scales import scales_of
 from lorabook.live.state import check_known, locked, original_weight
 from lorabook.live.upstream import check_weights_available
-from lorabook.lora.adapter import Adapter, Layer
+from lorabook.lora.adapter import Adapter, Bases, Layer
 from lorabook.lora.formats.keys import METADATA_KEY, WEIGHT_NAME, text_name
 from lorabook.lora.formats.write import (
     FORMATS,
@@ -35,14 +35,14 @@ from lorabook.lora.source import read_source
 
 @dataclass(frozen=True, repr=False)
 class SaveReport(os.PathLike):
-    """What was written; stands for its path wherever a path is asked for.
+    """What was written; stands for its path wherever a path is wanted.
 
     Attributes:
-        path: the file or folder that `load_adapter` reads.
+        path: The file or folder that `load_adapter` reads.
         format: "diffusers", "peft" or "kohya".
-        kinds: of the layers in it.
-        rank: the largest.
-        resized: what a smaller rank cost, or None where ΔW is exactly what it was.
+        kinds: Of the layers in it.
+        rank: The largest.
+        resized: What a smaller rank cost, or None where ΔW is exactly what it was.
     """
 
     path: Path
@@ -53,22 +53,20 @@ class SaveReport(os.PathLike):
 
     @property
     def error(self) -> float:
-        """‖ΔW − ΔW written‖ / ‖ΔW‖; 0 where no smaller rank was asked for."""
-        total = self.resized.total if self.resized else None
-        return (total.lost / total.energy) ** 0.5 if total and total.energy else 0.0
+        """‖ΔW − ΔW written‖ / ‖ΔW‖; 0 without a smaller rank."""
+        return self.resized.total.error if self.resized else 0.0
 
     def __fspath__(self) -> str:
         return str(self.path)
 
-    def __str__(self):
-        cost = f", {self.error:.1%} off its ΔW" if self.resized else ", ΔW exact"
-        return (
-            f"{self.path}: {self.format}, {' and '.join(self.kinds)}, rank up to {self.rank}{cost}"
-        )
+    def __str__(self) -> str:
+        cost = f"{self.error:.1%} off its ΔW" if self.resized else "ΔW exact"
+        kinds = " and ".join(self.kinds)
+        return f"{self.path}: {self.format}, {kinds}, rank up to {self.rank}, {cost}"
 
     __repr__ = __str__
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         return f"<p>{html.escape(str(self))}</p>"
 
 
@@ -85,32 +83,36 @@ def save_adapter(
 ) -> SaveReport:
     """Write an adapter in a form that others read; alpha and metadata come along.
 
-    What a form does not hold (LoHa and LoKr in diffusers' and PEFT's) is written as the LoRA with the same ΔW, at the rank
-    that needs.
+    What a form does not hold (LoHa and LoKr in diffusers' and PEFT's) becomes the LoRA of that ΔW.
 
     Args:
-        source: a pipeline, or anything that `load_adapter` takes.
-        target: a folder, or a file where it ends in .safetensors.
-        format: "diffusers", "peft" (a folder with adapter_config.json, one for each component where there are several)
-            or "kohya" (which A1111 and ComfyUI read; LoHa, LoKr and DoRA as LyCORIS writes them).
-        name: which adapter of the pipeline, where it has several.
-        rank: approximate layers of a larger rank by this one.
-        bake_scales: with a pipeline, write the adapter as its scales are now, as one of its own.
-        **find: for a source that is no pipeline, as in `load_adapter` (weight_name, revision, allow_pickle …).
-    Returns: a SaveReport, which shows itself.
-    Raises: ValueError for an unknown format or adapter, scales that change over the denoising, a DoRA that the form cannot
-        hold without its base model, or a source that is not readable. Nothing is written then.
+        source: A pipeline, or anything that `load_adapter` takes.
+        target: A folder, or a file where it ends in .safetensors.
+        format: "diffusers", "peft" (a folder with adapter_config.json, one for each component
+            where there are several) or "kohya" (which A1111 and ComfyUI read; LoHa, LoKr and DoRA
+            as LyCORIS writes them).
+        name: Which adapter of the pipeline, where it has several.
+        rank: Approximate layers of a larger rank by this one.
+        bake_scales: With a pipeline, write the adapter with its scales of now multiplied in.
+        **find: For a source that is no pipeline, as in `load_adapter` (weight_name, revision,
+            allow_pickle …).
+
+    Returns:
+        A SaveReport, which shows itself.
+
+    Raises:
+        ValueError: For an unknown format or adapter, scales that change over the denoising, a DoRA
+            that the form cannot hold without its base model, or a source that is not readable.
+            Nothing is written then.
     """
-    if format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}; the formats are: {', '.join(FORMATS)}")
+    _check_format(format)
     adapter, bases = _read(source, name, bake_scales, find)
     resized = None
     if rank is not None:
         adapter, resized = resize(adapter, rank=rank, bases=bases)
     adapter = as_written(adapter, format, bases)
     path = _write(adapter, Path(target), format)
-    ranks = [layer.rank for part in adapter.layers.values() for layer in part.values()]
-    return SaveReport(path, format, adapter.kinds, max(ranks), resized)
+    return SaveReport(path, format, adapter.kinds, adapter.rank, resized)
 
 
 @locked
@@ -127,12 +129,22 @@ def resize_adapter(
     """Write an adapter at a smaller rank: each layer's best approximation, by SVD.
 
     Args:
-        source, target, format, name, **find: as in `save_adapter`.
-        rank: the largest rank of a layer; or
-        energy: the share of each layer's ‖ΔW‖² to keep, above 0, up to 1; each layer takes the smallest rank for it.
-    Returns: a ResizeReport with the energy kept by layer, which shows itself.
-    Raises: ValueError unless one of rank and energy is given, and as `save_adapter`.
+        source: As in `save_adapter`, like `target`, `format`, `name` and `find`.
+        target: A folder, or a file where it ends in .safetensors.
+        rank: The largest rank of a layer.
+        energy: Instead, the share of ‖ΔW‖² that each layer keeps, above 0, up to 1; each takes the
+            smallest rank for it.
+        format: As in `save_adapter`.
+        name: As in `save_adapter`.
+        **find: As in `save_adapter`.
+
+    Returns:
+        A ResizeReport with the energy kept by layer, which shows itself.
+
+    Raises:
+        ValueError: Unless one of rank and energy is given, and as `save_adapter`.
     """
+    _check_format(format)
     adapter, bases = _read(source, name, False, find)
     smaller, report = resize(adapter, rank=rank, energy=energy, bases=bases)
     _write(as_written(smaller, format, bases), Path(target), format)
@@ -141,69 +153,81 @@ def resize_adapter(
 
 @locked
 def extract_adapter(
-    tuned, base, rank: int, target: str | os.PathLike | None = None, *, format: str = "diffusers"
+    tuned: DiffusionPipeline,
+    base: DiffusionPipeline,
+    rank: int,
+    target: str | os.PathLike | None = None,
+    *,
+    format: str = "diffusers",
 ) -> Adapter | SaveReport:
     """The LoRA that brings a base model closest to one that was tuned as a whole.
 
     Args:
-        tuned, base: pipelines of the same architecture, adapters and what is fused left out of both.
-        rank: of every layer.
-        target, format: as in `save_adapter`; None writes nothing.
-    Returns: the SaveReport, or without a target the Adapter itself, which `load_adapter` and `save_adapter` take.
-    Raises: ValueError for a rank below 1, pipelines whose layers differ, or two that are the same.
+        tuned: A pipeline; adapters and what is fused are left out of both.
+        base: Another of the same architecture.
+        rank: Of every layer.
+        target: As in `save_adapter`; None writes nothing.
+        format: As in `save_adapter`.
+
+    Returns:
+        The SaveReport, or without a target the Adapter itself, which `load_adapter` and
+        `save_adapter` take.
+
+    Raises:
+        ValueError: For a rank below 1, pipelines whose layers differ, or two that are the same.
     """
-    layers: dict[str, dict[str, Layer]] = {}
-    ours, theirs = _weights(base), _weights(tuned)
-    if ours.keys() != theirs.keys():
+    before, after = _weights(base), _weights(tuned)
+    if before.keys() != after.keys():
         raise ValueError(
-            f"the pipelines differ: one has {', '.join(ours)}, the other {', '.join(theirs)}"
+            f"the pipelines differ: one has {', '.join(before)}, the other {', '.join(after)}"
         )
-    for part in ours:
-        found, _ = difference(theirs[part], ours[part], rank)
-        if found:
-            layers[part] = found
+    pairs = {name: difference(after[name], before[name], rank) for name in before}
+    layers = {component: layers for component, (layers, _) in pairs.items() if layers}
     if not layers:
         raise ValueError("the two pipelines have the same weights, so there is nothing to extract")
-    name = base.config.get("_name_or_path") or ""
-    adapter = Adapter(layers, base_model=public_name(name) or None)
-    if target is None:
-        return adapter
-    return save_adapter(adapter, target, format)
+    base_model = public_name(base.config.get("_name_or_path") or "") or None
+    adapter = Adapter(layers, base_model=base_model)
+    return adapter if target is None else save_adapter(adapter, target, format)
 
 
-def chosen_name(pipe, name: str | None) -> str:
-    """The adapter that is meant. Raises ValueError where it must be told, or is not there."""
-    names = adapter_names(pipe)
-    if name is None and len(names) != 1:
-        raise ValueError(f"say which adapter with name=; the pipeline has: {listed(names)}")
-    name = name or names[0]
-    check_known(pipe, [name])
-    return name
+def by_layer(adapter: Adapter, scales: Mapping[str, Mapping[str, float]]) -> dict[str, dict]:
+    """A scale for each layer of an adapter, 1 where none is named.
+
+    Args:
+        adapter: With the full names of its layers.
+        scales: By component and module, a text encoder's with or without `text_model.`.
+    """
+    numbers: dict[str, dict[str, float]] = {component: {} for component in adapter.layers}
+    for component, module in adapter.flat:
+        named = scales.get(component, {})
+        short = module.removeprefix("text_model.")
+        numbers[component][module] = named.get(module, named.get(short, 1.0))
+    return numbers
 
 
-def baked(adapter: Adapter, factors: Mapping[str, Mapping[str, float]], bases) -> Adapter:
-    """The adapter with its scales multiplied into its weights; what cannot carry one becomes a LoRA."""
-    layers: dict[str, dict[str, Layer]] = {}
-    for part, found in adapter.layers.items():
-        for module, layer in found.items():
-            given = factors.get(part, {})
-            factor = given.get(module, given.get(module.removeprefix("text_model."), 1.0))
-            layers.setdefault(part, {})[module] = _scaled(
-                layer, factor, bases.get(part, {}).get(module)
-            )
-    return replace(adapter, layers=layers)
+def baked(adapter: Adapter, scales: Mapping[str, Mapping[str, float]], bases: Bases) -> Adapter:
+    """The adapter with scales multiplied into its weights; what cannot carry one becomes a LoRA."""
+    numbers = by_layer(adapter, scales)
+
+    def scaled(component: str, module: str, layer: Layer) -> Layer:
+        scale = numbers[component][module]
+        if scale == 1:
+            return layer
+        if layer.is_plain:
+            return replace(layer, tensors={**layer.tensors, "up": layer.tensors["up"] * scale})
+        base = bases[component][module]
+        up, down = layer.factors(base)
+        return as_lora(up * scale, down, tuple(base.shape))
+
+    return adapter.map(scaled)
 
 
-def _scaled(layer: Layer, factor: float, base: Tensor | None) -> Layer:
-    if factor == 1:
-        return layer
-    if layer.is_plain:
-        return replace(layer, tensors=dict(layer.tensors) | {"up": layer.tensors["up"] * factor})
-    up, down = layer.factors(base)
-    return as_lora(up * factor, down, tuple(base.shape))
+def _check_format(format: str) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; the formats are: {', '.join(FORMATS)}")
 
 
-def _read(source, name: str | None, bake_scales: bool, find: dict) -> tuple[Adapter, dict]:
+def _read(source, name: str | None, bake_scales: bool, find: dict) -> tuple[Adapter, Bases]:
     """The adapter, and its pipeline's own weights where there is one."""
     if not isinstance(source, DiffusionPipeline):
         if bake_scales or name:
@@ -211,73 +235,66 @@ def _read(source, name: str | None, bake_scales: bool, find: dict) -> tuple[Adap
                 "name and bake_scales speak of a pipeline's adapter; the source here is a file"
             )
         return read_source(source, **find).adapter, {}
-    name = chosen_name(source, name)
+    names = adapter_names(source)
+    if name is None and len(names) != 1:
+        raise ValueError(f"say which adapter with name=; the pipeline has: {listed(names, 8)}")
+    name = name or names[0]
+    check_known(source, [name])
     adapter = adapter_of(source, name)
     bases = base_weights(source, adapter)
     if bake_scales:
         table = scales_of(source)
         if name in table.steps:
             raise ValueError(
-                f"the scales of {name!r} change over the denoising, which no file holds; set them anew"
+                f"the scales of {name!r} change over the denoising, which no file holds; "
+                "set them anew"
             )
         adapter = baked(adapter, table[name], bases)
     return adapter, bases
 
 
-def _weights(pipe) -> dict[str, dict[str, Tensor]]:
+def _weights(pipe: DiffusionPipeline) -> dict[str, dict[str, Tensor]]:
+    """A pipeline's own weights by component and full module name, without what is fused."""
     check_weights_available(models_of(pipe))
-    return {
-        part: {
-            text_name(module) if part.startswith("text_encoder") else module: original_weight(
-                model, module, base_weight(layer)
-            )
-            for module, layer in walk(model)
-        }
-        for part, model in models_of(pipe).items()
-    }
+    weights: dict[str, dict[str, Tensor]] = {}
+    for component, model in models_of(pipe).items():
+        weights[component] = {}
+        for module, layer in walk(model):
+            name = text_name(module) if component.startswith("text_encoder") else module
+            weights[component][name] = original_weight(model, module, base_weight(layer))
+    return weights
 
 
-def _write(adapter: Adapter, target: Path, form: str) -> Path:
-    about = {
-        key: value for key, value in adapter.metadata.items() if key not in (METADATA_KEY, "format")
-    }
-    if adapter.base_model:
-        about.setdefault("base_model", adapter.base_model)
-    if adapter.trigger_words:
-        about.setdefault("trigger_words", list(adapter.trigger_words))
+def _write(adapter: Adapter, target: Path, format: str) -> Path:
+    about = {"trigger_words": list(adapter.trigger_words), "base_model": adapter.base_model}
+    about = {key: value for key, value in about.items() if value} | adapter.metadata
     about = outgoing(
         {
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in about.items()
+            if key not in (METADATA_KEY, "format")
         }
     )
     is_file = target.suffix == ".safetensors"
-    if form == "peft":
+    if format == "peft":
         return _write_peft(adapter, target, is_file, about)
-    path = (
-        target
-        if is_file
-        else target / (WEIGHT_NAME if form == "diffusers" else f"{target.name}.safetensors")
-    )
-    weights, configs = to_diffusers(adapter) if form == "diffusers" else (to_kohya(adapter), {})
-    write_adapter(path, weights, config=configs, about=about)
+    name = WEIGHT_NAME if format == "diffusers" else f"{target.name}.safetensors"
+    weights, config = to_diffusers(adapter) if format == "diffusers" else (to_kohya(adapter), {})
+    write_adapter(target if is_file else target / name, weights, config=config, about=about)
     return target
 
 
-def _write_peft(adapter: Adapter, target: Path, is_file: bool, about: dict) -> Path:
-    if is_file and len(adapter.layers) > 1:
+def _write_peft(adapter: Adapter, target: Path, is_file: bool, about: dict[str, str]) -> Path:
+    has_several = len(adapter.layers) > 1
+    if is_file and has_several:
         raise ValueError(
             f"{target}: PEFT keeps {' and '.join(adapter.layers)} in a folder each; give a folder"
         )
-    for part, layers in adapter.layers.items():
-        folder = target.parent if is_file else target / part if len(adapter.layers) > 1 else target
+    for component, layers in adapter.layers.items():
+        folder = target / component if has_several else target
+        path = target if is_file else folder / "adapter_model.safetensors"
         weights, config = to_peft(layers)
         config.base_model_name_or_path = shareable(adapter.base_model)
-        write_adapter(
-            target if is_file else folder / "adapter_model.safetensors",
-            weights,
-            config={},
-            about=about,
-        )
-        config.save_pretrained(folder)
+        write_adapter(path, weights, config={}, about=about)
+        config.save_pretrained(path.parent)
     return target

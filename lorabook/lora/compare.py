@@ -104,18 +104,7 @@ def compare_adapters(
     names: tuple[str, str] = ("first", "second"),
     bases: Bases | None = None,
 ) -> Interference:
-    """How far two adapters act in the same directions, block by block.
-
-    Args:
-        a: An adapter.
-        b: Another for the same model.
-        names: What to call them.
-        bases: The model's own weights; needed for DoRA only.
-
-    Raises:
-        ValueError: For layers whose shapes differ, a DoRA without its base weight, or adapters
-            without layers.
-    """
+    """How far two adapters of one model act in the same directions; only a DoRA needs `bases`."""
     blocks = group_by_block(dict.fromkeys([*a.flat, *b.flat]))
     if not blocks:
         raise ValueError(f"adapters {names[0]!r} and {names[1]!r} have no layers to compare")
@@ -139,19 +128,11 @@ def relative_error(
 ) -> dict[str, float]:
     """The norm of a blend's difference from the weighted sum of ΔW, over the norm of the sum.
 
-    Args:
-        merged: The blend.
-        adapters: As in `merge`, like `weights` and `bases`.
-        weights: As in `merge`.
-        bases: As in `merge`.
+    Other arguments are those of `merge`.
 
     Returns:
-        Of Frobenius norms over all layers under "total", then under each component's name, then
-        each block's. Where the sum has cancelled out it is 0 if the blend is nothing there too, and
-        infinity if it is not.
-
-    Raises:
-        ValueError: For weights that do not fit, or a DoRA without its base weight.
+        Over all layers under "total", then under each component's name, then each block's. Where
+        the sum has cancelled out it is 0 if the blend is nothing there too, else infinity.
     """
     check_weights(adapters, weights)
     places = dict.fromkeys(place for a in (merged, *adapters.values()) for place in a.flat)

@@ -62,19 +62,13 @@ def merge(
         adapters: By name, for the same model.
         weights: By the same names, a number, or numbers by component and module, 1 where absent.
         method: One of `METHODS`.
-        density: Share of the values that the ties, dare and magnitude_prune methods keep, 0 to 1;
-            None is 0.5. The other methods do not use it.
+        density: Share of the values that the pruning methods keep, 0 to 1; None is 0.5.
         rank: What "svd" and the "_svd" methods cut to; None is the largest rank among the adapters.
         seed: Of the dare methods' random choice; the global generator is left alone.
-        bases: The model's own weights: needed for DoRA, and for the kernels' shapes of LoHa and
-            LoKr on convolutions, whose files need not tell them.
+        bases: Needed for DoRA, and for the kernels of LoHa and LoKr, which files need not tell.
 
     Returns:
         An Adapter of plain LoRA layers in float32, scaling 1, in the weights' shapes.
-
-    Raises:
-        ValueError: For unknown names, weights that are not finite numbers, density or rank out of
-            range, layers whose shapes differ, or a DoRA without its base weight.
     """
     check_weights(adapters, weights)
     _check_settings(method, density, rank)
@@ -104,11 +98,7 @@ def merge(
 
 
 def check_weights(adapters: Mapping[str, Adapter], weights: Weights) -> None:
-    """Refuse weights that do not fit the adapters.
-
-    Raises:
-        ValueError: If there are no adapters, or weights are missing, too many or not finite.
-    """
+    """Raise ValueError where weights are missing, too many or not finite, or adapters are."""
     if not adapters:
         raise ValueError("there is nothing to blend: no adapters were given")
     if set(weights) != set(adapters):
@@ -138,15 +128,7 @@ def weighted_layers(
 
 
 def check_same_shape(place: Place, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Refuse ΔW of different shapes for one layer.
-
-    Args:
-        place: Component and module.
-        shapes: (out, in · height · width) by whose it is.
-
-    Raises:
-        ValueError: Names the layer and two that differ, with their shapes.
-    """
+    """Raise ValueError where shapes, by whose they are, differ in one layer."""
     sizes = {name: " x ".join(map(str, shape)) for name, shape in shapes.items()}
     first, size = next(iter(sizes.items()))
     for name, other in sizes.items():

@@ -118,16 +118,8 @@ def resize(
     Args:
         adapter: Of any kind.
         rank: The largest rank of a layer.
-        energy: Instead, the share of ‖ΔW‖² that each layer keeps, above 0, up to 1; each takes the
-            smallest rank for it.
-        bases: The model's own weights, which a DoRA needs and which tell a weight's shape.
-
-    Returns:
-        The adapter, and a ResizeReport.
-
-    Raises:
-        ValueError: Unless one of rank and energy is given and in its range; for a DoRA without its
-            base; for weights that are not finite.
+        energy: Instead, the share of ‖ΔW‖² that each layer keeps, above 0, up to 1.
+        bases: Needed for DoRA; they also tell a weight's shape.
     """
     _check(rank, energy)
     shapes = shapes_of(adapter, bases)
@@ -154,18 +146,9 @@ def difference(
 ) -> tuple[dict[str, Layer], dict[str, Resized]]:
     """The difference of two models' weights as LoRA layers, each the best of its rank.
 
-    Args:
-        tuned: Weights by module, (out, in) or (out, in, height, width), of any floating point type.
-        base: The same weights of the other model.
-        rank: Of each layer, 1 or more; a layer with fewer rows or columns takes as many as it has.
-
     Returns:
-        Plain layers in float32, of scaling 1, and what became of each difference. Modules that do
-        not differ are left out.
-
-    Raises:
-        ValueError: For another rank, weights that the two models do not share, or weights that are
-            not finite.
+        Plain layers in float32, of scaling 1, and what became of each difference, by module.
+        Modules that do not differ are left out.
     """
     _check(rank, None)
     _check_alike(tuned, base)

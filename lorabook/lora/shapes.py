@@ -17,16 +17,7 @@ _THREE_BY_THREE = re.compile(  # in every UNet
 
 
 def as_lora(up: Tensor, down: Tensor, shape: Shape) -> Layer:
-    """A plain LoRA layer of scaling 1 from matrix factors, its tensors shaped for a weight.
-
-    Args:
-        up: (out, rank).
-        down: (rank, in · height · width).
-        shape: The weight's.
-
-    Raises:
-        ValueError: If the factors do not make up a weight of the shape.
-    """
+    """A plain LoRA layer of scaling 1 from matrix factors, its tensors shaped for a weight."""
     if up.shape[0] != shape[0] or down.shape[1] != math.prod(shape[1:]):
         raise ValueError(
             f"factors of shapes {tuple(up.shape)} and {tuple(down.shape)} do not make up a weight "
