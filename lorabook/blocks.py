@@ -48,8 +48,8 @@ def place_of(module: str) -> tuple[str, str, int] | None:
     Args:
         module: the module's dotted name inside the UNet.
     Returns: as ("up.1", "attentions", 2), ("down.0", "samplers", 0) or ("mid", "resnets", 1), in
-        models for video also ("down.0", "motion_modules", 1) and the like; None for what is outside of
-        blocks, or in no numbered part of one.
+        models for video also ("down.0", "motion_modules", 1) and the like; None for what is outside
+        of blocks, or in no numbered part of one.
     """
     match = _PLACE.match(module)
     if not match:
@@ -77,7 +77,7 @@ def block_map(modules: Iterable[str]) -> dict[str, list[str]]:
 
 
 def target_modules(target: str) -> list[str]:
-    """Name endings of the UNet modules that a training target adapts, as PEFT's LoraConfig wants them.
+    """Name endings of the UNet modules that a training target adapts, for PEFT's LoraConfig.
 
     Args:
         target: "attention" (query, key, value, output), "attention+ff" (and feed-forward), or "all"
@@ -90,7 +90,7 @@ def target_modules(target: str) -> list[str]:
 
 
 def group_by_block(places: Iterable[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
-    """Layers by block: those of a UNet in its order, then every other component as a block of its own.
+    """Layers by block: a UNet's in its order, then each other component as a block of its own.
 
     Args:
         places: (component, module) of each layer.

@@ -24,17 +24,19 @@ def expand(
 ) -> dict[str, dict[str, float]]:
     """One number for each layer.
 
-    All that a dictionary says of a layer multiplies: its component's number, its block's, its kind's,
+    All that a dictionary says of a layer multiplies: its component's number, its block's, its
+        kind's,
     and that of each glob that its name fits. Where it says nothing, it is 1.
 
     Args:
-        scales: a number, or {"unet": …, "text_encoder": …, "text_encoder_2": …}. For a UNet: a number
-            or a dictionary of "down", "mid" and "up" (a number; a list, which is then each block's;
-            or "block_0" …), kinds ("cross-attention" …) and globs of layer names ("*.attn2.to_k").
-            For a text encoder: a number or a dictionary of "layer_0" …, kinds and globs. In a block:
-            a number; a list of one, which is for all of it; a list whose entry i scales attentions.i,
-            resnets.i and motion_modules.i, samplers taking the last; or a dictionary of
-            "attentions_0", "resnets_1", "sampler", kinds and globs. "steps" is passed over.
+        scales: a number, or {"unet": …, "text_encoder": …, "text_encoder_2": …}. For a UNet: a
+            number or a dictionary of "down", "mid" and "up" (a number; a list, which is then each
+            block's; or "block_0" …), kinds ("cross-attention" …) and globs of layer names
+            ("*.attn2.to_k"). For a text encoder: a number or a dictionary of "layer_0" …, kinds and
+            globs. In a block: a number; a list of one, which is for all of it; a list whose entry i
+            scales attentions.i, resnets.i and motion_modules.i, samplers taking the last; or a
+            dictionary of "attentions_0", "resnets_1", "sampler", kinds and globs. "steps" is passed
+            over.
         modules: all layers of the model by component, which decide what names there are.
         what: the adapter's name, for errors.
         touched: the layers to give a number; None takes all.
@@ -88,8 +90,8 @@ def steps_of(scales: Scales, what: str = "the adapter") -> list[tuple[float, flo
         start, end, factor = (_number(value, f"{what}.steps") for value in entry)
         if not 0 <= start < end <= 1:
             raise ValueError(
-                f"{what}.steps: from {start:g} to {end:g} is no share of the run; give 0 ≤ from < to "
-                "≤ 1"
+                f"{what}.steps: from {start:g} to {end:g} is no share of the run; give "
+                "0 ≤ from < to ≤ 1"
             )
         steps.append((start, end, factor))
     steps.sort()
@@ -139,8 +141,8 @@ def _spread(value: Scales, group: _Group, what: str) -> Iterator[tuple[list[str]
     """Pairs of layers and a number that they get."""
     if group.each and not group.layers:
         raise ValueError(
-            f"{what}: the model has no {what.rsplit('.')[-1]!r} blocks; a number, kinds and globs of "
-            "names reach its layers"
+            f"{what}: the model has no {what.split('.')[-1]!r} blocks; a number, kinds and globs "
+            "of names reach its layers"
         )
     if isinstance(value, Mapping) and (group.groups or group.has_kinds):
         for key, inner in value.items():

@@ -1,12 +1,14 @@
 """The adapters of a pipeline: listed, switched, moved, swapped and removed."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
+from pandas import DataFrame
+from torch import Tensor
 
-from lorabook.checks import listed
 from lorabook.live.fuse import keep_fused
 from lorabook.live.inject import (
     add_adapter,
@@ -19,6 +21,7 @@ from lorabook.live.layers import (
     active_adapters,
     adapter_names,
     device_of,
+    flat,
     layers_of,
     models_of,
     move_weights,
@@ -26,129 +29,112 @@ from lorabook.live.layers import (
     write_scale,
 )
 from lorabook.live.load import LoadReport, choose_components, read_for, report_of
-from lorabook.live.match import match_layers, why_not_swapped
+from lorabook.live.match import Weights, match_layers, why_not_swapped
 from lorabook.live.scale_schedule import set_steps
 from lorabook.live.state import check_known, fused_names, locked, state_of
-from lorabook.live.upstream import check_weights_available
+from lorabook.live.upstream import check_weights_available, is_compiled
 from lorabook.lora.adapter import Adapter
 from lorabook.lora.files import brief
-from lorabook.show.tables import as_html, as_text
+from lorabook.show.tables import RowReport
 
 
-@dataclass(frozen=True)
-class AdapterRow:
-    """One adapter on a pipeline; `scales` is its number, or its smallest and largest."""
+class AdapterTable(RowReport):
+    """The adapters on a pipeline: `table["ink"].ranks`.
 
-    name: str
-    format: str
-    components: tuple[str, ...]
-    ranks: tuple[int, ...]
-    active: bool
-    scales: tuple[float, ...]
-    fused: bool
-    megabytes: float
-    device: str
+    Attributes:
+        table: a row an adapter, with its name, format, components, ranks, whether it is active,
+            scales (its number, or the smallest and largest), whether it is fused, megabytes and
+            device.
+    """
 
+    row, empty = "adapter", "no adapters"
 
-class AdapterTable(Sequence):
-    """The rows of `list_adapters`; shows itself."""
+    def __init__(self, rows: Iterable[tuple]):
+        columns = ["name", "format", "components", "ranks", "active"]
+        columns += ["scales", "fused", "megabytes", "device"]
+        self.table = DataFrame(rows, columns=columns)
 
-    def __init__(self, rows: Iterable[AdapterRow]):
-        self.rows = tuple(rows)
-
-    def __getitem__(self, index):
-        """The row of a number, or of an adapter's name."""
-        if isinstance(index, str):
-            found = [row for row in self.rows if row.name == index]
-            if not found:
-                raise KeyError(
-                    f"no adapter {index!r}; there are: {listed(row.name for row in self.rows)}"
-                )
-            return found[0]
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def _cells(self) -> list[list[str]]:
-        return [
-            [
+    def cells(self) -> DataFrame:
+        """The table as people read it."""
+        heads = ["adapter", "format", "components", "ranks", "active", "scale", "size", "device"]
+        rows = [
+            (
                 row.name,
                 row.format,
                 ", ".join(row.components),
                 ", ".join(map(str, row.ranks)),
                 "fused" if row.fused else "yes" if row.active else "no",
-                " to ".join(f"{s:g}" for s in row.scales),
+                " to ".join(f"{scale:g}" for scale in row.scales),
                 f"{row.megabytes:.1f} MB",
                 row.device,
-            ]
+            )
             for row in self.rows
         ]
-
-    def __str__(self):
-        if not self.rows:
-            return "no adapters"
-        return as_text(list(_HEADS), self._cells())
-
-    __repr__ = __str__
-
-    def _repr_html_(self):
-        return as_html(list(_HEADS), self._cells())
-
-
-_HEADS = ("adapter", "format", "components", "ranks", "active", "scale", "size", "device")
+        return DataFrame(rows, columns=heads)
 
 
 @locked
-def list_adapters(pipe) -> AdapterTable:
-    """The adapters on a pipeline, those that are fused too: format, ranks, whether they take part, scales, size, device."""
-    active, models = active_adapters(pipe), models_of(pipe)
-    rows = [
-        _row(pipe, name, name in active)
-        for name in adapter_names(pipe)
-        if name not in fused_names(pipe)
-    ]
-    for name in fused_names(pipe):
-        shares = {
-            part: state_of(model).fused[name]
-            for part, model in models.items()
-            if name in state_of(model).fused
-        }
-        layers = [layer for share in shares.values() for layer in share.layers.values()]
-        loaded = next(iter(shares.values())).loaded
-        rows.append(
-            AdapterRow(
-                name,
-                loaded.adapter.format if loaded else "diffusers",
-                (*shares, *layers_of(pipe, name)),
-                tuple(sorted({len(layer.down) for layer in layers})),
-                True,
-                _span([layer.scale for layer in layers]),
-                True,
-                sum(_size(half) for layer in layers for half in (layer.up, layer.down)) / 1e6,
-                str(layers[0].up.device),
-            )
-        )
+def list_adapters(pipe: DiffusionPipeline) -> AdapterTable:
+    """The adapters on a pipeline, fused ones too: format, ranks, state, scales, size, device."""
+    active, fused, rows = active_adapters(pipe), fused_names(pipe), []
+    for name in adapter_names(pipe):
+        if name not in fused:
+            parts = layers_of(pipe, name)
+            layers = flat(parts)
+            original = original_adapter(pipe, next(iter(parts)), name)
+            form = original.format if original else "diffusers"
+            ranks = [layer.r[name] for layer in layers]
+            scales = [read_scale(layer, name) for layer in layers]
+            tensors = [
+                half[name].weight for layer in layers for half in (layer.lora_A, layer.lora_B)
+            ]
+            rows.append(_row(name, form, parts, ranks, name in active, scales, False, tensors))
+    for name in fused:
+        states = {component: state_of(model) for component, model in models_of(pipe).items()}
+        parts = {part: state.fused[name] for part, state in states.items() if name in state.fused}
+        layers = [layer for part in parts.values() for layer in part.layers.values()]
+        loaded = next(iter(parts.values())).loaded
+        form = loaded.adapter.format if loaded else "diffusers"
+        scales = [layer.scale for layer in layers]
+        tensors = [half for layer in layers for half in (layer.up, layer.down)]
+        components = [*parts, *layers_of(pipe, name)]
+        ranks = [len(layer.down) for layer in layers]
+        rows.append(_row(name, form, components, ranks, True, scales, True, tensors))
     return AdapterTable(rows)
 
 
-@locked
-def enable_adapters(pipe, names: str | Iterable[str] | None = None) -> None:
-    """Let adapters take part again, at the scales they have, on their model's device; None lets all."""
-    chosen_ones = _names(pipe, names)
-    active = active_adapters(pipe)
-    activate(pipe, [name for name in adapter_names(pipe) if name in active or name in chosen_ones])
+def _row(
+    name: str,
+    form: str,
+    components: Iterable[str],
+    ranks: list[int],
+    is_active: bool,
+    scales: list[float],
+    is_fused: bool,
+    tensors: list[Tensor],
+) -> tuple:
+    span = tuple(sorted({round(min(scales), 6), round(max(scales), 6)}))
+    megabytes = sum(tensor.nbytes for tensor in tensors) / 1e6
+    ranks, device = tuple(sorted(set(ranks))), str(tensors[0].device)
+    return name, form, tuple(components), ranks, is_active, span, is_fused, megabytes, device
 
 
 @locked
-def disable_adapters(pipe, names: str | Iterable[str] | None = None) -> None:
-    """Switch adapters off and keep them on the pipeline with their scales; None switches all off."""
+def enable_adapters(pipe: DiffusionPipeline, names: str | Iterable[str] | None = None) -> None:
+    """Let adapters act again, at the scales they have, on their model's device; None lets all."""
+    on = {*active_adapters(pipe), *_names(pipe, names)}
+    activate(pipe, [name for name in adapter_names(pipe) if name in on])
+
+
+@locked
+def disable_adapters(pipe: DiffusionPipeline, names: str | Iterable[str] | None = None) -> None:
+    """Switch adapters off; they stay on the pipeline with their scales. None switches all off."""
     off = _names(pipe, names)
     activate(pipe, [name for name in active_adapters(pipe) if name not in off])
 
 
 @locked
-def remove_adapter(pipe, name: str) -> None:
+def remove_adapter(pipe: DiffusionPipeline, name: str) -> None:
     """Take an adapter off the pipeline; what then carries none is plain again.
 
     Raises: ValueError for an unknown adapter, or one that is fused.
@@ -159,11 +145,12 @@ def remove_adapter(pipe, name: str) -> None:
 
 
 @locked
-def unload_adapters(pipe) -> None:
-    """Take all adapters off; what is fused stays in the weights for good, and the originals are freed.
+def unload_adapters(pipe: DiffusionPipeline) -> None:
+    """Take all adapters off; what is fused stays in the weights for good.
 
-    As in diffusers, where `fuse_lora` and `unload_lora_weights` come before `save_pretrained` and `push_to_hub`. `unfuse`
-    has nothing to work with afterwards: to have the base model again, call it first, or load the model anew.
+    The originals are freed, as in diffusers, where `fuse_lora` and `unload_lora_weights` come
+    before `save_pretrained` and `push_to_hub`. `unfuse` has nothing to work with afterwards: to
+    have the base model again, call it first, or load the model anew.
     """
     check_known(pipe, ())
     keep_fused(pipe)
@@ -172,41 +159,48 @@ def unload_adapters(pipe) -> None:
 
 
 @locked
-def move_adapter(pipe, name: str, device: str | torch.device) -> None:
+def move_adapter(pipe: DiffusionPipeline, name: str, device: str | torch.device) -> None:
     """Move an adapter's weights to a device, as to the CPU to spare a GPU's memory.
 
-    Away from its model it cannot take part and is switched off. What lets it take part again (`enable_adapters`,
-    `set_scales` with a scale that is not 0) brings it back to its model. Raises ValueError for an unknown adapter, one that
-    is fused, an unknown device, or offloaded weights.
+    Away from its model it cannot act and is switched off. What lets it act again
+    (`enable_adapters`, `set_scales` with a scale that is not 0) brings it back to its model.
+
+    Raises: ValueError for an unknown adapter, one that is fused, an unknown device, or offloaded
+        weights.
     """
     check_known(pipe, [name])
     check_weights_available(models_of(pipe))
     try:
-        place = torch.empty(0, device=device).device
+        target = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {device!r} is not there: {str(error).splitlines()[0][:120]}"
-        ) from error
-    if place.type == "meta":
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(f"device {device!r} is not there: {reason}") from error
+    if target.type == "meta":
         raise ValueError(
             "the meta device holds no weights; move the adapter to the CPU, or remove it"
         )
-    layers = [layer for part in layers_of(pipe, name).values() for layer in part.values()]
-    if any(device_of(layer) != place for layer in layers):
+    layers = flat(layers_of(pipe, name))
+    if any(device_of(layer) != target for layer in layers):
         disable_adapters(pipe, name)
     for layer in layers:
-        move_weights(layer, name, place)
+        move_weights(layer, name, target)
 
 
 @locked
 def swap_adapter(
-    pipe, name: str, source, *, components: Iterable[str] | None = None, **find
+    pipe: DiffusionPipeline,
+    name: str,
+    source: Any,
+    *,
+    components: Iterable[str] | None = None,
+    **find: Any,
 ) -> LoadReport:
     """Put another adapter in the place of one, under its name and at its scale.
 
-    Weights are written into the layers that are there where the new adapter fits into them: it has no further layers and no
-    larger ranks (see `hotswap_rank` of `load_adapter`). Then a compiled model goes on without compiling anew. Else the old
-    is taken off and the new put on.
+    Weights are written into the layers that are there where the new adapter fits into them: it has
+        no
+    further layers and no larger ranks (see `hotswap_rank` of `load_adapter`). Then a compiled model
+    goes on without compiling anew. Else the old is taken off and the new put on.
 
     Args:
         pipe: a pipeline with the adapter.
@@ -217,79 +211,51 @@ def swap_adapter(
     Warns: where a compiled model will be compiled once more.
     """
     check_known(pipe, [name])
-    found = read_for(pipe, source, **find)
-    adapter = choose_components(found.adapter, components, brief(found.path or "the new adapter"))
-    weights = match_layers(pipe, adapter, brief(found.path or "the new adapter"))
+    read = read_for(pipe, source, **find)
+    where = brief(read.path or "the new adapter")
+    adapter = choose_components(read.adapter, components, where)
+    weights = match_layers(pipe, adapter, where)
     reason = why_not_swapped(pipe, name, weights)
     if reason is None:
         write_weights(pipe, name, weights, adapter, padded=True, source=source)
     else:
-        if _is_compiled(pipe):
+        if any(is_compiled(getattr(pipe, component)) for component in models_of(pipe)):
             warnings.warn(
                 f"the new adapter {reason}, so the model is compiled once more on its next call",
                 stacklevel=3,
             )
         _replace(pipe, name, weights, adapter, source)
-    return report_of(pipe, name, found, adapter)
+    return report_of(pipe, name, read, adapter)
 
 
-def _replace(pipe, name: str, weights: Mapping, adapter: Adapter, source) -> None:
-    before, order = active_adapters(pipe), layers_of(pipe, name)
-    factors = {
-        (part, module): read_scale(layer, name)
-        for part, layers in order.items()
-        for module, layer in layers.items()
+def _replace(
+    pipe: DiffusionPipeline, name: str, weights: Weights, adapter: Adapter, source: Any
+) -> None:
+    """Take the old adapter off and put the new one on, layer by layer at the old one's scale."""
+    active, before = active_adapters(pipe), layers_of(pipe, name)
+    first = flat(before)[0]
+    rank = None
+    if isinstance(first.scaling[name], Tensor):  # prepared for swapping
+        ranks = [own.rank for modules in weights.values() for own in modules.values()]
+        rank = max(*ranks, first.r[name])
+    scales = {
+        component: {module: read_scale(layer, name) for module, layer in modules.items()}
+        for component, modules in before.items()
     }
-    usual = next(iter(factors.values())) if len(set(factors.values())) == 1 else 1.0
-    first = next(layer for layers in order.values() for layer in layers.values())
-    prepared = isinstance(first.scaling[name], torch.Tensor)
-    most = max(made.rank for layers in weights.values() for made in layers.values())
+    numbers = {scale for modules in scales.values() for scale in modules.values()}
+    usual = numbers.pop() if len(numbers) == 1 else 1.0
     delete_adapter(pipe, name)
-    rank = max(most, first.r[name]) if prepared else None
     add_adapter(pipe, name, weights, adapter, rank=rank, source=source)
-    for part, layers in layers_of(pipe, name).items():
-        for module, layer in layers.items():
-            write_scale(layer, name, factors.get((part, module), usual))
-    activate(pipe, before)
+    for component, modules in layers_of(pipe, name).items():
+        for module, layer in modules.items():
+            write_scale(layer, name, scales.get(component, {}).get(module, usual))
+    activate(pipe, active)
 
 
-def _row(pipe, name: str, active: bool) -> AdapterRow:
-    parts = layers_of(pipe, name)
-    layers = [layer for found in parts.values() for layer in found.values()]
-    origin = original_adapter(pipe, next(iter(parts)), name)
-    halves = [half.weight for layer in layers for half in (layer.lora_A[name], layer.lora_B[name])]
-    return AdapterRow(
-        name,
-        origin.format if origin else "diffusers",
-        tuple(parts),
-        tuple(sorted({layer.r[name] for layer in layers})),
-        active,
-        _span([read_scale(layer, name) for layer in layers]),
-        False,
-        sum(map(_size, halves)) / 1e6,
-        str(halves[0].device),
-    )
-
-
-def _names(pipe, names: str | Iterable[str] | None) -> list[str]:
-    fused = fused_names(pipe)
-    free = [name for name in adapter_names(pipe) if name not in fused]
-    names = free if names is None else [names] if isinstance(names, str) else list(names)
+def _names(pipe: DiffusionPipeline, names: str | Iterable[str] | None) -> list[str]:
+    if names is None:
+        fused = fused_names(pipe)
+        names = [name for name in adapter_names(pipe) if name not in fused]
+    names = [names] if isinstance(names, str) else list(names)
     check_known(pipe, names)
     return names
-
-
-def _is_compiled(pipe) -> bool:
-    models = [getattr(pipe, part) for part in models_of(pipe)]
-    return any(
-        hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None)
-        for model in models
-    )
-
-
-def _span(numbers: list[float]) -> tuple[float, ...]:
-    return tuple(sorted({round(min(numbers), 6), round(max(numbers), 6)}))
-
-
-def _size(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -1,6 +1,7 @@
-"""Scales by name, and the A1111 block-weight extension's vectors of numbers, as scales dictionaries.
+"""Scales by name, and the vectors of the A1111 block-weight extension, as scales dictionaries.
 
-The tables are those of https://github.com/hako-mikan/sd-webui-lora-block-weight, scripts/lora_block_weight.py.
+The tables are those of scripts/lora_block_weight.py in
+https://github.com/hako-mikan/sd-webui-lora-block-weight.
 """
 
 import math
@@ -28,7 +29,7 @@ _BLOCKS = {"sd": (4, (0, 1, 2)), "sdxl": (3, (1, 2))}
 
 @dataclass(frozen=True)
 class Preset:
-    """Scales with a name; what the name leaves out is at 0 where it says "only" or "blocks", else at 1.
+    """Scales with a name; the rest is at 0 where the name says "only" or "blocks", else at 1.
 
     Attributes:
         unet: scales of the UNet by family, "sd" and "sdxl".

@@ -34,9 +34,9 @@ class Mention:
         text_encoder, unet: the weights.
         blocks: a preset's name, a vector of block weights, or None.
         phrase: the whole of it, as written.
-        start, stop: the denoising step with which the adapter begins to act on the UNet, and the one
-            with which it ends, counted from 0; between 0 and 1 a share of the steps; None is from the
-            first and to the last.
+        start, stop: the denoising step with which the adapter begins to act on the UNet, and the
+            one with which it ends, counted from 0; between 0 and 1 a share of the steps; None is
+            from the first and to the last.
     """
 
     name: str
@@ -86,11 +86,12 @@ class Mention:
 def parse_prompt(prompt: str) -> tuple[str, list[Mention]]:
     """A prompt without the adapters that it names, and these.
 
-    A phrase is `<lora:name>`, `<lora:name:weight>` or `<lora:name:text encoder's weight:unet's>`, then
-    `te=`, `unet=`, `lbw=` or `w=` (a vector of block weights or a preset's name), `start=`, `stop=` and
-    `step=5-10` (the denoising steps between which it acts, see `Mention`). `lyco` for `lora` means the
-    same, blanks beside the colons mean nothing. Without a weight it is 1; without one for the UNet it
-    is the text encoder's. Only the phrase is taken out: commas and blanks beside it stay, as in A1111.
+    A phrase is `<lora:name>`, `<lora:name:weight>` or `<lora:name:text encoder's weight:unet's>`,
+    then `te=`, `unet=`, `lbw=` or `w=` (a vector of block weights or a preset's name), `start=`,
+    `stop=` and `step=5-10` (the denoising steps between which it acts, see `Mention`). `lyco` for
+    `lora` means the same, blanks beside the colons mean nothing. Without a weight it is 1; without
+    one for the UNet it is the text encoder's. Only the phrase is taken out: commas and blanks
+    beside it stay, as in A1111.
 
     Args:
         prompt: positive or negative.
@@ -131,8 +132,8 @@ def merged(mentions: Iterable[Mention]) -> dict[str, Mention]:
         if (first.blocks, first.start, first.stop) != (mention.blocks, mention.start, mention.stop):
             raise _phrase_error(
                 mention.phrase,
-                f"{mention.name!r} is named before with other block weights or other steps; name it "
-                "once",
+                f"{mention.name!r} is named before with other block weights or other steps; name "
+                "it once",
             )
         by_name[mention.name] = replace(
             first,
@@ -145,10 +146,10 @@ def merged(mentions: Iterable[Mention]) -> dict[str, Mention]:
 def find_adapters(folder: str | PathLike) -> dict[str, Path]:
     """The adapters in a folder and the folders in it, by every name that a prompt may call them.
 
-    An adapter's name is its file's, or its folder's where the file has diffusers' or PEFT's usual name;
-    where two have the same, the path from the folder on ("old/ink"). A folder with one file, and the
-    name that Kohya's training was given (`ss_output_name` in the metadata), are names too where nothing
-    else has them.
+    An adapter's name is its file's, or its folder's where the file has diffusers' or PEFT's usual
+    name; where two have the same, the path from the folder on ("old/ink"). A folder with one file,
+    and the name that Kohya's training was given (`ss_output_name` in the metadata), are names too
+    where nothing else has them.
 
     Raises: FileNotFoundError if there is no such folder.
     """
@@ -234,7 +235,8 @@ def _steps(phrase: str, named: dict[str, str]) -> tuple[float | None, float | No
         if number is not None and (number < 0 or number >= 1 and number % 1):
             raise _phrase_error(
                 phrase,
-                f"{number:g} is no step; give a whole number from 0, or a share of the steps below 1",
+                f"{number:g} is no step; give a whole number from 0, or a share of the steps "
+                "below 1",
             )
     return start, stop
 

@@ -1,28 +1,38 @@
-"""Scales that change over the denoising: a hook on the UNet that looks which share of the run it is in."""
+"""Scales that change over the denoising."""
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
+from lorabook.live.expand import Steps
 from lorabook.live.layers import denoiser
 from lorabook.live.state import state_of
 
-Steps = Sequence[tuple[float, float, float]]
-
 
 @dataclass(frozen=True)
-class Schedule:
-    """What scales are multiplied by in shares of the run; `steps` is (from, to, factor) by adapter."""
+class ScaleSchedule:
+    """What scales are multiplied by in shares of the run: (from, to, factor) by adapter."""
 
     steps: Mapping[str, Steps]
 
     def factors(self, model: nn.Module, args: tuple, kwargs: dict) -> dict[str, float]:
-        """The factor of each adapter in the call of a denoiser with these arguments."""
+        """The factor of each adapter in one call of the denoiser with these arguments.
+
+        The share of the run is that of the pipeline that `set_scales`, `generate` or `sweep` was
+        last called with: a model that several pipelines share does not know which of them calls it.
+
+        Raises: ValueError outside of a pipeline's own call.
+        """
+        pipe = state_of(model).pipeline()
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        share = share_of_run(_running(model), timestep)
+        share = 1.0 if pipe is None else share_of_run(pipe, timestep)
+        if not 0 <= share < 1:
+            raise ValueError(
+                "scales over the denoising need a pipeline's own call, which tells the share of "
+                "the run; set them without steps, or call the pipeline that they were set on"
+            )
         return {
             name: next((factor for start, end, factor in steps if start <= share < end), 1.0)
             for name, steps in self.steps.items()
@@ -30,16 +40,15 @@ class Schedule:
 
 
 def set_steps(pipe: DiffusionPipeline, steps: Mapping[str, Steps]) -> None:
-    """Let adapters' scales be multiplied by a factor in shares of the run; an empty schedule takes it away.
+    """Let adapters' scales be multiplied by a factor in shares of the run.
 
     Args:
-        steps: (from, to, factor) by adapter, half-open shares of the run, as `steps_of` gives them.
+        steps: half-open shares by adapter, as `steps_of` gives them; none takes a schedule away.
     """
     if (model := denoiser(pipe)) is not None:
-        state = state_of(model)
-        state.end_call()
-        all_steps = {name: each for name, each in (steps_on(pipe) | dict(steps)).items() if each}
-        state.schedule = Schedule(all_steps) if all_steps else None
+        by_adapter = steps_on(pipe) | dict(steps)
+        by_adapter = {name: shares for name, shares in by_adapter.items() if shares}
+        state_of(model).schedule = ScaleSchedule(by_adapter) if by_adapter else None
 
 
 def steps_on(pipe: DiffusionPipeline) -> dict[str, Steps]:
@@ -52,36 +61,26 @@ def steps_on(pipe: DiffusionPipeline) -> dict[str, Steps]:
     return dict(schedule.steps) if schedule else {}
 
 
-def share_of_run(pipe: DiffusionPipeline, timestep) -> float:
-    """How much of the run lies behind, 0 to below 1; image to image runs the last timesteps of the scheduler only.
+def share_of_run(pipe: DiffusionPipeline, timestep: Tensor) -> float:
+    """How much of the run lies behind, from 0 to below 1; 1 where the pipeline is not running.
+
+    Image to image runs the last timesteps of the scheduler only.
 
     Args:
-        timestep: the one the model is asked about.
+        timestep: the one that the model is asked about.
     """
-    times, index = pipe.scheduler.timesteps, getattr(pipe.scheduler, "step_index", None)
-    first = getattr(pipe.scheduler, "begin_index", None)
+    scheduler = pipe.scheduler
+    times, index = scheduler.timesteps, getattr(scheduler, "step_index", None)
+    is_counted = hasattr(type(pipe), "num_timesteps")
+    steps = getattr(pipe, "num_timesteps", None if is_counted else len(times))
+    if steps is None:  # the pipeline was never called
+        return 1.0
+    first = getattr(scheduler, "begin_index", None)
     if first is None:
-        first = max(0, len(times) - getattr(pipe, "num_timesteps", len(times)))
-    if hasattr(pipe.scheduler, "counter"):  # PNDM's, which repeats a timestep
-        index = first + pipe.scheduler.counter
+        first = max(0, len(times) - steps)
+    if hasattr(scheduler, "counter"):  # PNDM's, which repeats a timestep
+        index = first + scheduler.counter
     if index is None:  # before the first step, and with schedulers that do not count
-        found = (times[first:] == timestep.flatten()[0].to(times)).nonzero()
-        index = first + (int(found[0]) if len(found) else 0)
+        places = (times[first:] == timestep.flatten()[0].to(times)).nonzero()
+        index = first + (int(places[0]) if len(places) else 0)
     return (index - first) / max(len(times) - first, 1)
-
-
-def _running(model: nn.Module) -> DiffusionPipeline:
-    """The pipeline in whose call the model is: several may share it, each with a scheduler and a run of its own.
-
-    Nothing that a model is given tells its pipeline, so this looks who called.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, DiffusionPipeline) and denoiser(caller) is model:
-            return caller
-        frame = frame.f_back
-    raise ValueError(
-        "scales over the denoising need a pipeline's own call, which tells the share of the run; set them "
-        "without steps, or call the pipeline"
-    )

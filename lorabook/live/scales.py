@@ -1,12 +1,15 @@
-"""How strongly each adapter takes part: in all, by component, block, kind and layer, and over the denoising."""
+"""How strongly each adapter acts: in all, by component, block, kind and layer, and over the run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from diffusers import DiffusionPipeline
+from pandas import DataFrame
 from torch import Tensor
 
 from lorabook.blocks import block_of, place_of
-from lorabook.live.expand import expand, steps_of
+from lorabook.live.expand import LayerScales, Steps, expand, steps_of
 from lorabook.live.inject import convert_doras
 from lorabook.live.layers import (
     LoraLayers,
@@ -19,25 +22,27 @@ from lorabook.live.layers import (
     walk,
     write_scale,
 )
-from lorabook.live.presets import from_block_weights, preset
+from lorabook.live.presets import family_of, from_block_weights, preset
 from lorabook.live.scale_schedule import set_steps, steps_on
 from lorabook.live.state import check_known, keep_over_calls, locked
-from lorabook.show.tables import as_html
+from lorabook.show.tables import Report
+from lorabook.types import Scales
 
 
 @dataclass(frozen=True, repr=False)
-class ScaleTable(Mapping):
-    """Effective scales; `table[adapter][component][layer]` is a number.
+class ScaleTable(Report, Mapping):
+    """The scale of each layer: `table[adapter][component][module]` is a number.
 
     Attributes:
-        layers: numbers by adapter, component and layer.
+        layers: numbers by adapter, component and module.
         steps: (from, to, factor) over the denoising by adapter, where there are any.
     """
 
-    layers: Mapping[str, Mapping[str, Mapping[str, float]]]
-    steps: Mapping[str, list] = field(default_factory=dict)
+    layers: Mapping[str, LayerScales]
+    steps: Mapping[str, Steps] = field(default_factory=dict)
+    empty = "no adapters"
 
-    def __getitem__(self, name: str):
+    def __getitem__(self, name: str) -> LayerScales:
         return self.layers[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -46,159 +51,147 @@ class ScaleTable(Mapping):
     def __len__(self) -> int:
         return len(self.layers)
 
-    def by_block(self, name: str) -> dict[str, tuple[float, float]]:
-        """The smallest and largest scale of an adapter by block: "down.0", "up.1 attentions.2", "text_encoder" …
+    @cached_property
+    def table(self) -> DataFrame:
+        """A row a layer: adapter, component, block, part of the block, module, scale."""
+        rows = []
+        for name, components in self.layers.items():
+            for component, modules in components.items():
+                for module, scale in modules.items():
+                    block = component if component.startswith("text_encoder") else block_of(module)
+                    place = place_of(module)
+                    part = f"{place[1]}.{place[2]}" if place else ""
+                    rows.append((name, component, block, part, module, scale))
+        columns = ["adapter", "component", "block", "part", "module", "scale"]
+        return DataFrame(rows, columns=columns)
 
-        A block's parts are told apart where their scales differ.
-        """
-        found: dict[str, dict[str, list[float]]] = {}
-        for part, layers in self.layers[name].items():
-            for module, factor in layers.items():
-                block = part if part.startswith("text_encoder") else block_of(module)
-                place = place_of(module)
-                found.setdefault(block, {}).setdefault(
-                    f"{place[1]}.{place[2]}" if place else "", []
-                ).append(factor)
-        rows = {}
-        for block, parts in found.items():
-            numbers = [factor for factors in parts.values() for factor in factors]
-            if min(numbers) == max(numbers) or len(parts) == 1:
-                rows[block] = min(numbers), max(numbers)
-            else:
-                rows |= {
-                    f"{block} {part}": (min(factors), max(factors))
-                    for part, factors in parts.items()
-                }
-        return rows
-
-    def _rows(self, name: str) -> list[tuple[str, str]]:
-        rows = [
-            (place, f"{low:g}" if low == high else f"{low:g} to {high:g}")
-            for place, (low, high) in self.by_block(name).items()
-        ]
-        shares = [
-            f"× {factor:g} from {start:.0%} to {end:.0%}"
-            for start, end, factor in self.steps.get(name, ())
-        ]
-        return rows + [("over the denoising", ", ".join(shares))] * bool(shares)
-
-    def __str__(self):
-        return "\n".join(
-            f"{name}: " + ", ".join(f"{place} {text}" for place, text in self._rows(name))
-            for name in self
-        )
-
-    __repr__ = __str__
-
-    def _repr_html_(self):
-        return as_html(
-            ["adapter", "layers", "scale"],
-            [(name, *row) for name in self for row in self._rows(name)],
-        )
+    def cells(self) -> DataFrame:
+        """The scales by block, or by its parts where they differ, and the schedule."""
+        rows = []
+        for name, layers in self.table.groupby("adapter", sort=False):
+            for block, inside in layers.groupby("block", sort=False):
+                parts = [("", inside)]
+                if inside["scale"].nunique() > 1:
+                    parts = inside.groupby("part", sort=False)
+                for part, scales in parts:
+                    low, high = scales["scale"].min(), scales["scale"].max()
+                    text = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+                    rows.append((name, f"{block} {part}".rstrip(), text))
+            shares = [
+                f"× {factor:g} from {a:.0%} to {b:.0%}" for a, b, factor in self.steps.get(name, [])
+            ]
+            if shares:
+                rows.append((name, "over the denoising", ", ".join(shares)))
+        return DataFrame(rows, columns=["adapter", "layers", "scale"])
 
 
 @locked
-def set_scales(pipe, scales: Mapping[str, object], *, only: bool = False) -> ScaleTable:
+def set_scales(
+    pipe: DiffusionPipeline, scales: Mapping[str, Scales], *, only: bool = False
+) -> ScaleTable:
     """Scale adapters: 0 is the base model, 1 the adapter as trained, below 0 its ΔW subtracted.
 
-    A scale multiplies the adapter's ΔW, whatever its kind. Every layer obeys; what the scales do not say is 1. Adapters
-    that are not named keep their scale and state; those that are named take part from now on, unless all is at 0.
+    A scale multiplies the adapter's ΔW, whatever its kind. Every layer obeys; where the scales say
+    nothing, it is 1. Adapters that are not named keep their scale and state. Those that are named
+    are active from now on, unless all is at 0.
 
     Args:
         pipe: a pipeline with adapters.
-        scales: for each adapter's name a number; a dictionary as in diffusers, and finer (see `expand`), with
-            "steps": [[0, 0.4, 1.0], [0.4, 1, 0.3]] for shares of the denoising; a preset's name (see `PRESETS`); or the
-            17, 12, 20 or 26 numbers of the A1111 block-weight extension.
+        scales: for each adapter's name a number; a dictionary as in diffusers, and finer (see
+            `expand`), with "steps": [[0, 0.4, 1.0], [0.4, 1, 0.3]] for shares of the denoising; a
+            preset's name (see `PRESETS`); or the 17, 12, 20 or 26 numbers of the A1111 block-weight
+            extension.
         only: switch the adapters off that are not named.
     Returns: a ScaleTable with the number of each layer, which shows itself.
-    Raises: ValueError for an adapter, component, block or layer that is not there, a scale that is not a finite number,
-        or an adapter that is fused. Then nothing is changed.
+    Raises: ValueError for an adapter, component, block or layer that is not there, a scale that is
+        not a finite number, or an adapter that is fused. Then nothing is changed.
     """
     if not isinstance(scales, Mapping):
         raise ValueError(
             f"scales must be a dictionary by adapter's name, as {{'ink': 0.5}}; not {scales!r:.80}"
         )
-    modules = {part: dict(walk(model)) for part, model in models_of(pipe).items()}
-    layers = lora_layers(pipe)
+    layers, modules = lora_layers(pipe), _module_names(pipe)
     check_known(pipe, scales, layers)
-    said = {name: resolve_scales(pipe, value, name) for name, value in scales.items()}
-    factors = {
-        name: expand(value, modules, name, _touched(layers, name)) for name, value in said.items()
+    resolved = {name: resolve_scales(pipe, value, name) for name, value in scales.items()}
+    table = {
+        name: expand(value, modules, name, _touched(layers, name))
+        for name, value in resolved.items()
     }
-    steps = {name: steps_of(value, name) for name, value in said.items()}
+    steps = {name: steps_of(value, name) for name, value in resolved.items()}
+    active = active_adapters(pipe, layers)
     convert_doras(pipe, scales)
-    for name, parts in factors.items():
-        for part, found in parts.items():
-            for module, factor in found.items():
-                write_scale(layers[part][module], name, factor)
+    acting = set(active) - set(scales) if not only else set()
+    for name, components in table.items():
+        for component, modules in components.items():
+            for module, scale in modules.items():
+                layer = layers[component][module]
+                write_scale(layer, name, scale)
+                # a layer prepared for swapping is compiled as active, and stays so at 0
+                if scale != 0 or isinstance(layer.scaling[name], Tensor):
+                    acting.add(name)
     set_steps(pipe, steps)
-    before = active_adapters(pipe, layers)
-    # at 0 there is nothing to compute; but a model prepared for swapping is compiled, and goes on as it is
-    working = {
-        name: any(
-            factor or isinstance(layers[part][module].scaling[name], Tensor)
-            for part, found in parts.items()
-            for module, factor in found.items()
-        )
-        for name, parts in factors.items()
-    }
-    activate(
-        pipe,
-        [
-            name
-            for name in adapter_names(pipe, layers)
-            if working.get(name, name in before and not only)
-        ],
-        layers,
-    )
+    activate(pipe, [name for name in adapter_names(pipe, layers) if name in acting], layers)
     keep_over_calls(pipe)
-    return ScaleTable(factors, {name: shares for name, shares in steps.items() if shares})
+    return ScaleTable(table, {name: shares for name, shares in steps.items() if shares})
 
 
 @locked
-def scales_of(pipe) -> ScaleTable:
-    """The scales that a pipeline's adapters have now, layer by layer; 0 throughout for those that are switched off."""
-    active = set(active_adapters(pipe))
-    table: dict[str, dict[str, dict[str, float]]] = {name: {} for name in adapter_names(pipe)}
-    for part, layers in lora_layers(pipe).items():
-        for module, layer in layers.items():
+def scales_of(pipe: DiffusionPipeline) -> ScaleTable:
+    """The scales that adapters have now, layer by layer; 0 throughout where one is switched off."""
+    layers = lora_layers(pipe)
+    active = active_adapters(pipe, layers)
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for component, modules in layers.items():
+        for module, layer in modules.items():
             for name in layer.scaling:
-                table[name].setdefault(part, {})[module] = (
-                    read_scale(layer, name) if name in active else 0.0
-                )
+                scale = read_scale(layer, name) if name in active else 0.0
+                table.setdefault(name, {}).setdefault(component, {})[module] = scale
     return ScaleTable(table, steps_on(pipe))
 
 
-def resolve_scales(pipe, value, name: str):
-    """A number or a dictionary for what was said: presets and block-weight vectors are looked up."""
-    family = "sdxl" if "text_encoder_2" in models_of(pipe) else "sd"
-    if isinstance(value, str):
-        try:
-            return _there(pipe, preset(value, family))
-        except ValueError as error:
-            raise ValueError(
-                f"the scale of {name!r:.60} must be a finite number, scales or a preset's name; "
-                f"{str(error):.300}"
-            ) from None
-    if isinstance(value, Sequence):
-        return _there(pipe, from_block_weights(value, family=family))
-    return value
+def layer_scales(pipe: DiffusionPipeline, name: str, scales: Scales) -> LayerScales:
+    """The number that scales give each layer of an adapter, by component and module name.
+
+    Args:
+        name: the adapter's.
+        scales: as `set_scales` takes them for one adapter.
+    """
+    resolved = resolve_scales(pipe, scales, name)
+    return expand(resolved, _module_names(pipe), name, _touched(lora_layers(pipe), name))
 
 
-def _there(pipe, scales: Mapping) -> dict:
-    """Without the components that the pipeline lacks."""
-    return {part: value for part, value in scales.items() if part in models_of(pipe)}
+def resolve_scales(pipe: DiffusionPipeline, scales: Scales, name: str) -> Scales:
+    """The number or dictionary that scales stand for: presets and block weights are looked up.
+
+    Args:
+        name: the adapter's, for errors.
+    """
+    if not isinstance(scales, (str, Sequence)):
+        return scales
+    family, models = family_of(pipe), models_of(pipe)
+    try:
+        if isinstance(scales, str):
+            resolved = preset(scales, family)
+        else:
+            resolved = from_block_weights(scales, family=family)
+    except ValueError as error:
+        raise ValueError(
+            f"the scale of {name!r:.60} must be a finite number, scales or a preset's name; "
+            f"{str(error):.300}"
+        ) from None
+    return {component: value for component, value in resolved.items() if component in models}
 
 
-def layer_scales(pipe, name: str, scales) -> dict[str, dict[str, float]]:
-    """One number for each layer that an adapter touches, by component and module."""
-    modules = {part: dict(walk(model)) for part, model in models_of(pipe).items()}
-    return expand(scales, modules, name, _touched(lora_layers(pipe), name))
+def _module_names(pipe: DiffusionPipeline) -> dict[str, list[str]]:
+    """All layers of a pipeline's models, by component."""
+    models = models_of(pipe).items()
+    return {component: [module for module, _ in walk(model)] for component, model in models}
 
 
 def _touched(layers: LoraLayers, name: str) -> dict[str, list[str]]:
-    return {
-        part: touched
-        for part, found in layers.items()
-        if (touched := [module for module, layer in found.items() if name in layer.scaling])
+    """The layers that an adapter has, by component."""
+    touched = {
+        component: [module for module, layer in modules.items() if name in layer.scaling]
+        for component, modules in layers.items()
     }
+    return {component: modules for component, modules in touched.items() if modules}

@@ -253,7 +253,8 @@ def preserve_scales(pipe: DiffusionPipeline) -> Iterator[None]:
     model, layers = denoiser(pipe), lora_layers(pipe)
     state = AdapterState() if model is None else state_of(model)
     state.end_call()
-    schedule, active = state.schedule, active_adapters(pipe, layers)
+    schedule, pipeline = state.schedule, state.pipeline
+    active = active_adapters(pipe, layers)
     before = scalings_of(flat(layers))
     trained = [trained_scaling(layer, name) for layer, name, *_ in before]
     try:
@@ -269,6 +270,7 @@ def preserve_scales(pipe: DiffusionPipeline) -> Iterator[None]:
         present = adapter_names(pipe)
         activate(pipe, [name for name in active if name in present])
         keep_over_calls(pipe)
+        state.pipeline = pipeline  # whose run the schedule is for
 
 
 def lock_of(pipe: DiffusionPipeline) -> PipelineLock:

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 
 import lorabook as lb
@@ -5,7 +7,14 @@ from adapter_files import modules_of
 from conftest import tiny_sdxl
 from lorabook.blocks import block_of, kind_of
 from lorabook.live.expand import expand
-from lorabook.live.presets import NAMES, PRESETS, VECTORS, preset, to_block_weights
+from lorabook.live.presets import (
+    NAMES,
+    PRESETS,
+    VECTORS,
+    from_block_weights,
+    preset,
+    to_block_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +121,122 @@ def test_set_scales_takes_a_presets_name(pipe):
 def test_an_unknown_name_lists_the_nearest(name, family, message):
     with pytest.raises(ValueError, match=message):
         preset(name, family)
+
+
+# vectors of block weights
+
+# what the extension calls the layers of each of its blocks, as Stability's own code names them
+THEIRS = {
+    f"{short}{i:02}": f"{long}_blocks.{i}."
+    for short, long in (("IN", "input"), ("OUT", "output"))
+    for i in range(12)
+} | {"MID": "middle_block."}
+
+
+def stability_names(modules, layers_per_block=2):
+    """The UNet's layers by Stability's names, from the order in which a UNet is run."""
+    found, into, out = {"input_blocks.0.": ["conv_in"]}, 1, 0
+    for side, most in (("down", layers_per_block), ("up", layers_per_block + 1)):
+        for block in range(sum(f"{side}_blocks.{b}.resnets.0.conv1" in modules for b in range(9))):
+            samplers = [m for m in modules if m.startswith(f"{side}_blocks.{block}.{side}samplers")]
+            for i in range(most):
+                inside = [
+                    m
+                    for m in modules
+                    for part in ("resnets", "attentions")
+                    if m.startswith(f"{side}_blocks.{block}.{part}.{i}.")
+                ]
+                if side == "up":
+                    found[f"output_blocks.{out}."], out = (
+                        inside + samplers * (i == most - 1),
+                        out + 1,
+                    )
+                else:
+                    found[f"input_blocks.{into}."], into = inside, into + 1
+            if side == "down" and samplers:
+                found[f"input_blocks.{into}."], into = samplers, into + 1
+    return found | {"middle_block.": [m for m in modules if m.startswith("mid_block.")]}
+
+
+@pytest.mark.parametrize(
+    "count, family", [(17, "sd"), (26, "sd"), (12, "sdxl"), (20, "sdxl"), (26, "sdxl"), (20, "sd")]
+)
+def test_every_layer_gets_the_number_of_its_block(layers, count, family):
+    numbers = [n / 7 for n in range(1, count + 1)]
+    factors = expand(from_block_weights(numbers, family=family), layers[family])
+    said = dict(zip(NAMES[count], numbers, strict=True))
+    theirs = stability_names(layers[family]["unet"])
+    for name, prefix in THEIRS.items():
+        for module in theirs.get(prefix, []):
+            assert factors["unet"].pop(module) == said.get(name, 0), f"{name}: {module}"
+    assert set(factors.pop("unet").values()) == {1.0}  # conv_out and the embeddings of time
+    assert {number for part in factors.values() for number in part.values()} == {said["BASE"]}
+
+
+@pytest.mark.parametrize("count, family", [(17, "sd"), (26, "sd"), (12, "sdxl"), (20, "sdxl")])
+def test_there_and_back_is_the_same_vector(layers, count, family):
+    numbers = [round(random.Random(count).uniform(-1, 1), 3) for _ in range(count)]
+    scales = from_block_weights(numbers)
+    assert to_block_weights(expand(scales, layers[family]), count) == numbers
+
+
+def test_set_scales_takes_a_vector_and_gives_it_back(pipe):
+    lb.load_adapter(pipe, "creatures")
+    numbers = [1.0] + [n / 16 for n in range(16)]
+    table = lb.set_scales(pipe, {"creatures": numbers})
+    assert to_block_weights(table["creatures"], 17) == numbers
+
+
+def test_an_adapter_without_layers_in_a_block_gives_one_there():
+    assert (
+        to_block_weights({"unet": {"mid_block.attentions.0.proj_in": 0.3}}, 12)
+        == [1] * 5 + [0.3] + [1] * 6
+    )
+
+
+@pytest.mark.parametrize(
+    "scales, count, message",
+    [
+        (
+            {"unet": {"mid_block.attentions.0.proj_in": 1, "mid_block.resnets.1.conv1": 0}},
+            17,
+            "one number for MID, where unet.mid_block.*proj_in is at 1 and unet.mid_block.* at 0",
+        ),
+        ({"text_encoder": {"a.b": 1}, "text_encoder_2": {"a.b": 0.5}}, 12, "number for BASE"),
+        (
+            {"unet": {"conv_out": 0.5}},
+            26,
+            "unet.conv_out is at 0.5; block weights leave what is outside the blocks at 1",
+        ),
+        (
+            {"unet": {"down_blocks.0.downsamplers.0.conv": 1.0}},
+            17,
+            "17 block weights leave IN03 at 0, where .* at 1; use 26",
+        ),
+        (
+            {"unet": {"up_blocks.2.resnets.0.conv1": 1.0}},
+            12,
+            "leave OUT06 at 0, where .* at 1; use 20 or 26",
+        ),
+        ({"unet": 0.5}, 17, "reads the scale of each layer, as set_scales gives them back"),
+        ({}, 16, "12, 17, 20 or 26 numbers, not 16"),
+    ],
+)
+def test_what_a_vector_cannot_say_is_named(scales, count, message):
+    with pytest.raises(ValueError, match=message):
+        to_block_weights(scales, count)
+
+
+@pytest.mark.parametrize(
+    "numbers, family, message",
+    [
+        ([1] * 16, None, "12, 17, 20 or 26 numbers, not 16"),
+        ([1] * 16 + [float("nan")], None, "block weight OUT11 must be a finite number, not nan"),
+        ([1, "R"] + [1] * 10, None, "block weight IN04 must be a finite number, not 'R'"),
+        ([True] * 12, None, "block weight BASE"),
+        ([1] * 12, "flux", "unknown family 'flux'; the families are: sd, sdxl"),
+    ],
+)
+def test_what_is_no_vector_is_refused(numbers, family, message):
+    with pytest.raises(ValueError, match=message):
+        from_block_weights(numbers, family=family)
