@@ -29,16 +29,6 @@ def test_clipping_clips(tmp_path, monkeypatch):
     assert len(norms) == 3 and all(0 < norm <= 1.001e-3 for norm in norms)
 
 
-def test_the_rate_falls_along_a_cosine(tmp_path):
-    run = lb.train_text_to_image(
-        quick_config(
-            output_dir=str(tmp_path), lr_scheduler="cosine", lr_warmup_steps=0, max_train_steps=4
-        )
-    )
-    rates = [record["learning_rate"] for record in run.history]
-    assert rates[0] == 1e-3 and rates == sorted(rates, reverse=True)
-
-
 def test_with_the_cache_on_or_off_the_losses_are_the_same_step_by_step(tmp_path):
     told = dict(random_flip=True, caption_dropout=0.3, noise_offset=0.1, max_train_steps=6)
     kept, anew = (

@@ -14,9 +14,9 @@ HISTORY = [
 
 def test_a_run_tells_its_steps_time_and_losses():
     run = TrainingRun(Path("x.safetensors"), HISTORY, "accelerate launch …")
-    assert (
-        str(run)
-        == "2 steps in 5 s; loss 0.800 to 0.400, validation loss 0.900 to 0.300; adapter: x.safetensors"
+    assert str(run) == (
+        "2 steps in 5 s; loss 0.800 to 0.400, validation loss 0.900 to 0.300; "
+        "adapter: x.safetensors"
     )
 
 
