@@ -1,4 +1,4 @@
-"""Emphasis in prompts by A1111's arithmetic: `(word)`, `(word:1.4)`, `[word]`, BREAK, any length."""
+"""Emphasis in prompts by A1111's arithmetic: `(word)`, `(word:1.4)`, `[word]`, BREAK, any size."""
 
 import re
 from collections.abc import Iterator
