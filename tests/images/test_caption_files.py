@@ -1,4 +1,4 @@
-"""Captions are found where people and programs put them; the first source wins, and whatever is left out is named."""
+"""Captions are found where people and programs put them; what is left out is named."""
 
 import json
 
@@ -45,7 +45,7 @@ def captions(folder, **kwargs):
         ("captions.tsv", "path\tcaption\nb.png\tB\na.png\tA\n"),
         (
             "meta_cap.json",
-            '{"/home/me/a.png": {"caption": "A"}, "b": {"caption": "B", "train_resolution": [8, 8]}}',
+            '{"/home/me/a.png": {"caption": "A"}, "b": {"caption": "B", "resolution": [8, 8]}}',
         ),
     ],
 )

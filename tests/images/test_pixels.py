@@ -1,4 +1,4 @@
-"""Pictures with a colour profile are brought to sRGB, as ImageCms does it; what Pillow cannot open is named."""
+"""Colour profiles are brought to sRGB as ImageCms does it; what Pillow cannot open is named."""
 
 import io
 
@@ -12,7 +12,7 @@ SRGB = ImageCms.createProfile("sRGB")
 
 
 def swapped() -> bytes:
-    """A profile whose red and green are exchanged: sRGB's with the tags of two primaries exchanged."""
+    """A profile whose red and green are exchanged: sRGB's with two tags exchanged."""
     raw = bytearray(ImageCms.ImageCmsProfile(SRGB).tobytes())
     count = int.from_bytes(raw[128:132], "big")
     places = {bytes(raw[132 + 12 * i : 136 + 12 * i]): 136 + 12 * i for i in range(count)}
@@ -22,7 +22,7 @@ def swapped() -> bytes:
 
 
 def grey_of_gamma_one() -> bytes:
-    """A profile of linear grey: the header of sRGB's for GRAY, with a white point and a curve of gamma 1."""
+    """A profile of linear grey: a white point and a curve of gamma 1 behind sRGB's header."""
     white = b"XYZ \0\0\0\0" + b"".join(
         int(value * 65536).to_bytes(4, "big") for value in (0.9642, 1, 0.8249)
     )
