@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lorabook.machine.environment import _SIGNS
+from lorabook.machine.environment import _VARIABLES
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -77,7 +77,7 @@ def test_it_changes_nothing_on_a_laptop_without_the_book(content):
     assert not list(content.iterdir())
 
 
-@pytest.mark.parametrize("sign", sorted(_SIGNS))
+@pytest.mark.parametrize("sign", sorted(_VARIABLES))
 def test_on_colab_and_kaggle_it_fetches_the_book_once_and_mends(content, source, sign):
     assert run(content, "-S", **led_to(source), **{sign: "x"}).stdout == "mended\nmodules: True\n"
     assert (
