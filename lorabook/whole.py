@@ -55,8 +55,8 @@ def _telling(library: type, told: list) -> Iterator[None]:
 def _check(source: str, bundled: bool, model: str, missing: list[str], unexpected: list[str]) -> None:
     if not missing and not unexpected:
         return
-    lacks = f"lacks {len(missing)} of its weights ({missing[0]:.50} …), which would be random" if missing else ""
-    rest = f"holds {len(unexpected)} without a place ({unexpected[0]:.50} …)" if unexpected else ""
+    lacks = f"lacks {len(missing)} of its weights ({missing[0]:.40} …), which would be random" if missing else ""
+    rest = f"holds {len(unexpected)} without a place ({unexpected[0]:.40} …)" if unexpected else ""
     here = f"here are transformers {version('transformers')} and diffusers {version('diffusers')}"
     sentence = f"{source[-75:]} is not read whole: the file of {model} {' and '.join(filter(None, (lacks, rest)))}; {here}"
     if bundled:

@@ -1,5 +1,6 @@
 """Adapter files of every form, written by other libraries or by the forms' own formulas, with the picture they must give."""
 import logging
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -210,7 +211,9 @@ WRITERS = {
     "LyCORIS LoHa": lycoris("loha"), "LyCORIS LoHa, Tucker": lycoris("loha", use_tucker=True),
     "LyCORIS LoHa with DoRA by input": lycoris("loha", dora_wd=True, wd_on_output=False),
     "LyCORIS LoKr": lycoris("lokr", factor=4), "LyCORIS LoKr, both halves low": lycoris("lokr", decompose_both=True),
-    "LyCORIS LoKr, full matrices": lycoris("lokr", full_matrix=True), "LyCORIS full": lycoris("full")}
+    "LyCORIS LoKr, full matrices": lycoris("lokr", full_matrix=True)}
+if version("lycoris-lora") >= "4.1":  # 4.0.0 takes the weights from the layers and cannot draw its own picture any more
+    WRITERS["LyCORIS full"] = lycoris("full")
 
 
 def plain(folder: str) -> DiffusionPipeline:

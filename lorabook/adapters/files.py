@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import torch
+from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -192,7 +193,7 @@ def write_adapter(path: str | os.PathLike, weights: Mapping[str, Tensor], *, con
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    flat = {f"{part}.{key}": _plain(value) for part, settings in config.items() for key, value in settings.items()}
+    flat = {f"{part}.{key}": value for part, settings in config.items() for key, value in _needed(settings).items()}
     metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(flat, sort_keys=True)} if flat else {})
     metadata |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     unfinished = path.with_name(path.name + ".part")
@@ -210,6 +211,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
         save_file({key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}, path, metadata)
     except SafetensorError as error:
         raise OSError(f"{path.name} cannot be written: {error}") from error
+
+
+def _needed(settings: Mapping) -> dict:
+    """The settings that differ from PEFT's defaults, and what diffusers looks for: an older PEFT refuses names it lacks."""
+    usual = LoraConfig().to_dict()
+    return {key: _plain(value) for key, value in settings.items() if key != "peft_version"
+            and (key in ("r", "lora_alpha", "target_modules", "peft_type") or value != usual.get(key))}
 
 
 def _plain(value):
