@@ -1,6 +1,7 @@
 """Adapter files of every form, written by other libraries or by the forms' own formulas, with the picture they must give."""
 
 import logging
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -323,8 +324,10 @@ WRITERS = {
     "LyCORIS LoKr": lycoris("lokr", factor=4),
     "LyCORIS LoKr, both halves low": lycoris("lokr", decompose_both=True),
     "LyCORIS LoKr, full matrices": lycoris("lokr", full_matrix=True),
-    "LyCORIS full": lycoris("full"),
 }
+if version("lycoris-lora") >= "4.1":
+    # 4.0.0 takes the weights from the layers and cannot generate its own image any more
+    WRITERS["LyCORIS full"] = lycoris("full")
 
 
 def plain(folder: str) -> DiffusionPipeline:

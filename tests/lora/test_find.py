@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save, save_file
 
 import lorabook as lb
@@ -179,6 +180,21 @@ def test_a_written_file_holds_weights_and_metadata(tmp_path):
     weights, metadata = read_adapter(path)
     assert torch.equal(weights["unet.x"], torch.ones(2)) and metadata["base_model"] == "tiny-sd"
     assert metadata["lora_adapter_metadata"] == '{"unet.r": 4, "unet.target_modules": ["a", "b"]}'
+
+
+def test_settings_as_peft_has_them_anyway_are_not_written(tmp_path):
+    """An older PEFT refuses a file that diffusers opens by a name it lacks, as `kasa_config`."""
+    config = LoraConfig(r=4, lora_alpha=2, target_modules=["to_q"], use_rslora=True).to_dict()
+    path = write_adapter(
+        tmp_path / "x.safetensors", {"unet.a": torch.ones(1)}, config={"unet": config}, about={}
+    )
+    assert json.loads(read_adapter(path)[1]["lora_adapter_metadata"]) == {
+        "unet.r": 4,
+        "unet.lora_alpha": 2,
+        "unet.target_modules": ["to_q"],
+        "unet.use_rslora": True,
+        "unet.peft_type": "LORA",
+    }
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -76,6 +77,16 @@ def peft_layers(model):
     return {name: getattr(model.base_model.model, name) for name in ("linear", "conv", "point")}
 
 
+def scale_once(model, method):
+    """PEFT before 0.21 multiplies by the scaling twice in its SVD methods; with a scaling of 1 that cannot be seen.
+
+    `get_delta_weight` holds it already: https://github.com/huggingface/peft/blob/v0.20.0/src/peft/tuners/lora/model.py
+    """
+    if method.endswith("svd") and version("peft") < "0.21":
+        for layer in peft_layers(model).values():
+            layer.scaling.update(dict.fromkeys(layer.scaling, 1.0))
+
+
 def adapters_of(model, names=("ink", "dots")):
     return {
         name: Adapter(
@@ -97,6 +108,7 @@ def adapters_of(model, names=("ink", "dots")):
 @pytest.mark.parametrize("weights", [{"ink": 0.5, "dots": 0.5}, {"ink": 0.7, "dots": -1.2}])
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in DARE])
 def test_the_methods_are_those_of_peft(toy, method, weights):
+    scale_once(toy, method)
     toy.base_model.add_weighted_adapter(
         list(weights), list(weights.values()), "blend", method, density=0.4
     )

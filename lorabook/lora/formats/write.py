@@ -142,7 +142,7 @@ def write_adapter(
     settings = {
         f"{component}.{name}": _for_json(value)
         for component, fields in config.items()
-        for name, value in fields.items()
+        for name, value in _needed(fields).items()
     }
     metadata = {"format": "pt"}
     if settings:
@@ -200,6 +200,17 @@ def _dora_scale(layer: Layer) -> Tensor:
 
 def _int_if_whole(value: float) -> float | int:
     return int(value) if value == int(value) else value
+
+
+def _needed(fields: Mapping) -> dict:
+    """The fields that differ from PEFT's defaults: an older PEFT refuses a file by a name it lacks."""
+    usual = LoraConfig().to_dict()
+    always = ("r", "lora_alpha", "target_modules", "peft_type")
+    return {
+        name: value
+        for name, value in fields.items()
+        if name in always or (name != "peft_version" and value != usual.get(name))
+    }
 
 
 def _for_json(value):
