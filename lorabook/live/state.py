@@ -217,8 +217,7 @@ def check_known(
 def original_weight(model: nn.Module, module: str, weight: Tensor) -> Tensor:
     """A layer's weight as the base model has it, whatever is fused.
 
-    Args:
-        weight: as it is now; gives device and precision.
+    Its device and precision are those of `weight`, which is the present one.
     """
     original = state_of(model).base_weights.get(module)
     return weight.detach() if original is None else original.to(weight)
@@ -275,8 +274,7 @@ def preserve_scales(pipe: DiffusionPipeline) -> Iterator[None]:
 def lock_of(pipe: DiffusionPipeline) -> PipelineLock:
     """The lock of a pipeline's denoiser, which all pipelines with that UNet or transformer share.
 
-    It is for whoever changes the pipeline's adapters or weights, or generates with it. What is no
-    pipeline gets a lock of its own.
+    What is no pipeline gets a lock of its own.
     """
     return _lock_of(pipe) or PipelineLock()
 
