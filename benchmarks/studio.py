@@ -17,7 +17,7 @@ import torch
 
 import lorabook as lb
 from lorabook.metrics import image_similarity
-from lorabook.studio.generate import Painter, settings_of
+from lorabook.studio.generate import StudioGenerator, first_settings
 from lorabook.sweeps.batched import generate_image
 from lorabook.worlds import world
 
@@ -97,13 +97,13 @@ def measure_likeness(pipe) -> None:
     prompts, alike, painter = (
         (*world("bundled").prompts, *PROMPTS),
         {steps: [] for steps in STEPS},
-        Painter(pipe),
+        StudioGenerator(pipe),
     )
     for prompt in prompts:
-        settings = settings_of(pipe, prompt, seeds=range(4))
-        best = painter.paint(settings.with_(num_inference_steps=ENOUGH)).images
+        settings = first_settings(pipe, prompt, seeds=range(4))
+        best = painter.generate(settings.with_(num_inference_steps=ENOUGH)).images
         for steps in STEPS:
-            images = painter.paint(settings.with_(num_inference_steps=steps)).images
+            images = painter.generate(settings.with_(num_inference_steps=steps)).images
             alike[steps] += image_similarity(images, best, model="tiny-clip").diagonal().tolist()
     print(
         f"\n{'steps':>5} {f'similarity to {ENOUGH}':>17} {'median':>8} {'above 0.97':>11}   "

@@ -156,3 +156,12 @@ def pattern_value(patterns: Mapping[str, Any], module: str) -> Any:
     Source: https://github.com/huggingface/peft/blob/v0.21.2/src/peft/utils/other.py
     """
     return patterns.get(get_pattern_key(patterns, module))
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How many times a tensor was written into.
+
+    torch 2.13.0 counts it for autograd and has no public name for it.
+    Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#in-place-correctness-checks
+    """
+    return tensor._version

@@ -19,6 +19,7 @@ from lorabook.upstream import (
     quiet,
     separate_accelerator,
     uncompiled,
+    version_of,
     without_progress_bar,
 )
 
@@ -92,3 +93,11 @@ def test_of_two_patterns_that_fit_the_first_counts():
     assert pattern_value({"attn1.to_q": 2, "to_q": 4}, "mid.attn1.to_q") == 2
     assert pattern_value({"to_k": 4}, "mid.attn1.to_q") is None
     assert not hasattr(peft, "get_pattern_key"), "PEFT made it public: import it"
+
+
+def test_writing_into_a_tensor_is_counted():
+    tensor = torch.zeros(2)
+    before = version_of(tensor)
+    tensor.add_(1)
+    assert version_of(tensor) > before
+    assert not hasattr(tensor, "version"), "torch made it public: use tensor.version"

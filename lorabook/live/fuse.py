@@ -96,11 +96,9 @@ def fuse(
             f"not {scales!r:.80}"
         )
     models = _chosen_models(pipe, components)
-    names = (
-        list(scales)
-        if scales is not None
-        else [n for n in active_adapters(pipe) if n not in fused_names(pipe)]
-    )
+    names = list(scales or ())
+    if scales is None:
+        names = [name for name in active_adapters(pipe) if name not in fused_names(pipe)]
     _check_fusible(pipe, names, models)
     scales_by_layer = {}
     for name in names:

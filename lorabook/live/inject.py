@@ -12,12 +12,14 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from lorabook.live.layers import (
+    LoraLayers,
     activate,
     active_adapters,
     adapter_names,
     base_weight,
     flat,
     layers_of,
+    lora_layers,
     models_of,
     move_weights,
     read_scale,
@@ -167,15 +169,18 @@ def write_weights(
     keep_over_calls(pipe)
 
 
-def convert_doras(pipe: DiffusionPipeline, names: Iterable[str]) -> None:
+def convert_doras(
+    pipe: DiffusionPipeline, names: Iterable[str], layers: LoraLayers | None = None
+) -> None:
     """Let a scale multiply the whole ΔW of adapters: a DoRA becomes the LoRA with its ΔW.
 
     PEFT puts a DoRA's scale inside the norm, and its magnitude acts at scale 0, so that 0 is not
     the base model; `load_adapter` never leaves one, other code does. `DoraLinearVariant`, PEFT
     0.21.2: https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/variants.py
     """
+    layers = lora_layers(pipe) if layers is None else layers
     for name in names:
-        if any(is_dora(layer, name) for layer in flat(layers_of(pipe, name))):
+        if any(is_dora(layer, name) for layer in flat(layers)):
             adapter = adapter_of(pipe, name)
             weights = match_layers(pipe, adapter, f"adapter {name!r}")
             write_weights(pipe, name, weights, adapter, source=source_of(pipe, name))

@@ -119,7 +119,7 @@ def set_scales(
     }
     steps = {name: steps_of(value, name) for name, value in resolved.items()}
     active = active_adapters(pipe, layers)
-    convert_doras(pipe, scales)
+    convert_doras(pipe, scales, layers)
     acting = set(active) - set(scales) if not only else set()
     for name, components in table.items():
         for component, modules in components.items():
@@ -131,7 +131,7 @@ def set_scales(
                     acting.add(name)
     set_steps(pipe, steps)
     activate(pipe, [name for name in adapter_names(pipe, layers) if name in acting], layers)
-    keep_over_calls(pipe)
+    keep_over_calls(pipe, layers)
     return ScaleTable(table, {name: shares for name, shares in steps.items() if shares})
 
 

@@ -217,22 +217,21 @@ def check_known(
 def original_weight(model: nn.Module, module: str, weight: Tensor) -> Tensor:
     """A layer's weight as the base model has it, whatever is fused.
 
-    Args:
-        module: the layer's name.
-        weight: as it is now; gives device and precision.
+    Its device and precision are those of `weight`, which is the present one.
     """
     original = state_of(model).base_weights.get(module)
     return weight.detach() if original is None else original.to(weight)
 
 
-def keep_over_calls(pipe: DiffusionPipeline) -> None:
+def keep_over_calls(pipe: DiffusionPipeline, layers: LoraLayers | None = None) -> None:
     """Let calls of the pipeline leave the scales as they are now; see `hook_calls` in upstream.py.
 
     Called after each change of adapters or scales. With the last adapter the hooks go.
     """
-    model, layers = denoiser(pipe), lora_layers(pipe)
+    model = denoiser(pipe)
     if model is None:
         return
+    layers = lora_layers(pipe) if layers is None else layers
     state = state_of(model)
     state.pipeline = PipelineRef(pipe)
     for component in layers.keys() & set(TEXT_ENCODERS):
@@ -240,9 +239,8 @@ def keep_over_calls(pipe: DiffusionPipeline) -> None:
         text_encoder.scalings = scalings_of(layers[component].values())
     states = [state_of(each) for each in models_of(pipe).values()]
     if not (flat(layers) or any(each.fused or each.fused_for_good for each in states)):
-        for hook in state.hooks:
-            hook.remove()
-        state.hooks = []
+        while state.hooks:
+            state.hooks.pop().remove()
     elif not state.hooks:
         state.hooks = hook_calls(model)
 
@@ -276,8 +274,7 @@ def preserve_scales(pipe: DiffusionPipeline) -> Iterator[None]:
 def lock_of(pipe: DiffusionPipeline) -> PipelineLock:
     """The lock of a pipeline's denoiser, which all pipelines with that UNet or transformer share.
 
-    It is for whoever changes the pipeline's adapters or weights, or generates with it. What is no
-    pipeline gets a lock of its own.
+    What is no pipeline gets a lock of its own.
     """
     return _lock_of(pipe) or PipelineLock()
 

@@ -1,1 +1,1 @@
-"""The sliders: adapters' scales in a person's hands, and the picture that follows them."""
+"""The sliders: adapters' scales in a person's hands, and the image that follows them."""

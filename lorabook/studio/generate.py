@@ -1,43 +1,45 @@
-"""Settings on a pipeline, and their pictures."""
+"""Settings on a pipeline, and their images."""
 
 import copy
+import io
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 
 import torch
-from PIL import Image
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageChops
 
+from lorabook.live.blend import blend
+from lorabook.live.generate import check_prompt, prompt_arguments, takes_embeddings
 from lorabook.live.layers import (
     activate,
-    active_adapters,
     adapter_names,
     base_weight,
     denoiser,
-    layers_of,
+    lora_layers,
     models_of,
-    read_scale,
     walk,
 )
+from lorabook.live.manage import disable_adapters, remove_adapter
 from lorabook.live.merged_weights import Room, folded
-from lorabook.live.state import lock_of
+from lorabook.live.scales import set_scales
+from lorabook.live.state import check_known, lock_of, preserve_scales
 from lorabook.live.upstream import is_out_of_memory
 from lorabook.pipelines import world_of
 from lorabook.schedulers import scheduler_like
-from lorabook.studio.apply import BLEND, Applied
-from lorabook.studio.drawable import check_drawable
-from lorabook.studio.from_scales import nearest_settings
-from lorabook.studio.prompt_encoding import Encoder
+from lorabook.show.display import bundle
+from lorabook.studio.adapters import BLEND, Ranks, check_supported, present_settings
 from lorabook.studio.settings import StudioSettings
+from lorabook.upstream import version_of
 from lorabook.worlds import BUNDLED
 
-STEPS = 4  # the bundled model's pictures look as with 30 already: benchmarks/studio.py
-_PREVIEW, _MOST_BASES = (
-    {True: 2, False: 5},
-    4,
-)  # steps of a preview, of the bundled model and of others; base pictures kept
+_MOST_RECENT = 8
+STEPS = 4  # the bundled model's images look as with 30 already: benchmarks/studio.py
+BASE, NOW, DIFFERENCE = "base", "now", "difference"
+_PREVIEW_STEPS = {True: 2, False: 5}  # of the bundled model, and of others
+_INSTEAD = "load {name!r} from the shelf or by studio.load(file), and set its slider to {weight}"
 
 
 class Stopped(Exception):
@@ -45,15 +47,15 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Painted:
-    """Pictures of some settings.
+class StudioImages:
+    """The images of some settings.
 
     Attributes:
-        settings: what they show.
-        images: one for each seed.
-        base: the base model's, one for each seed; None where the settings do not compare.
-        seconds: how long it took.
-        preview: whether they were drawn in few steps.
+        settings: What they show.
+        images: One for each seed.
+        base: The base model's, one for each seed; None where the settings do not compare.
+        seconds: How long they took.
+        preview: Whether they were made in few steps.
     """
 
     settings: StudioSettings
@@ -62,236 +64,235 @@ class Painted:
     seconds: float
     preview: bool
 
+    @property
+    def picture(self) -> Image.Image:
+        """The first of the images."""
+        return self.images[0]
 
-def settings_of(pipe, prompt: str | None = None, **changes) -> StudioSettings:
-    """Settings to begin with: the pipeline's adapters as they are now, and what suits the model.
+    @property
+    def rows(self) -> list[dict[str, Image.Image]]:
+        """For each seed the images that are shown, by what they are, from left to right."""
+        if self.base is None:
+            return [{NOW: image} for image in self.images]
+        pairs = [
+            (base.convert("RGB"), image.convert("RGB"))
+            for base, image in zip(self.base, self.images, strict=True)
+        ]
+        return [{BASE: b, NOW: n, DIFFERENCE: ImageChops.difference(b, n)} for b, n in pairs]
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        encoded = io.BytesIO()
+        self.picture.save(encoded, "PNG")
+        return bundle(encoded.getvalue(), f"{self.settings.prompt}: {self.settings.in_words()}")
+
+
+def first_settings(pipe: DiffusionPipeline, prompt: str | None = None, **changes) -> StudioSettings:
+    """Settings to begin with: the pipeline's adapters as they are, and what suits the model.
 
     Args:
         prompt: None takes one that the model knows.
-        **changes: further fields of StudioSettings.
+        **changes: Further fields of StudioSettings.
     """
-    world, active = world_of(pipe), active_adapters(pipe)
-    adapters = {}
-    for name in adapter_names(pipe):
-        if name != BLEND:
-            factors = {
-                part: {module: read_scale(layer, name) for module, layer in found.items()}
-                for part, found in layers_of(pipe, name).items()
-            }
-            at_zero = not any(value for found in factors.values() for value in found.values())
-            adapters[name] = nearest_settings(factors, on=name in active or at_zero)
-    told = {
+    world = world_of(pipe)
+    fields = {
         "prompt": world.adapter_prompt if prompt is None else prompt,
-        "adapters": adapters,
+        "adapters": present_settings(pipe),
         "num_inference_steps": STEPS if world is BUNDLED else world.num_inference_steps,
         "guidance_scale": world.guidance_scale,
     }
-    return StudioSettings(**told | changes)
+    return StudioSettings(**fields | changes)
 
 
-def size_of(pipe, settings: StudioSettings) -> dict[str, int]:
-    """Width and height for the pipeline's call: both or none, since it takes no notice of one alone."""
+def side_of(pipe: DiffusionPipeline) -> int:
+    """The pixels across of the images that a model makes by itself."""
+    side = getattr(denoiser(pipe).config, "sample_size", None)
+    return (side if isinstance(side, int) else 64) * pipe.vae_scale_factor
+
+
+def size_of(pipe: DiffusionPipeline, settings: StudioSettings) -> dict[str, int]:
+    """Width and height for the pipeline's call: both or none, since it ignores one alone."""
     if settings.width is None and settings.height is None:
         return {}
     return {"width": settings.width or side_of(pipe), "height": settings.height or side_of(pipe)}
 
 
-def side_of(pipe) -> int:
-    """The pixels across of the pictures that a model draws by itself."""
-    side = getattr(denoiser(pipe).config, "sample_size", None)
-    return (side if isinstance(side, int) else 64) * pipe.vae_scale_factor
+def read_prompts(settings: StudioSettings) -> tuple[str, str | None]:
+    """The two prompts, None for no negative one.
+
+    Raises:
+        ValueError: For what `generate` cannot read, and for adapters, which have sliders.
+    """
+    prompt = check_prompt(settings.prompt, "prompt", _INSTEAD)
+    return prompt, check_prompt(settings.negative_prompt, "negative_prompt", _INSTEAD) or None
 
 
-class Painter:
-    """Applies settings to a pipeline and draws them.
+class StudioGenerator:
+    """Puts settings on a pipeline and generates their images.
 
-    The pipeline's adapters then really are as the settings say, so that an ordinary call draws the same. All else of it
-    is left alone: the call is made on a shallow copy with a scheduler of its own.
+    The pipeline's adapters are then as the settings say, so that an ordinary call generates the
+    same. All else of it is left alone: the call is that of a shallow copy with its own scheduler.
+
+    Attributes:
+        pipe: The pipeline.
+        ranks: What the adapters are cut to.
     """
 
-    def __init__(self, pipe):
-        self.pipe = pipe
-        check_drawable(pipe)
-        self._applied, self._encoder = Applied(pipe), Encoder()
+    def __init__(self, pipe: DiffusionPipeline):
+        """Raise ValueError for a pipeline that cannot be used."""
+        check_supported(pipe)
+        self.pipe, self.ranks = pipe, Ranks(pipe)
+        self._blended: tuple = ()  # method, scales and ranks of the blend that is on the pipeline
         self._room: Room = {}
-        self._bases: dict[tuple, list[Image.Image]] = {}
+        self._recent: dict[object, object] = {}  # embeddings of prompts, images of the base model
 
-    def paint(
+    def generate(
         self,
         settings: StudioSettings,
         *,
         preview: bool = False,
         stopped: Callable[[], bool] = lambda: False,
-    ) -> Painted:
-        """Put the settings on the pipeline and draw them.
+    ) -> StudioImages:
+        """Put the settings on the pipeline and generate their images.
 
         Args:
-            preview: draw in few steps.
-            stopped: asked before each step whether to give up.
-        Raises: Stopped; ValueError in one sentence for settings that do not fit the pipeline.
+            settings: What to show.
+            preview: Take few steps.
+            stopped: Asked before each step whether to give up.
+
+        Raises:
+            Stopped: Where `stopped` said so.
+            ValueError: In one sentence, for settings that do not fit the pipeline.
         """
         with lock_of(self.pipe):
-            start = time.perf_counter()
-            check_drawable(self.pipe)
-            steps = (
-                min(settings.num_inference_steps, _PREVIEW[world_of(self.pipe) is BUNDLED])
-                if preview
-                else (settings.num_inference_steps)
-            )
+            start, full = time.perf_counter(), settings.num_inference_steps
+            check_supported(self.pipe)
+            limit = _PREVIEW_STEPS[world_of(self.pipe) is BUNDLED] if preview else full
+            steps, base = min(full, limit), None
             self.apply(settings)
-            base = self._base(settings, steps, stopped) if settings.compare else None
-            images = self._drawn(settings, steps, stopped)
-            if steps == settings.num_inference_steps:
-                self._room.clear()  # a drag has come to rest; the next one makes it anew
-            return Painted(
-                settings,
-                images,
-                base,
-                time.perf_counter() - start,
-                steps < settings.num_inference_steps,
-            )
+            if settings.compare:
+                call = settings.with_(adapters={}, num_inference_steps=steps, blend_method=None)
+                key = repr((call, self.pipe.scheduler)), self._weights()
+                base = self._once(key, lambda: self._without_adapters(settings, steps, stopped))
+            images = self._images(settings, steps, stopped)
+            if steps == full:
+                self._room.clear()  # a drag has come to rest; the next one fills it anew
+            seconds = time.perf_counter() - start
+            return StudioImages(settings, images, base, seconds, steps < full)
 
     def apply(self, settings: StudioSettings) -> None:
-        """Put the settings on the pipeline without drawing: scales, ranks, blends."""
+        """Let the adapters be as the settings say; those that they do not name stay as they are.
+
+        Raises:
+            ValueError: For an adapter or a block that the pipeline lacks, or an unknown method.
+        """
         with lock_of(self.pipe):
-            self._applied.apply(settings)
-
-    def largest_rank(self, name: str) -> int:
-        """The largest rank that an adapter has as trained; known at once after the first time."""
-        return self._applied.ranks.largest(name)
-
-    def energy_kept(self, name: str, rank: int) -> float:
-        """The share of an adapter's ‖ΔW‖² that is left at a rank, 0 to 1; known at once after the first time."""
-        return self._applied.ranks.energy(name, rank)
-
-    def forget(self, name: str) -> None:
-        """Say that another adapter has this name now, or that it was removed."""
-        with lock_of(self.pipe):
-            self._applied.ranks.forget(name)
+            check_known(self.pipe, settings.adapters)
+            active = {name: adapter for name, adapter in settings.adapters.items() if adapter.on}
+            scales = {name: one.scales(models_of(self.pipe)) for name, one in active.items()}
+            method, wanted = settings.blend_method, ()
+            if method not in (None, "cat") and active:
+                wanted = (method, scales, [adapter.rank for adapter in active.values()])
+            if wanted != self._blended:
+                self._remove_blend()
+            for name, adapter in settings.adapters.items():
+                self.ranks.cut(name, adapter.rank)
+            set_scales(self.pipe, scales)
+            if wanted and BLEND not in adapter_names(self.pipe):
+                blend(self.pipe, scales, method=method, new_name=BLEND, across_bases=True)
+                self._blended = wanted
+            off = [name for name in settings.adapters if wanted or name not in active]
+            disable_adapters(self.pipe, off)
 
     def close(self) -> None:
-        """Take blends and smaller ranks back; scales stay as they are."""
+        """Take blends and smaller ranks back; scales stay, and what was blended is active."""
         with lock_of(self.pipe):
-            self._applied.close()
+            scales = dict(self._blended[1]) if self._blended else {}
+            self._remove_blend()
+            self.ranks.close()
+            names = adapter_names(self.pipe)
+            set_scales(self.pipe, {n: s for n, s in scales.items() if n in names})
             self._room.clear()
-            self._bases.clear()
+            self._recent.clear()
 
-    def _base(
+    def _remove_blend(self) -> None:
+        self._blended = ()
+        if BLEND in adapter_names(self.pipe):
+            remove_adapter(self.pipe, BLEND)
+
+    def _without_adapters(self, *run) -> list[Image.Image]:
+        with preserve_scales(self.pipe):
+            activate(self.pipe, [])
+            return self._images(*run)
+
+    def _images(
         self, settings: StudioSettings, steps: int, stopped: Callable[[], bool]
     ) -> list[Image.Image]:
-        key = _base_key(self.pipe, settings, steps)
-        if key not in self._bases:
-            with _without_adapters(self.pipe):
-                drawn = self._drawn(settings, steps, stopped)
-            while len(self._bases) >= _MOST_BASES:
-                self._bases.pop(next(iter(self._bases)))
-            self._bases[key] = drawn
-        return self._bases[key]
-
-    def _drawn(
-        self, settings: StudioSettings, steps: int, stopped: Callable[[], bool]
-    ) -> list[Image.Image]:
-        pipe = _own_copy(self.pipe, settings.scheduler)
-        told = {
+        """An image for each seed: in one batch, or in smaller ones where the memory is short."""
+        pipe = copy.copy(self.pipe)
+        pipe.scheduler = copy.deepcopy(pipe.scheduler)
+        if settings.scheduler:
+            pipe.scheduler = scheduler_like(pipe.scheduler.config, settings.scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        arguments = {
             "num_inference_steps": steps,
             "guidance_scale": settings.guidance_scale,
-            **self._encoder(
-                pipe, settings.prompt, settings.negative_prompt, settings.guidance_scale
-            ),
+            **self._prompt_arguments(pipe, settings),
             **size_of(self.pipe, settings),
         }
-        try:
-            with folded(pipe, components=("unet", "transformer"), room=self._room):
-                return _called(pipe, told, settings.seeds, stopped)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        self._room.clear()
-        return _in_parts(pipe, told, settings.seeds, stopped)
 
+        def check(*_) -> dict:
+            if stopped():
+                raise Stopped
+            return {}
 
-def _in_parts(
-    pipe, told: Mapping, seeds: Sequence[int], stopped: Callable[[], bool]
-) -> list[Image.Image]:
-    """A picture for each seed in one batch; in two where the memory is too small for it."""
-    try:
-        return _called(pipe, told, seeds, stopped)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(seeds) == 1:
-            raise ValueError(
-                "the picture does not fit into the memory; choose a smaller size"
-            ) from None
-    half = len(seeds) // 2
-    return [
-        image
-        for some in (seeds[:half], seeds[half:])
-        for image in _in_parts(pipe, told, some, stopped)
-    ]
+        seeds, count = settings.seeds, len(settings.seeds)
+        while True:
+            images: list[Image.Image] = []
+            try:
+                with folded(pipe, components=("unet", "transformer"), room=self._room):
+                    while len(images) < len(seeds):
+                        check()
+                        some = seeds[len(images) : len(images) + count]
+                        images += pipe(
+                            **arguments,
+                            num_images_per_prompt=len(some),
+                            generator=[torch.Generator("cpu").manual_seed(seed) for seed in some],
+                            callback_on_step_end=check,
+                        ).images
+                return images
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if count == 1:
+                    reason = "the picture does not fit into the memory; choose a smaller size"
+                    raise ValueError(reason) from None
+                count = -(-count // 2)
 
+    def _prompt_arguments(self, pipe: DiffusionPipeline, settings: StudioSettings) -> Mapping:
+        """The prompts for the pipeline's call: embeddings, or texts where it takes those only."""
+        prompts, call = read_prompts(settings), {"guidance_scale": settings.guidance_scale}
+        encode = partial(prompt_arguments, pipe, *prompts, call)
+        layers = [
+            layer
+            for component, modules in lora_layers(pipe).items()
+            for layer in modules.values()
+            if component.startswith("text_encoder")
+        ]
+        has_adapters = any(layer.scaling.keys() & set(layer.active_adapters) for layer in layers)
+        if has_adapters or not takes_embeddings(pipe, call):
+            return encode()
+        is_guided = settings.guidance_scale > 1
+        return self._once((prompts, is_guided, len(pipe.tokenizer), self._weights()), encode)
 
-def _called(
-    pipe, told: Mapping, seeds: Sequence[int], stopped: Callable[[], bool]
-) -> list[Image.Image]:
-    """A picture for each seed in one batch."""
+    def _weights(self) -> tuple:
+        """The base model's weights, as a key: fusing and training write into them."""
+        models = models_of(self.pipe).values()
+        return tuple((id(m), sum(version_of(base_weight(w)) for _, w in walk(m))) for m in models)
 
-    def step_ended(*_):
-        if stopped():
-            raise Stopped
-        return {}
-
-    step_ended()
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    return pipe(
-        **told,
-        num_images_per_prompt=len(seeds),
-        generator=generators,
-        callback_on_step_end=step_ended,
-    ).images
-
-
-def _own_copy(pipe, scheduler: str | None):
-    """The pipeline with the same models, a scheduler of its own and no progress bar."""
-    own = copy.copy(pipe)
-    if not any(
-        hasattr(model, "_hf_hook") or hasattr(model, "_diffusers_hook")
-        for model in models_of(pipe).values()
-    ):
-        own.__class__ = _with_known_device(type(pipe))
-        own.known_device = next(next(iter(models_of(pipe).values())).parameters()).device
-    own.scheduler = (
-        copy.deepcopy(pipe.scheduler)
-        if scheduler is None
-        else scheduler_like(pipe.scheduler.config, scheduler)
-    )
-    own.set_progress_bar_config(disable=True)
-    return own
-
-
-@lru_cache
-def _with_known_device(kind: type) -> type:
-    """A pipeline's class that does not walk over all modules, five times a call, to learn where they are."""
-    return type(
-        kind.__name__, (kind,), {"_execution_device": property(lambda self: self.known_device)}
-    )
-
-
-@contextmanager
-def _without_adapters(pipe):
-    before = active_adapters(pipe)
-    activate(pipe, [])
-    try:
-        yield
-    finally:
-        activate(pipe, before)
-
-
-def _base_key(pipe, settings: StudioSettings, steps: int) -> tuple:
-    """All that decides the base model's pictures; fusing and the like write into its weights."""
-    said = settings.with_(adapters={}, num_inference_steps=steps, blend_method=None).to_dict()
-    weights = [
-        (id(model), sum(base_weight(layer)._version for _, layer in walk(model)))
-        for model in models_of(pipe).values()
-    ]
-    return repr(said), repr(weights), type(pipe.scheduler), repr(pipe.scheduler.config)
+    def _once(self, key: object, compute: Callable):
+        """What was computed for this key, where that was lately."""
+        if key not in self._recent:
+            while len(self._recent) >= _MOST_RECENT:
+                del self._recent[next(iter(self._recent))]
+            self._recent[key] = compute()
+        return self._recent[key]

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from lorabook.checks import listed
@@ -14,72 +15,68 @@ from lorabook.live.manage import remove_adapter
 from lorabook.live.save import SaveReport
 from lorabook.live.state import lock_of
 from lorabook.pipelines import world_of
-from lorabook.show import display as mime
+from lorabook.show import display
 from lorabook.show.grid import ImageGrid
-from lorabook.studio.adapter_files import adapter_files
-from lorabook.studio.blocks_of_adapter import touched_blocks
+from lorabook.studio import export
+from lorabook.studio.adapters import touched_blocks
 from lorabook.studio.code import as_code
-from lorabook.studio.drawable import check_drawable
-from lorabook.studio.files import read_settings, write_adapter, write_picture
-from lorabook.studio.gallery import Kept, in_words
-from lorabook.studio.generate import Painted, Painter, settings_of, side_of
-from lorabook.studio.history import History
-from lorabook.studio.image_view import NOW, compared, enlarged
-from lorabook.studio.settings import StudioSettings
-from lorabook.studio.snapshot import static_picture
-from lorabook.studio.view import View
+from lorabook.studio.generate import (
+    StudioGenerator,
+    StudioImages,
+    first_settings,
+    side_of,
+)
+from lorabook.studio.settings import History, StudioSettings
+from lorabook.studio.shelf import adapter_files
+from lorabook.studio.view import SEVERAL, View
 from lorabook.studio.worker import Renderer
 from lorabook.worlds import BUNDLED, DATA
 
-_PATIENCE = 120  # seconds to wait for a picture that is asked for
+_PATIENCE = 120  # seconds to wait for an image that is asked for
 
 
 class ScaleStudio:
-    """Sliders for every block of a pipeline's adapters, and the picture that follows them; shows itself in a notebook.
+    """Sliders for every block of a pipeline's adapters, and the picture that follows them.
 
-    The pipeline stays an ordinary one: what the sliders say is on it, and the next `pipe(...)` draws with it. Where widgets
-    cannot show, a static picture stands in.
+    It shows itself in a notebook; where widgets cannot show, a static picture stands in. The
+    pipeline stays an ordinary one: the next `pipe(...)` has the scales that the sliders show.
+
+    Args:
+        pipe: With adapters, or without; the shelf loads some.
+        prompt: None takes one that suits the model.
+        adapters_folder: Whose files lie on the shelf; None takes the bundled ones, with the bundled
+            model.
+        **settings: Other fields of StudioSettings (seeds, num_inference_steps …).
 
     Attributes:
-        pipe: the pipeline.
-        widget: all controls and pictures, an ipywidgets Box.
-        gallery: what was kept, as `Kept` with `picture`, `images` and `settings`.
+        widget: All controls and images, an ipywidgets box.
+        gallery: What was kept, with `picture`, `images` and `settings` each.
+
+    Raises:
+        ValueError: For a pipeline that cannot be used, or settings out of range.
+        FileNotFoundError: If there is no such folder.
     """
 
     def __init__(
         self,
-        pipe,
+        pipe: DiffusionPipeline,
         *,
         prompt: str | None = None,
         adapters_folder: str | os.PathLike | None = None,
-        **more,
+        **settings,
     ):
-        """Args:
-            pipe: with adapters, or without; the shelf loads some.
-            prompt: None takes one that suits the model.
-            adapters_folder: whose files lie on the shelf; None takes the bundled ones, with the bundled model.
-            **more: other fields of StudioSettings (seeds, num_inference_steps, guidance_scale …).
-
-        Raises: ValueError for settings out of range; FileNotFoundError if there is no such folder.
-        """
-        check_drawable(pipe)
-        if adapters_folder is None and world_of(pipe) is BUNDLED:
-            adapters_folder = DATA / "adapters"
-        files = [] if adapters_folder is None else adapter_files(adapters_folder)
         self.pipe, self.gallery = pipe, []
-        self._painted: Painted | None = None
+        self._images: StudioImages | None = None
         self._error: str | None = None
         with lock_of(pipe):
-            self._history = History(settings_of(pipe, prompt, **more))
-            self._painter = Painter(pipe)
-            self._view = View(self, self._painter, files, side_of(pipe))
+            self._generator = StudioGenerator(pipe)
+            if adapters_folder is None and world_of(pipe) is BUNDLED:
+                adapters_folder = DATA / "adapters"
+            files = adapter_files(adapters_folder) if adapters_folder else {}
+            self._history = History(first_settings(pipe, prompt, **settings))
+            self.widget = View(self, self._generator, files, side_of(pipe))
             self._renderer = self._new_renderer()
             self._follow()
-
-    @property
-    def widget(self):
-        """All controls and pictures as one ipywidgets Box."""
-        return self._view.box
 
     @property
     def settings(self) -> StudioSettings:
@@ -91,7 +88,11 @@ class ScaleStudio:
         self.put(settings)
 
     def put(self, settings: StudioSettings) -> None:
-        """Let the sliders and the picture follow these settings. Raises ValueError for adapters that are not loaded."""
+        """Let the sliders and the picture follow these settings.
+
+        Raises:
+            ValueError: For adapters that are not loaded.
+        """
         if not isinstance(settings, StudioSettings):
             raise ValueError(
                 f"settings must be StudioSettings, not {settings!r:.80}; change them as "
@@ -102,8 +103,8 @@ class ScaleStudio:
                 known = {*self.settings.adapters, *adapter_names(self.pipe)}
             if new - known:
                 raise ValueError(
-                    f"the pipeline has no adapter {min(new - known)!r:.80}; it has: {listed(sorted(known))}; "
-                    "load it first with studio.load(file)"
+                    f"the pipeline has no adapter {min(new - known)!r:.80}; it has: "
+                    f"{listed(sorted(known), 8)}; load it first with studio.load(file)"
                 )
         self._history.push(settings)
         self._follow()
@@ -113,60 +114,67 @@ class ScaleStudio:
         self.put(how(self.settings))
 
     def undo(self) -> None:
-        """Back to the settings before."""
-        self._history.undo()
+        """Go back to the settings before."""
+        self._history.go(-1)
         self._follow()
 
     def redo(self) -> None:
-        """Forth to what was undone."""
-        self._history.redo()
+        """Go forth to what was undone."""
+        self._history.go(1)
         self._follow()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the picture is what the settings say; returns whether that came within `timeout` seconds."""
+        """Wait until the picture is what the settings say.
+
+        Returns:
+            Whether that came within `timeout` seconds.
+        """
         return self._renderer.wait(timeout)
 
     @property
     def picture(self) -> Image.Image:
-        """The present picture (of the first seed), once it is there. Raises ValueError where the settings draw none."""
+        """The present picture, of the first seed. Raises ValueError where there is none."""
         return self._present().images[0]
 
     @property
     def grid(self) -> ImageGrid:
-        """The present pictures, labelled: a row for each seed where base, now and difference stand side by side."""
-        return self._grid(self._present())
+        """The present images: a row for each seed where base, now and difference are compared."""
+        return _grid(self._present())
 
-    def keep(self) -> Kept:
-        """Put the present pictures into the gallery, with their settings."""
-        painted = self._present()
-        kept = Kept(tuple(painted.images), painted.settings)
-        self.gallery.append(kept)
-        self._view.show_gallery(self.gallery)
-        return kept
+    def keep(self) -> StudioImages:
+        """Put the present images into the gallery, with their settings."""
+        self.gallery.append(self._present())
+        self.widget.gallery.show(self.gallery)
+        return self.gallery[-1]
 
-    def drop(self, kept: Kept) -> None:
-        """Take a kept picture out of the gallery."""
-        self.gallery = [one for one in self.gallery if one is not kept]
-        self._view.show_gallery(self.gallery)
+    def drop(self, images: StudioImages) -> None:
+        """Take images out of the gallery."""
+        self.gallery = [one for one in self.gallery if one is not images]
+        self.widget.gallery.show(self.gallery)
 
     def code(self, dialect: str = "lorabook") -> str:
-        """Code that draws the present picture elsewhere: "lorabook", "diffusers", or "a1111" for the A1111 prompt line."""
-        with lock_of(self.pipe):
-            return as_code(self.settings, dialect, pipe=self.pipe)
+        """Code that generates the present picture elsewhere.
 
-    def load(self, file) -> LoadReport:
-        """Load another adapter, from all that `load_adapter` takes; it takes part from now on.
-
-        Raises: as `load_adapter`. The pipeline, the settings and the sliders are then as before.
+        Args:
+            dialect: "lorabook", "diffusers", or "a1111" for the prompt of A1111.
         """
-        self._renderer.close()  # which stops what runs; the next one begins with what is loaded then
+        with lock_of(self.pipe):
+            return as_code(self.settings, dialect, self.pipe)
+
+    def load(self, source) -> LoadReport:
+        """Load another adapter, from all that `load_adapter` takes; it is active from now on.
+
+        Raises:
+            ValueError: As `load_adapter`. Pipeline, settings and sliders are then as before.
+        """
+        self._renderer.close()  # which stops what runs; the next one begins with the new adapter
         self._renderer, before, report = self._new_renderer(), self.settings, None
         with lock_of(self.pipe):
             try:
-                report = load_adapter(self.pipe, file)
-                self._painter.forget(report.name)
+                report = load_adapter(self.pipe, source)
+                self._generator.ranks.forget(report.name)
                 self.put(before.with_adapter(report.name))
-                self._view.adapter.choose(report.name)
+                self.widget.adapter.choose(report.name)
             except BaseException:
                 if report is not None:
                     remove_adapter(self.pipe, report.name)
@@ -177,99 +185,93 @@ class ScaleStudio:
         return report
 
     def save_adapter(self, path: str | os.PathLike) -> SaveReport:
-        """Write what takes part as one adapter, its scales baked in. Raises ValueError where none takes part."""
+        """Write the active adapters as one, scales baked in. Raises ValueError where none is."""
         self.wait(_PATIENCE)
         with lock_of(self.pipe):
-            self._painter.apply(self.settings)
-            return write_adapter(self.pipe, path)
+            self._generator.apply(self.settings)
+            return export.write_adapter(self.pipe, self.settings, path)
 
     def save_picture(self, path: str | os.PathLike) -> Path:
-        """Write the present picture as a PNG, its settings inside; several as a grid. Returns the path."""
-        painted = self._present()
-        several = len(painted.images) > 1 or painted.base is not None
-        return write_picture(
-            self._grid(painted).picture() if several else painted.images[0], painted.settings, path
-        )
+        """Write the present picture as a PNG, its settings inside; several as a grid."""
+        images = self._present()
+        several = len(images.images) > 1 or images.base is not None
+        image = _grid(images).picture() if several else images.images[0]
+        return export.write_picture(image, images.settings, path)
 
     @staticmethod
     def settings_in(png: str | os.PathLike) -> StudioSettings:
-        """The settings in a picture that `save_picture` wrote. Raises ValueError where there are none."""
-        return read_settings(png)
+        """The settings in a picture of `save_picture`. Raises ValueError where there are none."""
+        return export.read_settings(png)
 
     def close(self) -> None:
-        """End the studio: widgets are closed, temporary blends and smaller ranks taken back; scales stay as they are."""
+        """End the studio: widgets close, blends and smaller ranks go; scales stay as they are."""
         self._renderer.close()
-        self._painter.close()
-        self._view.close()
+        self._generator.close()
+        self.widget.close_all()
+
+    def static(self) -> Image.Image:
+        """The images, and where the sliders stand, as one picture."""
+        grid = _grid(self._images, enlarge=True).picture() if self._images else None
+        with lock_of(self.pipe):
+            touched = {name: touched_blocks(self.pipe, name) for name in self.settings.adapters}
+        return export.static_picture(grid, self.settings, touched)
 
     def __repr__(self):
-        return f"ScaleStudio: {in_words(self.settings)} · {self.settings.prompt!r}"
+        return f"ScaleStudio: {self.settings.in_words()} · {self.settings.prompt!r}"
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        """The widget, and the static picture for places that cannot show it."""
         self.wait(_PATIENCE)
         encoded = io.BytesIO()
         self.static().quantize(256, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
-        data, metadata = mime.bundle(encoded.getvalue(), repr(self))
-        widget = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
-        return data | {
-            "text/plain": repr(self),
-            "application/vnd.jupyter.widget-view+json": widget,
-        }, metadata
+        data, metadata = display.bundle(encoded.getvalue(), repr(self))
+        model = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
+        widget = {"application/vnd.jupyter.widget-view+json": model}
+        return data | widget | {"text/plain": repr(self)}, metadata
 
-    def static(self) -> Image.Image:
-        """What is drawn, and where the sliders stand, as one picture."""
-        grid = self._grid(self._painted, enlarged).picture() if self._painted else None
-        with lock_of(self.pipe):
-            touched = {name: touched_blocks(self.pipe, name) for name in self.settings.adapters}
-        return static_picture(grid, self.settings, touched)
-
-    def _present(self) -> Painted:
-        """The pictures of the present settings, in full."""
+    def _present(self) -> StudioImages:
+        """The images of the present settings, in full."""
         if not self.wait(_PATIENCE):
             if lock_of(self.pipe).is_mine():
                 raise ValueError(
-                    "the studio draws when the block or the call that has its pipeline is at its end; ask for "
-                    "the picture after it"
+                    "the studio draws when the block or the call that has its pipeline is at its "
+                    "end; ask for the picture after it"
                 )
             raise TimeoutError(
-                f"the picture is not there after {_PATIENCE} seconds; wait for it with studio.wait()"
+                f"the picture is not there after {_PATIENCE} seconds; call studio.wait() first"
             )
-        if self._error or self._painted is None:
+        if self._error or self._images is None:
             raise ValueError(self._error or "the studio is closed, so there is no picture")
-        return self._painted
-
-    def _grid(
-        self, painted: Painted, drawn: Callable[[Image.Image], Image.Image] = lambda image: image
-    ) -> ImageGrid:
-        rows = [{what: drawn(image) for what, image in row.items()} for row in compared(painted)]
-        seeds = [f"seed {seed}" for seed in painted.settings.seeds]
-        if painted.base is None:
-            return ImageGrid(
-                [[row[NOW] for row in rows]], columns=seeds, title=painted.settings.prompt
-            )
-        return ImageGrid(
-            [list(row.values()) for row in rows],
-            columns=list(rows[0]),
-            rows=seeds,
-            title=painted.settings.prompt,
-        )
+        return self._images
 
     def _follow(self) -> None:
-        """Let the view and the picture follow the present settings."""
+        """Let the picture and the view follow the present settings."""
         self._error = None
-        self._renderer.request(
-            self.settings
-        )  # first, since it stops what runs, and the view may wait for the pipeline
-        self._view.show(self.settings, self._history.can_undo, self._history.can_redo)
+        # first, since it stops what runs, and the view may wait for the pipeline
+        self._renderer.request(self.settings)
+        self.widget.show(self.settings, self._history.can_undo, self._history.can_redo)
 
     def _new_renderer(self) -> Renderer:
-        return Renderer(self._painter.paint, self._show, self._fail, lambda: lock_of(self.pipe))
+        lock = lambda: lock_of(self.pipe)  # noqa: E731
+        return Renderer(self._generator.generate, self._show, self._fail, lock)
 
-    def _show(self, painted: Painted) -> None:
-        self._painted = painted
-        self._view.show_painted(painted)
+    def _show(self, images: StudioImages) -> None:
+        self._images = images
+        self.widget.show_images(images)
 
-    def _fail(self, sentence: str, settings: StudioSettings) -> None:
+    def _fail(self, sentence: str) -> None:
         self._error = sentence
-        self._view.say(sentence, wrong=True)
+        self.widget.say(sentence, wrong=True)
+
+
+def _grid(images: StudioImages, enlarge: bool = False) -> ImageGrid:
+    """Images labelled; small ones enlarged pixel for pixel to the size they have on a screen."""
+    rows = [list(row.values()) for row in images.rows]
+    zoom = max(1, -(-SEVERAL // rows[0][0].width)) if enlarge else 1
+    if zoom > 1:
+        size = (rows[0][0].width * zoom, rows[0][0].height * zoom)
+        rows = [[image.resize(size, Image.NEAREST) for image in row] for row in rows]
+    seeds = [f"seed {seed}" for seed in images.settings.seeds]
+    title = images.settings.prompt
+    if images.base is None:
+        return ImageGrid([[image for row in rows for image in row]], columns=seeds, title=title)
+    return ImageGrid(rows, columns=list(images.rows[0]), rows=seeds, title=title)

@@ -1,44 +1,47 @@
-"""One worker that draws the newest settings and stops what they make stale."""
+"""One worker that generates for the newest settings, and stops what they make stale."""
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lorabook.live.state import PipelineLock
-from lorabook.studio.generate import Painted, Stopped
-from lorabook.studio.settings import StudioSettings
-from lorabook.studio.threads import give_threads_back
+import torch
 
-YOUNG = 0.4  # seconds for which a shown picture is new enough to stop the next preview, so that a drag still shows some
-_LOOK = 0.05  # seconds after which one that waits for the pipeline looks whether it should go on waiting
+from lorabook.live.state import PipelineLock
+from lorabook.studio.generate import Stopped, StudioImages
+from lorabook.studio.settings import StudioSettings
+
+# Seconds for which a shown image is new enough to stop the next preview, so that a drag shows some.
+YOUNG = 0.4
+_PATIENCE = 0.05  # seconds between looks whether waiting for the pipeline still makes sense
 
 
 class Renderer:
-    """Draws settings in a thread of its own: first a preview, then the full picture; the newest settings always win.
+    """Generates in a thread of its own: first a preview, then the full image; the newest win.
 
-    There is no queue: whatever was asked for before the newest is forgotten. The thread ends when nothing is left to do.
+    There is no queue: what was requested before the newest settings is forgotten. The thread ends
+    when nothing is left to do. In it, and without the lock, `show` takes each result and `fail` the
+    sentence of an error.
     """
 
     def __init__(
         self,
-        paint: Callable[..., Painted],
-        show: Callable[[Painted], None],
-        fail: Callable[[str, StudioSettings], None],
+        generate: Callable[..., StudioImages],
+        show: Callable[[StudioImages], None],
+        fail: Callable[[str], None],
         lock: Callable[[], PipelineLock] = PipelineLock,
     ):
-        """Args: `Painter.paint`; what takes each result; what takes an error's sentence and its settings; what gives
-        the lock of what is painted on. The second and third are called in the worker's thread, without the lock."""
-        self._paint, self._show, self._fail, self._lock = paint, show, fail, lock
+        self._generate, self._show, self._fail, self._lock = generate, show, fail, lock
         self._changed = threading.Condition()
         self._wanted: StudioSettings | None = None
         self._worker: threading.Thread | None = None
-        self._shown = float("-inf")
+        self._shown_at = float("-inf")
         self._closed = False
 
     def request(self, settings: StudioSettings) -> None:
-        """Let these settings be painted as soon as may be; returns at once."""
-        give_threads_back()
+        """Generate for these settings as soon as may be; returns at once."""
+        _release_threads()
         with self._changed:
             if self._closed:
                 return
@@ -50,15 +53,14 @@ class Renderer:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing is left to do; returns whether that came within `timeout` seconds.
 
-        Where the caller itself has the pipeline (within `lb.fused`, or a callback of a call), nothing would come, so it
-        does not wait.
+        Who has the pipeline (within `lb.fused`, or in a callback of a call) does not wait, since
+        nothing would come.
         """
         if threading.current_thread() is self._worker:
             return False
+        timeout = 0 if self._lock().is_mine() else timeout
         with self._changed:
-            return self._changed.wait_for(
-                lambda: self._worker is None, 0 if self._lock().is_mine() else timeout
-            )
+            return self._changed.wait_for(lambda: self._worker is None, timeout)
 
     def close(self) -> None:
         """Stop what runs, within one step, and take no more requests."""
@@ -70,73 +72,81 @@ class Renderer:
     def _work(self) -> None:
         try:
             while (settings := self._next()) is not None:
-                self._draw(settings)
+                self._run(settings)
         finally:  # whatever happened, the next request starts anew
             with self._changed:
                 if self._worker is threading.current_thread():
-                    self._worker = None
-                    self._changed.notify_all()
+                    self._end()
 
     def _next(self) -> StudioSettings | None:
         with self._changed:
             settings, self._wanted = self._wanted, None
-            if settings is None or _is_leaving():
-                self._worker = (
-                    None  # in one go with looking, so that a request behind it starts another
-                )
-                self._changed.notify_all()
+            if settings is None or _is_exiting():
+                self._end()  # together with looking, so that a later request starts another
                 return None
             return settings
 
-    def _draw(self, settings: StudioSettings) -> None:
+    def _end(self) -> None:
+        self._worker = None
+        self._changed.notify_all()
+
+    def _run(self, settings: StudioSettings) -> None:
         try:
             for preview in (True, False):
+                stale = lambda preview=preview: self._is_stale(preview)  # noqa: E731
                 with self._turn():
-                    painted = self._paint(
-                        settings,
-                        preview=preview,
-                        stopped=lambda preview=preview: self._is_stale(preview),
-                    )
-                if self._is_stale(preview):
+                    images = self._generate(settings, preview=preview, stopped=stale)
+                if stale():
                     return
-                self._show(painted)
-                self._shown = time.monotonic()
-                if not painted.preview:
+                self._show(images)
+                self._shown_at = time.monotonic()
+                if not images.preview:
                     return
         except Stopped:
             return
         except Exception as error:
             if self._wanted is None and not self._closed:
-                self._fail(in_one_sentence(error), settings)
+                self._fail(sentence_of(error))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """The lock, for one picture; raises Stopped where newer settings come while others have it."""
+        """The lock, for one image; raises Stopped where newer settings come before it is free."""
         lock = self._lock()
-        mine = lock.acquire(0)
-        while not mine:
-            mine = lock.acquire(_LOOK)
+        while not lock.acquire(_PATIENCE):
             if self._is_stale(preview=False):
-                if mine:
-                    lock.release()
                 raise Stopped
         try:
+            if self._is_stale(preview=False):
+                raise Stopped
             yield
         finally:
             lock.release()
 
     def _is_stale(self, preview: bool) -> bool:
-        young = time.monotonic() - self._shown < YOUNG
-        return self._closed or _is_leaving() or self._wanted is not None and (young or not preview)
+        is_young = time.monotonic() - self._shown_at < YOUNG
+        has_newer = self._wanted is not None and (is_young or not preview)
+        return self._closed or _is_exiting() or has_newer
 
 
-def in_one_sentence(error: Exception) -> str:
-    """What went wrong, on one line of at most 400 characters; the kind of error too where it is not meant for people."""
-    said = " ".join(str(error).split("\n\n")[0].split())
-    meant = isinstance(error, (ValueError, OSError)) and said
-    return (said if meant else f"this did not work: {type(error).__name__} {said}".rstrip())[:400]
+def sentence_of(error: Exception) -> str:
+    """An error in one line of at most 400 characters; with its kind where it is not for people."""
+    words = " ".join(str(error).split("\n\n")[0].split())
+    if not (isinstance(error, (ValueError, OSError)) and words):
+        words = f"this did not work: {type(error).__name__} {words}".rstrip()
+    return words[:400]
 
 
-def _is_leaving() -> bool:
+def _is_exiting() -> bool:
     """Whether the program has come to its end, which waits for this thread."""
     return not threading.main_thread().is_alive()
+
+
+def _release_threads() -> None:
+    """Give the calling thread's OpenMP pool back, so that the worker has all cores.
+
+    Once the pools of several threads have more threads than there are cores, GNU's OpenMP wakes a
+    helper for every small operation: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
+    """
+    openmp = ctypes.CDLL(torch._C.__file__)
+    if hasattr(openmp, "omp_pause_resource_all"):
+        openmp.omp_pause_resource_all(2)  # omp_pause_hard; the next operation makes the pool anew

@@ -7,7 +7,7 @@ from lorabook.blocks import target_modules
 from lorabook.live.presets import NAMES
 from lorabook.live.prompt_syntax import parse_prompt
 from lorabook.studio.code import as_code
-from lorabook.studio.generate import Painter, settings_of
+from lorabook.studio.generate import StudioGenerator, first_settings
 
 SMALL = {"num_inference_steps": 2, "seeds": (0, 5)}
 
@@ -47,51 +47,44 @@ def apart(images, others):
     ],
 )
 def test_the_lorabook_code_draws_the_same(two, monkeypatch, tmp_path, change):
-    settings = change(settings_of(two, **SMALL))
+    settings = change(first_settings(two, **SMALL))
     code = as_code(settings, "lorabook", pipe=two)
-    assert apart(drawn_by(code, monkeypatch, tmp_path), Painter(two).paint(settings).images) <= 1
+    assert (
+        apart(drawn_by(code, monkeypatch, tmp_path), StudioGenerator(two).generate(settings).images)
+        <= 1
+    )
 
 
 @pytest.mark.parametrize(
-    "said",
+    "scales",
     [
         {"scale": 0.5},
-        {
-            "parts": {
-                f"{block}.{part}_{i}": 0.25
-                for block in ("up.1", "down.0")
-                for part in ("attentions", "resnets")
-                for i in (0, 1)
-            }
-        },
+        {"blocks": {"mid": 0}},
+        {"scale": 0.5, "parts": {"resnet": 0, "up.1.sampler": 2}},
     ],
 )
-def test_the_diffusers_code_draws_the_same_where_its_scales_can(two, monkeypatch, tmp_path, said):
+def test_the_diffusers_code_draws_the_same(two, monkeypatch, tmp_path, scales):
     settings = (
-        settings_of(two, **SMALL).with_adapter("creatures", on=False).with_adapter("ink", **said)
+        first_settings(two, **SMALL).with_adapter("creatures", on=False).with_(scheduler="ddim")
     )
-    more = (
-        dict.fromkeys(["down.0.sampler", "up.1.sampler"], 0.25) if "parts" in said else {}
-    )  # as the first transformer
-    settings = settings.with_adapter("ink", parts=more).with_(scheduler="ddim")
+    settings = settings.with_adapter("ink", **scales)
     code = as_code(settings, "diffusers", pipe=two)
     assert "#" not in code and "lorabook" not in code.split("from_pretrained")[0]
-    assert apart(drawn_by(code, monkeypatch, tmp_path), Painter(two).paint(settings).images) <= 1
+    assert (
+        apart(drawn_by(code, monkeypatch, tmp_path), StudioGenerator(two).generate(settings).images)
+        <= 1
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (
-            lambda s: s.with_adapter("ink", blocks={"mid": 0}),
-            "cannot say .* unet.mid_block.resnets",
-        ),
         (lambda s: s.with_adapter("ink", rank=2), "not cut to rank 2"),
         (lambda s: s.with_(blend_method="dare_ties"), "'dare_ties'"),
     ],
 )
 def test_the_diffusers_code_says_what_it_cannot_and_runs(two, monkeypatch, tmp_path, change, says):
-    code = as_code(change(settings_of(two, **SMALL)), "diffusers", pipe=two)
+    code = as_code(change(first_settings(two, **SMALL)), "diffusers", pipe=two)
     comments = [line for line in code.splitlines() if line.startswith("# ")]
     assert len(comments) == 1
     with pytest.raises(AssertionError, match=says):
@@ -99,14 +92,15 @@ def test_the_diffusers_code_says_what_it_cannot_and_runs(two, monkeypatch, tmp_p
     assert len(drawn_by(code, monkeypatch, tmp_path)) == 2
 
 
-def test_a_file_is_loaded_from_where_it_is(two, tmp_path):
+def test_a_file_is_loaded_from_where_it_is(pipe, tmp_path):
     file = tmp_path / "my ink.safetensors"
-    settings = settings_of(two, **SMALL)
+    lb.save_adapter("ink", file)
+    lb.load_adapter(pipe, file, "ink")
+    settings = first_settings(pipe, **SMALL)
     assert f"lb.load_adapter(pipe, {str(file)!r}, 'ink')" in as_code(
-        settings, "lorabook", pipe=two, sources={"ink": file}
+        settings, "lorabook", pipe=pipe
     )
-    file.touch()
-    code = as_code(settings, "diffusers", pipe=two, sources={"ink": file})
+    code = as_code(settings, "diffusers", pipe=pipe)
     assert f"{str(tmp_path)!r}, weight_name='my ink.safetensors', adapter_name='ink'" in code
 
 
@@ -114,14 +108,17 @@ WEIGHED = dict(prompt=r"a (red:1.6) boat \(small\) BREAK [night]", negative_prom
 
 
 def test_the_lorabook_code_draws_what_a_prompt_weighs(two, monkeypatch, tmp_path):
-    settings = settings_of(two, **SMALL, scheduler="DPM++ 2M SDE Karras").with_(**WEIGHED)
+    settings = first_settings(two, **SMALL, scheduler="DPM++ 2M SDE Karras").with_(**WEIGHED)
     code = as_code(settings, "lorabook", pipe=two)
-    assert apart(drawn_by(code, monkeypatch, tmp_path), Painter(two).paint(settings).images) <= 1
+    assert (
+        apart(drawn_by(code, monkeypatch, tmp_path), StudioGenerator(two).generate(settings).images)
+        <= 1
+    )
 
 
 def test_the_diffusers_code_says_that_it_weighs_no_words_and_runs(two, monkeypatch, tmp_path):
     code = as_code(
-        settings_of(two, **SMALL, scheduler="DPM++ 2M Karras").with_(**WEIGHED),
+        first_settings(two, **SMALL, scheduler="DPM++ 2M Karras").with_(**WEIGHED),
         "diffusers",
         pipe=two,
     )
@@ -134,7 +131,7 @@ def test_the_diffusers_code_says_that_it_weighs_no_words_and_runs(two, monkeypat
 
 
 def test_the_a1111_code_repeats_the_syntax_and_names_the_sampler(two):
-    settings = settings_of(two, num_inference_steps=2, scheduler="dpm++ 2m sde karras").with_(
+    settings = first_settings(two, num_inference_steps=2, scheduler="dpm++ 2m sde karras").with_(
         **WEIGHED
     )
     lines = as_code(settings, "a1111", pipe=two).splitlines()
@@ -147,7 +144,7 @@ def test_the_a1111_code_repeats_the_syntax_and_names_the_sampler(two):
 
 @pytest.mark.parametrize("dialect", ["lorabook", "diffusers", "a1111"])
 def test_where_nothing_is_drawn_the_code_says_why(two, dialect):
-    code = as_code(settings_of(two, "a cat <lora:ink:0.4>"), dialect, pipe=two)
+    code = as_code(first_settings(two, "a cat <lora:ink:0.4>"), dialect, pipe=two)
     assert (
         code.startswith("# the prompt's '<lora:ink:0.4>' is not read here")
         and code.count("\n") == 1
@@ -155,7 +152,7 @@ def test_where_nothing_is_drawn_the_code_says_why(two, dialect):
 
 
 def test_the_a1111_prompt_has_each_adapter_and_the_parameters(two):
-    settings = settings_of(two, "a red boat", negative_prompt="a cat", **SMALL).with_adapter(
+    settings = first_settings(two, "a red boat", negative_prompt="a cat", **SMALL).with_adapter(
         "creatures", on=False
     )
     text = as_code(settings.with_adapter("ink", scale=-0.5), "a1111", pipe=two)
@@ -170,7 +167,7 @@ def test_the_a1111_prompt_has_each_adapter_and_the_parameters(two):
 @pytest.mark.parametrize(("targets", "numbers"), [("attention", 17), ("all", 26)])
 def test_blocks_become_block_weights(pipe, targets, numbers):
     add_random(pipe, target_modules(targets))
-    settings = settings_of(pipe, **SMALL).with_adapter(
+    settings = first_settings(pipe, **SMALL).with_adapter(
         "random", scale=0.5, blocks={"mid": 0.25, "text_encoder": 0}
     )
     prompt, (mention,) = parse_prompt(as_code(settings, "a1111", pipe=pipe).split("\n")[0])
@@ -180,7 +177,9 @@ def test_blocks_become_block_weights(pipe, targets, numbers):
 
 
 def test_what_block_weights_cannot_say_stands_below(two):
-    settings = settings_of(two, **SMALL).with_adapter("ink", parts={"cross-attention": 0}, rank=2)
+    settings = first_settings(two, **SMALL).with_adapter(
+        "ink", parts={"cross-attention": 0}, rank=2
+    )
     text = as_code(settings, "a1111", pipe=two)
     assert (
         "# ink: block weights have one number for" in text
@@ -193,4 +192,4 @@ def test_another_dialect_is_refused(two):
     with pytest.raises(
         ValueError, match="no code for 'fortran'; there is for: lorabook, diffusers, a1111"
     ):
-        as_code(settings_of(two), "fortran", pipe=two)
+        as_code(first_settings(two), "fortran", pipe=two)

@@ -1,3 +1,4 @@
+import io
 import threading
 
 import ipywidgets
@@ -11,9 +12,9 @@ from safetensors.torch import load_file
 import lorabook as lb
 from adapter_files import ATTENTION, add_random
 from lorabook.lora.source import read_source
-from lorabook.studio.adapter_files import adapter_files, thumbnail
-from lorabook.studio.blocks_of_adapter import touched_blocks
+from lorabook.studio.adapters import touched_blocks
 from lorabook.studio.settings import StudioSettings
+from lorabook.studio.shelf import adapter_files, thumbnail
 from lorabook.studio.studio import ScaleStudio
 from lorabook.training.run import TrainingRun
 
@@ -41,7 +42,7 @@ def studio(own_pipe):
 
 @pytest.fixture
 def view(studio):
-    return studio._view
+    return studio.widget
 
 
 def ordinary(studio, seed=0):
@@ -62,7 +63,7 @@ def apart(one, other):
 
 def slider(view, block, adapter="ink"):
     view.adapter.choose(adapter)
-    return view.adapter.maps[adapter].sliders[block].slider
+    return view.adapter.blocks[adapter][block].slider
 
 
 def inside(widget):
@@ -76,14 +77,14 @@ def test_the_picture_is_that_of_an_ordinary_call(studio):
 
 
 def test_there_is_a_slider_for_each_block_that_the_adapter_touches(studio, view):
-    assert list(view.adapter.maps["ink"].sliders) == touched_blocks(studio.pipe, "ink")
-    assert {"down.0", "mid", "up.3"} <= set(view.adapter.maps["ink"].sliders)
+    assert list(view.adapter.blocks["ink"]) == touched_blocks(studio.pipe, "ink")
+    assert {"down.0", "mid", "up.3"} <= set(view.adapter.blocks["ink"])
 
 
 def test_a_block_that_is_not_touched_has_none(pipe):
     add_random(pipe, ATTENTION)
     studio = ScaleStudio(pipe, num_inference_steps=1)
-    sliders = studio._view.adapter.maps["random"].sliders
+    sliders = studio.widget.adapter.blocks["random"]
     assert {"down.0", "text_encoder"} <= set(sliders) and not {"down.3", "up.0"} & set(sliders)
     studio.close()
 
@@ -112,7 +113,7 @@ def test_settings_move_the_sliders_without_an_echo(studio, view):
     assert (
         slider(view, "up.1").value,
         view.adapter.scale.slider.value,
-        view.words.seeds.value,
+        view.prompts.controls["seeds"].value,
     ) == (0.3, 0.5, "3, 4")
     assert len(studio.grid.images[0]) == 2
     studio.undo()
@@ -134,7 +135,7 @@ def test_undo_and_redo_go_back_and_forth(studio, view):
 
 def test_buttons_bring_sliders_back(studio, view):
     slider(view, "up.1").value, slider(view, "mid").value = 0.5, 0.5
-    view.adapter.maps["ink"].sliders["mid"].back.click()
+    view.adapter.blocks["ink"]["mid"].back.click()
     assert studio.settings.adapters["ink"].blocks == {"up.1": 0.5}
     view.adapter.level.click()
     assert studio.settings.adapters["ink"].blocks == {} and slider(view, "up.1").value == 1
@@ -149,7 +150,7 @@ def test_a_preset_moves_the_sliders_and_is_left_with_the_next_movement(studio, v
 
 def test_single_layers_have_sliders_too(studio, view):
     view.adapter.fine.value = True
-    parts = view.adapter._parts["ink"].sliders
+    parts = view.adapter.parts["ink"]
     assert {"cross-attention", "up.1.attentions_0", "up.1.sampler", "mid.resnets_1"} <= set(parts)
     parts["up.1.attentions_0"].slider.value = 0
     assert studio.settings.adapters["ink"].parts == {"up.1.attentions_0": 0}
@@ -158,9 +159,9 @@ def test_single_layers_have_sliders_too(studio, view):
 
 def test_a_smaller_rank_tells_what_is_kept(studio, view):
     before = studio.picture
-    assert view.adapter.rank.max == 8 and "as trained" in view.adapter.kept.value
+    assert view.adapter.rank.max == 8 and "as trained" in view.adapter.energy.value
     view.adapter.rank.value = 1
-    assert studio.settings.adapters["ink"].rank == 1 and "%" in view.adapter.kept.value
+    assert studio.settings.adapters["ink"].rank == 1 and "%" in view.adapter.energy.value
     assert apart(studio.picture, before) > 5 and apart(studio.picture, ordinary(studio)) <= 2
     view.adapter.rank.value = 8
     assert studio.settings.adapters["ink"].rank is None and apart(studio.picture, before) <= 2
@@ -192,13 +193,13 @@ def test_an_adapter_switched_off_takes_no_part(studio, view):
 
 
 def test_a_mistake_is_told_in_one_sentence_and_the_next_movement_works(studio, view):
-    view.words.seeds.value = "one, two"
+    view.prompts.controls["seeds"].value = "one, two"
     assert (
         "seeds are whole numbers" in view.status.value
         and "lorabook-wrong" in view.status._dom_classes
     )
     assert studio.settings.seeds == (0,)
-    view.words.seeds.value = "7"
+    view.prompts.controls["seeds"].value = "7"
     assert (
         studio.wait(60)
         and studio.settings.seeds == (7,)
@@ -234,7 +235,7 @@ def test_comparing_shows_base_now_and_difference(studio, view):
     grid = studio.grid
     assert (
         list(grid.columns) == ["base", "now", "difference"]
-        and len(view.stage.box.children[0].children) == 3
+        and len(view.stage.children[0].children) == 3
     )
     lb.disable_adapters(studio.pipe)
     assert apart(grid.images[0][0], ordinary(studio)) <= 2
@@ -320,9 +321,7 @@ def test_all_that_can_be_loaded_gets_sliders_and_stands_in_the_code(
     file = tmp_path / "mine.safetensors"
     lb.save_adapter("creatures", file)
     report = studio.load(given(file))
-    assert (
-        report.name in studio.settings.adapters and "up.1" in view.adapter.maps[report.name].sliders
-    )
+    assert report.name in studio.settings.adapters and "up.1" in view.adapter.blocks[report.name]
     code = studio.code()
     assert f"lb.load_adapter(pipe, {said.format(file=str(file))}, {report.name!r})" in code
     assert ("# adapter is in memory only" in code) == (report.name == "adapter")
@@ -345,16 +344,16 @@ def test_what_fails_after_loading_leaves_no_adapter_behind(studio, view, monkeyp
 def test_the_code_follows_the_settings(studio, view):
     view.tabs.selected_index = 4
     slider(view, "up.1").value = 0.3
-    assert "0.3" in view.take.text.value and "ink" in view.take.text.value
+    assert "0.3" in view.take.code.value and "ink" in view.take.code.value
     view.take.dialect.value = "a1111"
-    assert "<lora:ink" in view.take.text.value
+    assert "<lora:ink" in view.take.code.value
 
 
 def test_a_pipeline_without_adapters_can_begin_with_the_shelf(pipe):
     studio = ScaleStudio(pipe, num_inference_steps=2)
     assert studio.picture.size == (64, 64) and studio.settings.adapters == {}
-    studio._view.shelf.cards["ink"].click()
-    assert studio._view.adapter.name == "ink" and apart(studio.picture, ordinary(studio)) <= 2
+    studio.widget.shelf.cards["ink"].click()
+    assert studio.widget.adapter.name == "ink" and apart(studio.picture, ordinary(studio)) <= 2
     studio.close()
 
 
@@ -370,7 +369,7 @@ def test_every_control_has_a_name(view):
     view.adapter.fine.value = True
     controls = [
         widget
-        for widget in inside(view.box)
+        for widget in inside(view)
         if isinstance(widget, (ipywidgets.DOMWidget))
         and hasattr(widget, "description")
         and not isinstance(widget, ipywidgets.HTML)
@@ -418,10 +417,8 @@ def test_a_cell_and_the_studio_take_turns(studio):
             number += 1
             studio.settings = settings.with_adapter("ink", scale=(0.0, 0.5, 1.0)[number % 3])
             if number % 4 == 0 and studio.wait(60) and not studio._error:
-                painted = studio._painted
-                wrong.append(
-                    apart(painted.images[0], right[painted.settings.adapters["ink"].scale])
-                )
+                images = studio._images
+                wrong.append(apart(images.images[0], right[images.settings.adapters["ink"].scale]))
             done.wait(0.05)
 
     hand = threading.Thread(target=move)
@@ -438,7 +435,7 @@ def test_a_cell_and_the_studio_take_turns(studio):
             wrong.append(apart(image, right[scale]))
         with lb.fused(pipe, {"ink": 0.5, "mosaic": 1.0}):
             wrong.append(apart(lb.generate(pipe, PROMPT, **call).images[0], right[0.5]))
-            assert not studio.wait(10) or studio._painted
+            assert not studio.wait(10) or studio._images
         lb.set_scales(pipe, {"ink": -1})
     done.set()
     hand.join(120)
@@ -467,9 +464,9 @@ def test_the_shelf_finds_files_and_their_pictures(tmp_path):
     Image.new("RGB", (40, 20), "red").save(tmp_path / "first.preview.png")
     Image.new("RGB", (20, 20), "blue").save(tmp_path / "inner" / "image_0.png")
     (tmp_path / "second.png").write_bytes(b"no picture")
-    first, inner, second = adapter_files(tmp_path)
-    assert (first.name, inner.name, second.name) == ("first", "inner", "second")
-    assert (first.preview.name, inner.preview.name) == ("first.preview.png", "image_0.png")
-    assert all(thumbnail(file).startswith(b"\x89PNG") for file in (first, inner, second))
+    files = adapter_files(tmp_path)
+    assert list(files) == ["first", "inner", "second"]
+    shown = [Image.open(io.BytesIO(thumbnail(*file))).getpixel((0, 0)) for file in files.items()]
+    assert shown[:2] == [(255, 0, 0), (0, 0, 255)] and min(shown[2]) > 150
     with pytest.raises(FileNotFoundError, match="no folder .*gone"):
         adapter_files(tmp_path / "gone")

@@ -4,9 +4,9 @@ import time
 import pytest
 
 from lorabook.live.state import PipelineLock
-from lorabook.studio.generate import Painted, Stopped
+from lorabook.studio.generate import Stopped, StudioImages
 from lorabook.studio.settings import StudioSettings
-from lorabook.studio.worker import Renderer, in_one_sentence
+from lorabook.studio.worker import Renderer, sentence_of
 
 
 class Slow:
@@ -14,9 +14,7 @@ class Slow:
 
     def __init__(self):
         self.shown, self.failed, self.begun, self.stopped, self.steps = [], [], [], 0, 0
-        self.renderer = Renderer(
-            self.paint, self.shown.append, lambda sentence, settings: self.failed.append(sentence)
-        )
+        self.renderer = Renderer(self.paint, self.shown.append, self.failed.append)
 
     def paint(self, settings, *, preview, stopped):
         self.begun.append((settings.prompt, preview))
@@ -28,7 +26,7 @@ class Slow:
                 raise Stopped
             self.steps += 1
             time.sleep(0.01)
-        return Painted(settings, [], None, 0.0, preview)
+        return StudioImages(settings, [], None, 0.0, preview)
 
     def ask(self, *prompts, pause=0.0):
         for prompt in prompts:
@@ -36,7 +34,7 @@ class Slow:
             time.sleep(pause)
 
     def pictures(self):
-        return [(painted.settings.prompt, painted.preview) for painted in self.shown]
+        return [(images.settings.prompt, images.preview) for images in self.shown]
 
 
 @pytest.fixture
@@ -55,7 +53,7 @@ def test_a_preview_comes_first_and_then_the_full_picture(slow):
     assert slow.renderer.wait(10) and slow.pictures() == [("a", True), ("a", False)]
 
 
-def test_of_many_requests_the_newest_is_painted_and_no_queue_forms(slow):
+def test_of_many_requests_the_newest_is_images_and_no_queue_forms(slow):
     slow.ask(*"abcdefghij")
     assert slow.renderer.wait(10) and slow.pictures()[-1] == ("j", False)
     assert len({prompt for prompt, _ in slow.begun}) <= 3
@@ -92,7 +90,7 @@ def test_an_error_is_told_and_the_next_request_works(slow):
 
 
 def test_an_error_in_showing_is_told_too(slow):
-    slow.renderer._show = lambda painted: 1 / 0
+    slow.renderer._show = lambda images: 1 / 0
     slow.ask("a")
     assert slow.renderer.wait(10) and "ZeroDivisionError" in slow.failed[0]
 
@@ -141,9 +139,9 @@ def test_waiting_gives_up_in_time_and_closing_stops(slow):
 
 
 def test_showing_may_ask_for_more(slow):
-    def show(painted):
-        slow.shown.append(painted)
-        if painted.settings.prompt == "a":
+    def show(images):
+        slow.shown.append(images)
+        if images.settings.prompt == "a":
             slow.ask("b")
 
     slow.renderer._show = show
@@ -162,7 +160,7 @@ def test_showing_may_ask_for_more(slow):
 )
 def test_errors_are_told_in_one_sentence(error, says):
     assert (
-        says in in_one_sentence(error)
-        and len(in_one_sentence(error)) <= 400
-        and "\n" not in in_one_sentence(error)
+        says in sentence_of(error)
+        and len(sentence_of(error)) <= 400
+        and "\n" not in sentence_of(error)
     )
