@@ -104,8 +104,10 @@ def load_pipeline(
 def world_of(pipe: DiffusionPipeline) -> World:
     """The defaults that suit a pipeline, by the size of image it was made for."""
     unet = getattr(pipe, "unet", None)
-    bundled_size = unet and unet.config.sample_size * pipe.vae_scale_factor == BUNDLED.resolution
-    return BUNDLED if bundled_size else HUB
+    if unet is None:
+        return HUB
+    resolution = unet.config.sample_size * pipe.vae_scale_factor
+    return BUNDLED if resolution == BUNDLED.resolution else HUB
 
 
 def _from_pretrained(source: str, dtype: torch.dtype, **kwargs) -> DiffusionPipeline:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 import lorabook as lb
 from lorabook import pipelines, worlds
-from lorabook.metrics import _judge
+from lorabook.metrics import text_features
 from lorabook.pipelines import whole_weights
 
 FILES = {
@@ -99,7 +99,7 @@ def test_a_clip_model_that_lacks_weights_is_refused(tmp_path):
     lose(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(FileNotFoundError, match="the file of CLIPModel lacks 1 of its weights"):
-        _judge(str(folder))
+        text_features(["a cat"], model=folder)
 
 
 def test_a_vae_that_lacks_weights_is_refused_before_training(copy):

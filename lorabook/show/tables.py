@@ -21,24 +21,27 @@ class Report:
     Attributes:
         table: One row a thing, with numbers as numbers: sort it, filter it, plot it, save it.
         formats: By column, what turns a value into text: "{:.1%}" or a function.
+        heads: By column, what stands above it, if not its name.
         empty: What is shown where there are no rows.
         note: A line to stand below.
     """
 
     table: "DataFrame"
     formats: ClassVar[Mapping[str, str | Callable[[object], str]]] = {}
+    heads: ClassVar[Mapping[str, str]] = {}
     empty: ClassVar[str] = "no rows"
     note = ""
 
     def cells(self) -> "DataFrame":
-        """The table as people read it: a column's name is its head, and every value is text."""
+        """The table as people read it: every value is text."""
         from pandas import DataFrame  # here, since `doctor` shows tables where pandas is broken
 
         columns = {}
         for column in self.table:
             form = self.formats.get(column, str)
             to_text = form.format if isinstance(form, str) else form
-            columns[str(column).replace("_", " ")] = [to_text(v) for v in self.table[column]]
+            head = self.heads.get(column, str(column).replace("_", " "))
+            columns[head] = [to_text(value) for value in self.table[column]]
         return DataFrame(columns)
 
     def __str__(self) -> str:

@@ -1,246 +1,267 @@
-"""What can vary along an axis of a sweep, and what one value of it means."""
+"""What can vary along an axis of a sweep: one small class for each kind.
 
-import math
+A kind says which values it takes (`check`), how a value reads (`label`), and what it changes of a
+cell (`apply`). A new kind is a class here and an entry in `KINDS`.
+"""
+
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
-from lorabook.checks import listed
-from lorabook.live.expand import steps_of
+from diffusers import DiffusionPipeline
+
+from lorabook.checks import is_number, listed
 from lorabook.live.generate import check_prompt
 from lorabook.live.layers import adapter_names
-from lorabook.live.scales import layer_scales, resolve_scales
 from lorabook.live.state import check_known
 from lorabook.lora.merge import METHODS
 from lorabook.schedulers import scheduler_named
+from lorabook.sweeps.cells import SWEEP_ADAPTER, Cell, as_schedule, scales_at
+from lorabook.types import Scales
 
-CALL = ("prompt", "negative_prompt", "seed", "guidance_scale", "num_inference_steps", "scheduler")
-ADAPTERS = ("adapter", "checkpoint", "method", "scale")
 INSTEAD = (
-    'say columns={{"{name}": [{weight}]}} or scales={{"{name}": {weight}}}, since a sweep sets the scales so, or '
-    "draw it with generate(pipe, prompt)"
+    'say columns={{"{name}": [{weight}]}} or scales={{"{name}": {weight}}}, since a sweep sets the '
+    "scales so, or draw it with generate(pipe, prompt)"
 )
-RATIO = ":"  # "ink:creatures" goes from the one to the other
-_SHORT = {"guidance_scale": "guidance", "num_inference_steps": "steps"}
-_WHOLE = "the scales of all layers"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: what varies, its values, and a label for each."""
+    """One thing that varies, and its values: the base of all kinds.
 
-    what: str
-    values: Sequence
-    labels: Sequence[str]
-
-    @property
-    def adapter(self) -> str | None:
-        """The adapter whose scales vary, or None."""
-        return (
-            None
-            if self.what in CALL + ADAPTERS or RATIO in self.what
-            else self.what.partition(".")[0]
-        )
-
-    @property
-    def path(self) -> str:
-        """Where in the adapter's scales, as "unet.up.block_1"; "" is all of them."""
-        return self.what.partition(".")[2]
-
-
-def read_axis(pipe, axis, name: str) -> Axis:
-    """An axis as given, checked.
-
-    Args:
-        axis: {what: values} with one entry, see `sweep`.
-        name: "columns" or "rows", for errors.
-    Raises: ValueError for an axis that is none, is empty, or has a value that cannot be.
+    Attributes:
+        pipe: The pipeline.
+        place: "columns" or "rows", for errors.
+        name: What varies, as "seed" or "ink.unet.up".
+        values: As they were given.
+        takes, accepts: Which values the kind takes, in words and as a check.
+        words: How a value reads.
     """
-    if not isinstance(axis, Mapping) or len(axis) != 1:
-        raise ValueError(
-            f'{name} must be a dictionary with one entry, as {{"seed": [0, 1, 2]}}; got {axis!r:.120}'
-        )
-    ((what, values),) = axis.items()
-    if not isinstance(what, str):
-        raise ValueError(f"{name}: {what!r:.60} is no name of what varies")
-    if what == "checkpoint" and hasattr(values, "folder"):
-        values = checkpoints_of(values)
-    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
-        raise ValueError(f"{name}: the values of {what!r} must be a list, not {values!r:.80}")
-    values = list(values)
-    if not values:
-        raise ValueError(f"{name}: {what!r} has no values")
-    _check_what(pipe, what, name)
-    for value in values:
-        _check_value(pipe, what, value, name)
-    return Axis(what, values, [label(what, value) for value in values])
 
+    pipe: DiffusionPipeline
+    place: str
+    name: str
+    values: Sequence
+    takes: ClassVar[str] = ""
+    accepts: ClassVar[Callable[[object], bool]] = staticmethod(lambda value: True)
+    words: ClassVar[str] = "{name} {value}"
 
-def check_together(axes: Sequence[Axis]) -> None:
-    """Raise ValueError for two axes that cannot be combined."""
-    if len(axes) < 2:
-        return
-    one, other = axes
-    if one.what == other.what:
-        raise ValueError(
-            f"columns and rows both vary {one.what!r}; let one of them vary something else"
-        )
-    for first, second in ((one, other), (other, one)):
-        if first.what in ("adapter", "checkpoint", "method") or RATIO in first.what:
-            clash = second.what in ("adapter", "checkpoint") or (
-                second.what == "method" and RATIO not in first.what
+    def check_name(self) -> None:
+        """Raise ValueError where this pipeline has nothing of that name to vary."""
+
+    def check(self, value: object) -> None:
+        """Raise ValueError for a value that cannot be."""
+        if not self.accepts(value):
+            raise ValueError(
+                f"{self.place}: the values of {self.name!r} are {self.takes}, not {value!r:.60}"
             )
-            named = second.adapter is not None and (
-                RATIO not in first.what or second.adapter in first.what.split(RATIO)
-            )
-            if clash or named or (RATIO in first.what and RATIO in second.what):
-                raise ValueError(
-                    f"the axes {one.what!r} and {other.what!r} cannot be combined, since both say how strongly "
-                    "adapters take part; vary 'scale' beside one of them"
-                )
+
+    def label(self, value: object) -> str:
+        """The words above a column or beside a row."""
+        return self.words.format(name=self.name, value=_short(value))
+
+    def apply(self, cell: Cell, value: object) -> Cell:
+        """The cell with this value."""
+        return replace(cell, call={**cell.call, self.name: value})
+
+    def excludes(self, other: "Axis") -> bool:
+        """Whether both say how strongly the same adapter acts."""
+        return False
 
 
-def checkpoints_of(run) -> list[Path]:
-    """The checkpoints of a TrainingRun in their order, and its adapter where it learned on after the last of them."""
-    found = {
-        int(path.name.rpartition("-")[2]): path
-        for path in Path(run.folder).glob("checkpoint-*")
-        if path.is_dir()
-    }
-    last = max((record["step"] for record in run.history), default=0)
-    return [found[step] for step in sorted(found)] + ([] if last in found else [Path(run.adapter)])
+class PromptAxis(Axis):
+    """Prompts, or negative prompts."""
+
+    takes, words = "texts", "{value}"
+    accepts = staticmethod(lambda value: isinstance(value, str))
+
+    def check(self, value: object) -> None:
+        super().check(value)
+        check_prompt(value, self.name, INSTEAD)
 
 
-def scales_at(path: str, value):
-    """Scales that say `value` at a path: ("unet.up.block_1", 0.5) is {"unet": {"up": {"block_1": 0.5}}}."""
-    if not path:
-        return value
-    part, _, rest = path.partition(".")
-    if part == "steps":
-        return {"steps": _shares(value)}
-    if not rest:
-        return {part: value}
-    side, _, inner = rest.partition(".")
-    if side in ("down", "up", "mid") and inner:
-        keys = [side, *inner.split(".", 1 if side != "mid" else 0)]
-        for key in reversed(keys):
-            value = {key: value}
-        return {part: value}
-    return {part: {rest: value}}
+class SeedAxis(Axis):
+    """Seeds of the noise."""
+
+    def check(self, value: object) -> None:
+        check_seed(value, f"{self.place}: a seed")
 
 
-def label(what: str, value) -> str:
-    """The words that stand beside a row or above a column."""
-    short = _SHORT.get(what, what)
-    if what in ("prompt", "negative_prompt", "scheduler", "method"):
-        return str(value)
-    if what in ("adapter", "checkpoint"):
+class GuidanceAxis(Axis):
+    """Guidance scales."""
+
+    takes, words, accepts = "numbers", "guidance {value}", staticmethod(is_number)
+
+
+class StepCountAxis(Axis):
+    """Numbers of denoising steps."""
+
+    takes, words = "whole numbers from 1", "steps {value}"
+    accepts = staticmethod(lambda value: type(value) is int and value >= 1)
+
+
+class SchedulerAxis(Axis):
+    """Schedulers by name."""
+
+    words = "{value}"
+
+    def check(self, value: object) -> None:
+        scheduler_named(value)
+
+
+class AdapterAxis(Axis):
+    """One adapter at a time: a name on the pipeline, what `load_adapter` takes, or None."""
+
+    def label(self, value: object) -> str:
         if value is None:
             return "base"
         path = Path(value) if isinstance(value, (str, os.PathLike)) else Path("adapter")
         return path.parent.name if path.stem == "pytorch_lora_weights" else path.stem
-    if RATIO in what:
-        one, other = what.split(RATIO)
-        return f"{1 - value:.0%} {one}\n{value:.0%} {other}"
-    if what.endswith(".steps"):
-        told = ", ".join(
-            f"{start:.0%} to {end:.0%}" + ("" if factor == 1 else f" × {factor:g}")
-            for start, end, factor in _shares(value)
-            if factor
-        )
-        return f"{what.removesuffix('.steps')} {told or 'never'}"
-    return f"{short.replace('.unet.', ' ').replace('block_', '')} {_plain(value)}"
+
+    def apply(self, cell: Cell, value: object) -> Cell:
+        if value is None:
+            return replace(cell, only="")
+        if isinstance(value, str) and value in adapter_names(self.pipe):
+            return replace(cell, only=value)
+        return replace(cell, only=SWEEP_ADAPTER, source=value)
+
+    def excludes(self, other: Axis) -> bool:
+        return isinstance(other, (AdapterAxis, MethodAxis, ScaleAxis))
 
 
-def _plain(value) -> str:
-    """Scales in few letters."""
-    if isinstance(value, Mapping):
-        return "; ".join(
-            f"{key} {_plain(inner)}" for key, inner in list(value.items())[:4]
-        ) + " …" * (len(value) > 4)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ",".join(_plain(inner) for inner in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+class CheckpointAxis(AdapterAxis):
+    """Checkpoints of a training run."""
+
+    takes = "folders or files of checkpoints"
+    accepts = staticmethod(lambda value: value is not None)
 
 
-def _shares(value) -> list:
-    """A share of the run, as (0.2, 0.5), as the schedule in which the adapter takes part in it alone."""
-    if (
-        isinstance(value, Sequence)
-        and len(value) == 2
-        and all(isinstance(end, Real) for end in value)
-    ):
-        start, end = value
-        return [
-            entry
-            for entry in ([0, start, 0.0], [start, end, 1.0], [end, 1, 0.0])
-            if entry[0] != entry[1]
-        ]
-    return value
+class FactorAxis(Axis):
+    """A number that multiplies the scales of all active adapters."""
 
+    takes, accepts = "numbers", staticmethod(is_number)
 
-def _check_what(pipe, what: str, name: str) -> None:
-    known = adapter_names(pipe)
-    if what in CALL or (what in ("adapter", "checkpoint")):
-        return
-    named = what.split(RATIO) if RATIO in what else [what.partition(".")[0]]
-    if not known:
-        raise ValueError(
-            f"{name}: {what!r:.60} cannot vary, since the pipeline has no adapter; load_adapter(pipe, …) loads "
-            f"one. Without, what can vary is: {', '.join(CALL)}"
-        )
-    if what in ADAPTERS:
-        return
-    for adapter in named:
-        if adapter not in known:
+    def check_name(self) -> None:
+        if not adapter_names(self.pipe):
             raise ValueError(
-                f"{name}: {adapter!r:.60} cannot vary; what can is {', '.join(CALL + ADAPTERS)}, and the "
-                f"scales of an adapter ({listed(known)})"
+                f"{self.place}: {self.name!r:.60} cannot vary, since the pipeline has no adapter; "
+                "load_adapter(pipe, …) loads one. Without, what can vary is: "
+                "prompt, negative_prompt, seed, guidance_scale, num_inference_steps, scheduler"
             )
-    check_known(pipe, named)
-    if RATIO in what and len(set(named)) != 2:
-        raise ValueError(f"{name}: {what!r:.60} is no ratio of two adapters, as 'ink:creatures'")
+
+    def apply(self, cell: Cell, value: float) -> Cell:
+        return replace(cell, factor=cell.factor * value)
 
 
-def _check_value(pipe, what: str, value, name: str) -> None:
-    if what in ("prompt", "negative_prompt"):
-        _ask(isinstance(value, str), name, what, "texts", value)
-        check_prompt(value, what, INSTEAD)
-    elif what == "seed":
-        check_seed(value, f"{name}: a seed")
-    elif what == "num_inference_steps":
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        _ask(whole and value >= 1, name, what, "whole numbers from 1", value)
-    elif what == "guidance_scale" or what == "scale" or RATIO in what:
-        real = isinstance(value, Real) and not isinstance(value, bool)
-        _ask(real and math.isfinite(value), name, what, "numbers", value)
-    elif what == "scheduler":
-        scheduler_named(value)
-    elif what == "method":
-        _ask(value in METHODS, name, what, ", ".join(METHODS), value)
-    elif what in ("adapter", "checkpoint"):
-        _ask(
-            value is not None or what == "adapter",
-            name,
-            what,
-            "folders or files of checkpoints",
-            value,
-        )
-    else:
-        adapter, _, path = what.partition(".")
-        said = resolve_scales(pipe, scales_at(path, value), adapter)
-        layer_scales(pipe, adapter, said)
-        steps_of(said, adapter)
+class MethodAxis(FactorAxis):
+    """Methods of `blend`."""
+
+    takes, words = ", ".join(METHODS), "{value}"
+    accepts = staticmethod(lambda value: value in METHODS)
+
+    def apply(self, cell: Cell, value: str) -> Cell:
+        return replace(cell, method=value)
+
+    def excludes(self, other: Axis) -> bool:
+        return isinstance(other, ScaleAxis) and not isinstance(other, RatioAxis)
 
 
-def check_seed(value, what: str) -> None:
+class ScaleAxis(FactorAxis):
+    """An adapter's scales: all of them, "ink", or those at a path, "ink.unet.up.block_1"."""
+
+    @property
+    def adapters(self) -> list[str]:
+        """The adapters whose scales vary."""
+        return [self.name.partition(".")[0]]
+
+    def check_name(self) -> None:
+        super().check_name()
+        known = adapter_names(self.pipe)
+        for adapter in self.adapters:
+            if adapter not in known:
+                raise ValueError(
+                    f"{self.place}: {adapter!r:.60} cannot vary; what can is {listed(KINDS)}, and "
+                    f"the scales of an adapter ({listed(known, 8):.100})"
+                )
+        check_known(self.pipe, self.adapters)
+
+    def check(self, value: object) -> None:
+        self.apply(Cell({}), value)
+
+    def label(self, value: object) -> str:
+        if self.name.endswith(".steps"):
+            shares = [
+                f"{start:.0%} to {end:.0%}" + ("" if factor == 1 else f" × {factor:g}")
+                for start, end, factor in as_schedule(value)
+                if factor
+            ]
+            return f"{self.adapters[0]} {', '.join(shares) or 'never'}"
+        return f"{self.name.replace('.unet.', ' ').replace('block_', '')} {_short(value)}"
+
+    def apply(self, cell: Cell, value: Scales) -> Cell:
+        adapter, _, path = self.name.partition(".")
+        return cell.with_scales(self.pipe, adapter, scales_at(path, value), whole=not path)
+
+
+class RatioAxis(ScaleAxis):
+    """The share of the second adapter against the first: "ink:creatures"."""
+
+    @property
+    def adapters(self) -> list[str]:
+        return self.name.split(":")
+
+    def check_name(self) -> None:
+        super().check_name()
+        if len(set(self.adapters)) != 2:
+            raise ValueError(
+                f"{self.place}: {self.name!r:.60} is no ratio of two adapters, as 'ink:creatures'"
+            )
+
+    def check(self, value: object) -> None:
+        Axis.check(self, value)
+
+    def label(self, value: float) -> str:
+        one, other = self.adapters
+        return f"{1 - value:.0%} {one}\n{value:.0%} {other}"
+
+    def apply(self, cell: Cell, value: float) -> Cell:
+        ratio = dict(zip(self.adapters, (1 - value, value), strict=True))
+        for adapter, weight in ratio.items():
+            cell = cell.with_scales(self.pipe, adapter, weight, whole=True)
+        return replace(cell, ratio=ratio)
+
+    def excludes(self, other: Axis) -> bool:
+        shared = isinstance(other, ScaleAxis) and set(other.adapters) & set(self.adapters)
+        return isinstance(other, RatioAxis) or bool(shared)
+
+
+KINDS = {
+    "prompt": PromptAxis,
+    "negative_prompt": PromptAxis,
+    "seed": SeedAxis,
+    "guidance_scale": GuidanceAxis,
+    "num_inference_steps": StepCountAxis,
+    "scheduler": SchedulerAxis,
+    "adapter": AdapterAxis,
+    "checkpoint": CheckpointAxis,
+    "method": MethodAxis,
+    "scale": FactorAxis,
+}  # and, by an adapter's name, ScaleAxis and RatioAxis
+
+
+def check_seed(value: object, what: str) -> None:
     """Raise ValueError for a seed that is no whole number from 0."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise ValueError(f"{what} must be a whole number from 0, not {value!r:.60}")
 
 
-def _ask(fits: bool, name: str, what: str, wanted: str, value) -> None:
-    if not fits:
-        raise ValueError(f"{name}: the values of {what!r} are {wanted}, not {value!r:.60}")
+def _short(value: object) -> str:
+    """A value, or scales, in few letters."""
+    if isinstance(value, Mapping):
+        parts = [f"{key} {_short(inner)}" for key, inner in list(value.items())[:4]]
+        return "; ".join(parts) + " …" * (len(value) > 4)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ",".join(map(_short, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

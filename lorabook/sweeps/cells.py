@@ -1,165 +1,157 @@
-"""One cell of a grid: which call draws it, and with which adapters at which scales."""
+"""One cell of a grid: which call makes its image, and with which scale of each layer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 
+from diffusers import DiffusionPipeline
+
+from lorabook.checks import is_number, listed
 from lorabook.live.expand import steps_of
-from lorabook.live.layers import active_adapters, adapter_names
-from lorabook.live.scales import ScaleTable, layer_scales, resolve_scales, scales_of
-from lorabook.sweeps.axes import CALL, RATIO, Axis, scales_at
+from lorabook.live.layers import active_adapters, adapter_names, layers_of
+from lorabook.live.scale_schedule import steps_on
+from lorabook.live.scales import layer_scales, resolve_scales, scales_of
+from lorabook.types import Scales
 
-SWEPT = "swept"  # the name of what a sweep itself puts on the pipeline
-Factors = Mapping[str, Mapping[str, Mapping[str, float]]]
+SWEEP_ADAPTER = "swept"  # the name of an adapter that a sweep itself puts on the pipeline
+LayerScales = Mapping[tuple[str, str], float]  # by component and module
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What makes one picture.
+    """What makes one image.
 
     Attributes:
-        call: prompt, negative_prompt, seed, guidance_scale, num_inference_steps and scheduler.
-        said: an adapter's name, scales, and whether they speak of all its layers or only of those that they name; where
-            several speak of the same layer they multiply.
-        chosen: the one adapter that takes part, where an axis chooses it; "" is none.
-        source: where that adapter is, if it is not on the pipeline.
-        method, weights: of a blend that is to be made.
-        factor: a number that multiplies all scales.
+        call: Prompt, negative_prompt, seed, guidance_scale, num_inference_steps, scheduler.
+        scales: By adapter, the scales of the layers that an axis names.
+        steps: By adapter, its scales over the denoising, as `steps_of` gives them.
+        only: The one active adapter; "" is none, None leaves the active ones.
+        source: Where that adapter is, if it is not on the pipeline.
+        ratio: The weights of two adapters.
+        method: How to blend these two, or else the active adapters.
+        factor: Multiplies all scales.
     """
 
     call: Mapping[str, object]
-    said: Sequence[tuple[str, object, bool]] = ()
-    chosen: str | None = None
+    scales: Mapping[str, LayerScales] = field(default_factory=dict)
+    steps: Mapping[str, Sequence] = field(default_factory=dict)
+    only: str | None = None
     source: object = None
+    ratio: Mapping[str, float] = field(default_factory=dict)
     method: str | None = None
-    weights: Mapping[str, object] = field(default_factory=dict)
     factor: float = 1.0
+
+    def with_scales(
+        self, pipe: DiffusionPipeline, adapter: str, scales: Scales, whole: bool
+    ) -> "Cell":
+        """The cell with an adapter's scales, as in `set_scales`; two for one layer multiply.
+
+        Args:
+            whole: Whether they hold for all layers, or only for those that they name.
+        """
+        scales = resolve_scales(pipe, scales, adapter)
+        zeros = _flat(layer_scales(pipe, adapter, 0.0 if whole else _zeros(scales)))
+        layers, steps = dict(self.scales.get(adapter, {})), dict(self.steps)
+        for key, scale in _flat(layer_scales(pipe, adapter, scales)).items():
+            if zeros[key] == 0:
+                layers[key] = layers.get(key, 1.0) * scale
+        if whole or "steps" in scales:
+            steps[adapter] = steps_of(scales, adapter)
+        return replace(self, scales={**self.scales, adapter: layers}, steps=steps)
 
 
 @dataclass(frozen=True)
 class Present:
-    """The pipeline's adapters as they are before a sweep: those that take part, and all scales."""
+    """The adapters on a pipeline before a sweep: the active ones, all scales, all schedules."""
 
     active: Sequence[str]
-    table: ScaleTable
+    scales: Mapping[str, LayerScales]
+    steps: Mapping[str, Sequence]
 
     @classmethod
-    def of(cls, pipe) -> "Present":
+    def of(cls, pipe: DiffusionPipeline) -> "Present":
         """As they are now."""
-        return cls(active_adapters(pipe), scales_of(pipe))
+        scales = {name: _flat(layers) for name, layers in scales_of(pipe).items()}
+        return cls(active_adapters(pipe), scales, steps_on(pipe))
+
+    def weights(self, cell: Cell) -> Mapping[str, Scales]:
+        """What a cell blends, by adapter: the two of a ratio, or all active ones at their scales.
+
+        Raises: ValueError if that is fewer than two.
+        """
+        if cell.method is None:
+            return {}
+        weights = cell.ratio or {name: as_scales(self.scales[name]) for name in self.active}
+        if len(weights) < 2:
+            raise ValueError(
+                f"'method' blends at least two adapters; {listed(weights)} takes part. Load "
+                "another, or enable it, or vary a ratio as 'ink:creatures' beside it"
+            )
+        return weights
+
+    def scales_in(self, pipe: DiffusionPipeline, cell: Cell) -> dict[str, LayerScales]:
+        """The scale of every layer of every adapter on the pipeline, for one cell."""
+        scales, blended = {}, self.weights(cell)
+        for name in adapter_names(pipe):
+            is_active = cell.only in (None, name) and name not in blended
+            before = self.scales.get(name)
+            if before is None or (cell.only == name and name not in self.active):
+                before = dict.fromkeys(_flat(layers_of(pipe, name)), 1.0)
+            layers = {**before, **cell.scales.get(name, {})}
+            factor = cell.factor if is_active else 0.0
+            scales[name] = {key: scale * factor for key, scale in layers.items()}
+        return scales
+
+    def schedule_in(self, cell: Cell) -> dict[str, list]:
+        """The scales over the denoising by adapter, for one cell."""
+        steps = {**self.steps, **cell.steps}
+        return {name: list(shares) for name, shares in steps.items() if shares}
 
 
-def cells_of(
-    pipe, axes: Sequence[Axis], call: Mapping[str, object], present: Present
-) -> list[Cell]:
-    """The cells of a grid, row by row; the first axis runs across."""
-    across, *down = axes
-    cells = []
-    for values in product(*(axis.values for axis in down), across.values):
-        cell = Cell(dict(call))
-        for axis, value in zip((*down, across), values, strict=True):
-            cell = _with(pipe, cell, axis, value)
-        cells.append(_with_weights(cell, present))
-    return cells
+def as_scales(layers: LayerScales) -> Scales:
+    """Scales, as `set_scales` takes them: a number, where it is the same for all layers."""
+    if len(set(layers.values())) < 2:
+        return next(iter(layers.values()), 1.0)
+    scales: dict[str, dict[str, float]] = {}
+    for (component, module), scale in layers.items():
+        scales.setdefault(component, {})[module] = scale
+    return scales
 
 
-def _with(pipe, cell: Cell, axis: Axis, value) -> Cell:
-    """The cell with one more thing said."""
-    what = axis.what
-    if what in CALL:
-        return replace(cell, call={**cell.call, what: value})
-    if what == "scale":
-        return replace(cell, factor=cell.factor * value)
-    if what == "method":
-        return replace(cell, method=value)
-    if what in ("adapter", "checkpoint"):
-        there = isinstance(value, str) and value in adapter_names(pipe)
-        return replace(
-            cell,
-            chosen="" if value is None else value if there else SWEPT,
-            source=None if there else value,
-        )
-    if RATIO in what:
-        one, other = what.split(RATIO)
-        said = [*cell.said, (one, 1 - value, True), (other, value, True)]
-        return replace(cell, weights={one: 1 - value, other: value}, said=said)
-    return replace(
-        cell, said=[*cell.said, (axis.adapter, scales_at(axis.path, value), not axis.path)]
-    )
+def scales_at(path: str, value: object) -> Scales:
+    """Scales that say `value` at a path: ("unet.up", 0.5) is {"unet": {"up": 0.5}}."""
+    component, _, rest = path.partition(".")
+    if component == "steps":
+        return {"steps": as_schedule(value)}
+    side, _, inner = rest.partition(".")
+    keys = [component, rest]
+    if side in ("down", "up"):
+        keys = [component, side, *inner.split(".", 1)]
+    elif side == "mid":
+        keys = [component, side, inner]
+    for key in filter(None, reversed(keys)):
+        value = {key: value}
+    return value
 
 
-def _with_weights(cell: Cell, present: Present) -> Cell:
-    """What is to be blended: the two of a ratio, or all that take part at their scales."""
-    if cell.method is None:
-        return replace(cell, weights={})
-    weights = cell.weights or {name: as_scales(present.table[name]) for name in present.active}
-    if len(weights) < 2:
-        raise ValueError(
-            f"'method' blends at least two adapters; {', '.join(weights) or 'none'} takes part. Load another, "
-            "or enable it, or vary a ratio as 'ink:creatures' beside it"
-        )
-    return replace(cell, weights=weights, said=())
+def as_schedule(value: object) -> Sequence:
+    """A share of the run, as (0.2, 0.5), as the schedule of an adapter that acts in it alone."""
+    if isinstance(value, Sequence) and len(value) == 2 and all(map(is_number, value)):
+        start, end = value
+        shares = [0, start, 0.0], [start, end, 1.0], [end, 1, 0.0]
+        return [share for share in shares if share[0] != share[1]]
+    return value
 
 
-def as_scales(parts: Mapping[str, Mapping[str, float]]):
-    """Scales, as `set_scales` takes them, that give exactly these factors: a number where they are all the same."""
-    numbers = {factor for layers in parts.values() for factor in layers.values()}
-    return (
-        next(iter(numbers), 1.0)
-        if len(numbers) < 2
-        else {part: dict(layers) for part, layers in parts.items()}
-    )
+def _flat(layers: Mapping[str, Mapping]) -> dict:
+    return {
+        (component, key): layers[component][key]
+        for component in layers
+        for key in layers[component]
+    }
 
 
-def factors_of(pipe, cell: Cell, present: Present) -> Factors:
-    """The factor of every layer of every adapter on the pipeline, for one cell."""
-    factors = {}
-    for name in adapter_names(pipe):
-        on = name == cell.chosen if cell.chosen is not None else name not in cell.weights
-        kept = name in present.table and (name != cell.chosen or name in present.active)
-        before = present.table[name] if kept else layer_scales(pipe, name, 1.0)
-        said = _product(
-            pipe, [(scales, whole) for adapter, scales, whole in cell.said if adapter == name], name
-        )
-        factors[name] = {
-            part: {
-                module: said.get(part, {}).get(module, number) * cell.factor * on
-                for module, number in layers.items()
-            }
-            for part, layers in before.items()
-        }
-    return factors
-
-
-def schedule_of(pipe, cell: Cell, steps: Mapping[str, Sequence]) -> dict[str, list]:
-    """The scales over the denoising by adapter: what the cell says, else what was."""
-    found = dict(steps)
-    for name, scales, whole in cell.said:
-        plain = resolve_scales(pipe, scales, name)
-        if whole or "steps" in plain:
-            found[name] = steps_of(plain, name)
-    return {name: list(shares) for name, shares in found.items() if shares}
-
-
-def _product(
-    pipe, statements: Sequence[tuple[object, bool]], name: str
-) -> dict[str, dict[str, float]]:
-    """What several statements make of the layers that any of them speaks of."""
-    found: dict[str, dict[str, float]] = {}
-    for scales, whole in statements:
-        plain = resolve_scales(pipe, scales, name)
-        spoken = layer_scales(pipe, name, 0.0 if whole else _zeros(plain))
-        for part, layers in layer_scales(pipe, name, plain).items():
-            for module, factor in layers.items():
-                if spoken[part][module] == 0:
-                    found.setdefault(part, {})[module] = (
-                        found.get(part, {}).get(module, 1.0) * factor
-                    )
-    return found
-
-
-def _zeros(scales):
-    """The same scales with 0 for each number, which shows the layers that they speak of."""
+def _zeros(scales: Scales) -> Scales:
+    """The same scales with 0 for each number, which shows the layers that they name."""
     if isinstance(scales, Mapping):
         return {key: value if key == "steps" else _zeros(value) for key, value in scales.items()}
     return [0.0] * len(scales) if isinstance(scales, Sequence) else 0.0

@@ -4,22 +4,30 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from IPython.display import display
+from PIL import Image
+from tqdm.auto import tqdm
 
 from lorabook.live.generate import OTHER_PROMPTS, check_call, check_prompt
-from lorabook.live.layers import active_adapters, adapter_names
-from lorabook.live.scale_schedule import steps_on
-from lorabook.live.scales import scales_of, set_scales
+from lorabook.live.inject import convert_doras
+from lorabook.live.layers import adapter_names
+from lorabook.live.scales import set_scales
 from lorabook.live.state import locked, preserve_scales
 from lorabook.lora.source import read_source
 from lorabook.pipelines import world_of
+from lorabook.show.display import in_notebook
 from lorabook.show.grid import ImageGrid
-from lorabook.sweeps.axes import INSTEAD, Axis, check_seed, check_together, read_axis
-from lorabook.sweeps.cells import Present, as_scales, cells_of
-from lorabook.sweeps.live_grid import Live
-from lorabook.sweeps.passes import draw_cells
+from lorabook.sweeps.axes import INSTEAD, KINDS, Axis, RatioAxis, ScaleAxis, check_seed
+from lorabook.sweeps.batched import generate_cells
+from lorabook.sweeps.cells import Cell, Present, as_scales
+from lorabook.types import Scales
 
-MANY = 150  # pictures that nobody draws by a slip
-# what would draw other pictures than the grid's, and what says it instead
+MANY = 150  # images that nobody asks for by a slip
+# Arguments of the call at which a grid would hold other images, what they may be, and what to do.
 _REFUSED = {
     "num_images_per_prompt": (
         (None, 1),
@@ -33,7 +41,7 @@ _REFUSED = {
 
 @locked
 def sweep(
-    pipe,
+    pipe: DiffusionPipeline,
     prompt: str | None = None,
     *,
     columns: Mapping[str, Sequence],
@@ -42,186 +50,248 @@ def sweep(
     guidance_scale: float | None = None,
     seed: int = 0,
     negative_prompt: str | None = None,
-    scales: Mapping[str, object] | None = None,
+    scales: Mapping[str, Scales] | None = None,
     title: str = "",
     confirm: bool = False,
     **call,
 ) -> ImageGrid:
-    """Draw a grid of images along one or two axes.
+    """Generate a grid of images along one or two axes.
 
     An axis is a dictionary with one entry, what varies and its values:
 
     - "prompt", "negative_prompt", "seed", "guidance_scale", "num_inference_steps", "scheduler";
     - an adapter's name, with scales as in `set_scales`: {"ink": [0, 0.5, 1]}, or presets by name;
-    - a path into its scales, {"ink.unet.up.block_1": [0, 1]}, "ink.text_encoder", "ink.unet.cross-attention",
-      "ink.unet.*.attn2.to_k"; the layers that the path does not speak of keep their scale;
-    - "ink.steps", shares of the denoising in which it takes part: [(0, 0.5), (0.5, 1)], or schedules;
-    - "adapter", one at a time: names on the pipeline, or what `load_adapter` takes; None is the base;
+    - a path into its scales, {"ink.unet.up.block_1": [0, 1]}, "ink.text_encoder",
+      "ink.unet.cross-attention", "ink.unet.*.attn2.to_k"; other layers keep their scale;
+    - "ink.steps", shares of the denoising in which it acts: [(0, 0.5), (0.5, 1)], or schedules;
+    - "adapter", one at a time: names on the pipeline, or what `load_adapter` takes; None is no one;
     - "checkpoint", folders of a run's checkpoints, or the TrainingRun itself for all of them;
     - "ink:creatures", the share of the second against the first, from 0 to 1;
-    - "method" of `blend`, for the ratio of the other axis or else the adapters that take part;
-    - "scale", a number that multiplies the scales of whatever takes part.
+    - "method" of `blend`, for the ratio of the other axis or else the active adapters;
+    - "scale", a number that multiplies the scales of all active adapters.
 
-    Settings that differ only in scales, prompts and seeds are drawn in one denoising pass, each sample with its own
-    scale; pipelines other than Stable Diffusion's and SDXL's, and compiled ones, draw one by one. Prompts are read as
-    `generate` reads them: `(word:1.3)`, `[word]`, BREAK, any length. Adapters that no axis and no `scales` name take part
-    as they do now. Every image starts from
-    the noise of `torch.Generator("cpu").manual_seed(seed)`, and equals the one of an ordinary call with these settings.
-    Interrupting keeps what is drawn. Under `accelerate launch` the processes share the pictures out. Afterwards the
-    pipeline is as it was.
+    Settings that differ only in scales, prompts and seeds share one denoising pass, each sample
+    with its own scale. Pipelines other than Stable Diffusion's and SDXL's, and compiled ones,
+    generate image by image. Prompts are read as `generate` reads them: `(word:1.3)`, `[word]`,
+    BREAK, any length. Every image starts from the noise of
+    `torch.Generator("cpu").manual_seed(seed)`, and equals that of an ordinary call with these
+    settings. An interrupt keeps the images so far. Under `accelerate launch` the processes share
+    the images. Afterwards the pipeline is as it was.
 
     Args:
-        pipe: a diffusers pipeline.
-        prompt, negative_prompt: what to draw; the prompt may be left out where an axis has it.
-        columns, rows: the axes; `rows` may be None.
-        num_inference_steps, guidance_scale: None takes what suits the model (15 and 4 for the bundled one, 25 and 7.5
-            else).
-        seed: the seed where no axis varies it.
-        scales: of adapters, in place of the present ones; those that are not named do not take part.
-        title: what stands above the grid.
-        confirm: draw more than 150 pictures too.
-        **call: passed on to the pipeline's call (height, width, clip_skip …); what it does not know is an error.
-    Returns: an ImageGrid with `images[row][column]`, and `settings` that repeat it: `sweep(pipe, **grid.settings)`.
-    Raises: ValueError for an unknown axis, adapter or block, an empty axis, two that cannot be combined, a seed that is no
-        whole number, no prompt, one that cannot be read or names an adapter as `<lora:ink:1>`, arguments of the call that
-        a grid cannot show (num_images_per_prompt …), or too many pictures. Nothing is drawn then.
+        pipe: A diffusers pipeline.
+        prompt, negative_prompt: The prompt may be left out where an axis has it.
+        columns, rows: The axes; `rows` may be None.
+        num_inference_steps, guidance_scale: None takes what suits the model: 15 and 4 for the
+            bundled one, else 25 and 7.5.
+        seed: Of all images, where no axis varies it.
+        scales: Of adapters, in place of the present ones; others are then not active.
+        title: What stands above the grid.
+        confirm: Generate more than 150 images too.
+        **call: For the pipeline's call (height, width, clip_skip …); an unknown name is an error.
+    Returns: An ImageGrid with `images[row][column]`, and `settings` that repeat it:
+        `sweep(pipe, **grid.settings)`.
+    Raises: ValueError for an unknown axis, adapter or block, an empty axis, two that cannot be
+        combined, a seed that is no whole number, no prompt, one that cannot be read or names an
+        adapter as `<lora:ink:1>`, arguments of the call that a grid cannot show, or too many
+        images. Nothing is generated then.
     """
-    axes = [read_axis(pipe, columns, "columns")] + (
-        [read_axis(pipe, rows, "rows")] if rows is not None else []
-    )
-    check_together(axes)
+    axes = [read_axis(pipe, columns, "columns")]
+    if rows is not None:
+        axes.append(read_axis(pipe, rows, "rows"))
+        _check_together(*axes)
     check_seed(seed, "seed")
-    _check_call(pipe, call, axes)
-    if prompt is None and "prompt" not in [axis.what for axis in axes]:
+    names = [axis.name for axis in axes]
+    _check_call(pipe, call, names)
+    if prompt is None and "prompt" not in names:
         raise ValueError('sweep needs a prompt, or an axis {"prompt": [...]}')
-    for what, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
         if text is not None:
-            check_prompt(text, what, INSTEAD)
+            check_prompt(text, name, INSTEAD)
     count = math.prod(len(axis.values) for axis in axes)
     if count > MANY and not confirm:
         raise ValueError(
-            f"this sweep would draw {count} pictures; give fewer values, or confirm=True if that is meant"
+            f"this sweep would draw {count} pictures; give fewer values, or confirm=True if that "
+            "is meant"
         )
     world = world_of(pipe)
-    base = {
+    fixed = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "seed": seed,
-        "num_inference_steps": world.num_inference_steps
-        if num_inference_steps is None
-        else num_inference_steps,
-        "guidance_scale": world.guidance_scale if guidance_scale is None else guidance_scale,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
     }
+    for name in ("num_inference_steps", "guidance_scale"):
+        fixed[name] = getattr(world, name) if fixed[name] is None else fixed[name]
     call = {name: value for name, value in call.items() if name not in _REFUSED}
+    convert_doras(pipe, adapter_names(pipe))
     with preserve_scales(pipe):
         if scales is not None:
             set_scales(pipe, scales, only=True)
-        settings = _settings(pipe, base, axes, call, title)
-        return _drawn(
-            pipe, axes, base, call, ImageGrid(_empty(axes), *_labels(axes), title, settings)
+        present = Present.of(pipe)
+        cells = _cells(axes, fixed, present)
+        images = [[None] * len(axes[0].values) for _ in range(count // len(axes[0].values))]
+        labels = [[axis.label(value) for value in axis.values] for axis in axes]
+        settings = _settings(fixed | call, axes, present, title)
+        grid = ImageGrid(images, labels[0], labels[1] if rows is not None else [], title, settings)
+        return _generate(pipe, cells, present, call, grid)
+
+
+def read_axis(pipe: DiffusionPipeline, axis: Mapping[str, Sequence], place: str) -> Axis:
+    """An axis as it was given to `sweep`, checked.
+
+    Args:
+        axis: What varies and its values, one entry.
+        place: "columns" or "rows", for errors.
+    Raises: ValueError for an axis that is none, is empty, or has a value that cannot be.
+    """
+    if not isinstance(axis, Mapping) or len(axis) != 1:
+        example = '{"seed": [0, 1, 2]}'
+        raise ValueError(
+            f"{place} must be a dictionary with one entry, as {example}; got {axis!r:.120}"
+        )
+    ((name, values),) = axis.items()
+    if not isinstance(name, str):
+        raise ValueError(f"{place}: {name!r:.60} is no name of what varies")
+    if name == "checkpoint" and hasattr(values, "folder"):
+        values = _checkpoints_of(values)
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+        raise ValueError(f"{place}: the values of {name!r} must be a list, not {values!r:.80}")
+    kind = KINDS.get(name, RatioAxis if ":" in name else ScaleAxis)
+    axis = kind(pipe, place, name, list(values))
+    if not axis.values:
+        raise ValueError(f"{place}: {name!r} has no values")
+    axis.check_name()
+    for value in axis.values:
+        axis.check(value)
+    return axis
+
+
+def _check_together(one: Axis, other: Axis) -> None:
+    if one.name == other.name:
+        raise ValueError(
+            f"columns and rows both vary {one.name!r}; let one of them vary something else"
+        )
+    if one.excludes(other) or other.excludes(one):
+        raise ValueError(
+            f"the axes {one.name!r} and {other.name!r} cannot be combined, since both say how "
+            "strongly adapters take part; vary 'scale' beside one of them"
         )
 
 
-def _check_call(pipe, call: Mapping, axes: Sequence[Axis]) -> None:
+def _check_call(pipe: DiffusionPipeline, call: Mapping, axes: Sequence[str]) -> None:
     """Raise ValueError for arguments of the pipeline's call that a sweep could only pass over."""
-    for name, (meant, instead) in _REFUSED.items():
-        if name in call and call[name] not in meant:
-            raise ValueError(f"a sweep takes no {name}={call[name]!r:.60}: {instead}")
-    if call.get("latents") is not None and "seed" in [axis.what for axis in axes]:
+    for name, (accepted, remedy) in _REFUSED.items():
+        if name in call and call[name] not in accepted:
+            raise ValueError(f"a sweep takes no {name}={call[name]!r:.60}: {remedy}")
+    if call.get("latents") is not None and "seed" in axes:
         raise ValueError(
             "latents are the noise, which the axis 'seed' varies; leave one of them out"
         )
     check_call(pipe, call, "sweep", OTHER_PROMPTS)
 
 
-def _drawn(pipe, axes: Sequence[Axis], base: Mapping, call: Mapping, grid: ImageGrid) -> ImageGrid:
-    present = Present.of(pipe)
-    cells = cells_of(pipe, axes, base, present)
-    for cell in cells:
+def _checkpoints_of(run: object) -> list[Path]:
+    """The checkpoints of a TrainingRun in order, and its adapter where it learned on after them."""
+    folders = [path for path in Path(run.folder).glob("checkpoint-*") if path.is_dir()]
+    checkpoints = {int(path.name.rpartition("-")[2]): path for path in folders}
+    last = max((record["step"] for record in run.history), default=0)
+    ordered = [checkpoints[step] for step in sorted(checkpoints)]
+    return ordered if last in checkpoints else [*ordered, Path(run.adapter)]
+
+
+def _cells(axes: Sequence[Axis], fixed: Mapping, present: Present) -> list[Cell]:
+    """The cells row by row, with all that can be wrong about them checked."""
+    across, *down = axes
+    cells = []
+    for values in product(*(axis.values for axis in down), across.values):
+        cell = Cell(fixed)
+        for axis, value in zip((*down, across), values, strict=True):
+            cell = axis.apply(cell, value)
         if cell.source is not None:
-            read_source(cell.source)  # what cannot be read is better said before anything is drawn
-        if cell.factor != 1 and not (present.active or cell.chosen or cell.weights):
+            read_source(cell.source)
+        if cell.factor != 1 and not (present.active or cell.only or cell.scales):
             raise ValueError(
-                "'scale' multiplies the scales of the adapters that take part, and none does; enable one"
+                "'scale' multiplies the scales of the adapters that take part, and none does; "
+                "enable one"
             )
-    rank, processes = _place()
-    mine = {number: cell for number, cell in enumerate(cells) if number % processes == rank}
-    steps = sum(cell.call["num_inference_steps"] for cell in mine.values())
-    live = Live(grid, steps, shown=rank == 0)
+        present.weights(cell)
+        cells.append(cell)
+    return cells
+
+
+def _generate(
+    pipe: DiffusionPipeline, cells: Sequence[Cell], present: Present, call: Mapping, grid: ImageGrid
+) -> ImageGrid:
+    """Fill the grid; of several processes, each generates a part and gets the others'."""
+    width, rank, processes = len(grid.images[0]), 0, 1
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+
+        rank, processes = PartialState().process_index, PartialState().num_processes
+    mine = {number: cells[number] for number in range(rank, len(cells), processes)}
+    progress = _Progress(grid, mine.values(), is_shown=rank == 0)
     try:
-        draw_cells(pipe, mine, present, call, drawn=live.drew, stepped=live.stepped)
+        generate_cells(pipe, mine, present, call, on_images=progress.add, on_steps=progress.advance)
     except KeyboardInterrupt:
-        if not any(image is not None for row in grid.images for image in row):
+        if not any(image for row in grid.images for image in row):
             raise
         print("interrupted; what was drawn is kept")
     finally:
-        live.close()
-    return _gathered(grid, processes)
-
-
-def _gathered(grid: ImageGrid, processes: int) -> ImageGrid:
-    """The grid with what all processes drew, on each of them."""
+        progress.close()
     if processes > 1:
-        from accelerate.utils import gather_object
-
-        width = len(grid.images[0])
-        mine = [
-            (y * width + x, image)
-            for y, row in enumerate(grid.images)
-            for x, image in enumerate(row)
-            if image
-        ]
-        for number, image in gather_object(mine):
-            grid.images[number // width][number % width] = image
+        own = [(n, grid.images[n // width][n % width]) for n in mine]
+        progress.add({number: image for number, image in gather_object(own) if image})
     return grid
 
 
-def _place() -> tuple[int, int]:
-    """This process' number and how many there are, where `accelerate launch` or torchrun started several."""
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
-        return 0, 1
-    from accelerate import PartialState
+class _Progress:
+    """A bar over the steps of all images, and in a notebook the grid as far as it goes."""
 
-    state = PartialState()
-    return state.process_index, state.num_processes
+    def __init__(self, grid: ImageGrid, cells, *, is_shown: bool):
+        self.grid, self.handle, self.is_shown = grid, None, is_shown
+        steps = sum(cell.call["num_inference_steps"] for cell in cells)
+        self.bar = tqdm(total=steps, desc="steps of all images", leave=False, disable=not is_shown)
+
+    def advance(self, count: int) -> None:
+        self.bar.update(min(count, self.bar.total - self.bar.n))  # some schedulers take more steps
+
+    def add(self, images: Mapping[int, Image.Image]) -> None:
+        width = len(self.grid.images[0])
+        for number, image in images.items():
+            self.grid.images[number // width][number % width] = image
+        if self.is_shown and in_notebook() and not self.grid.is_whole:
+            if self.handle is None:
+                self.handle = display(self.grid, display_id=True)
+            else:
+                self.handle.update(self.grid)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.handle is not None:  # the grid is shown as the sweep's result
+            self.handle.update({"text/plain": ""}, raw=True)
 
 
-def _empty(axes: Sequence[Axis]) -> list[list[None]]:
-    return [
-        [None] * len(axes[0].values) for _ in range(len(axes[1].values) if len(axes) > 1 else 1)
-    ]
-
-
-def _labels(axes: Sequence[Axis]) -> tuple[list[str], list[str]]:
-    return list(axes[0].labels), list(axes[1].labels) if len(axes) > 1 else []
-
-
-def _settings(pipe, base: Mapping, axes: Sequence[Axis], call: Mapping, title: str) -> dict:
+def _settings(fixed: Mapping, axes: Sequence[Axis], present: Present, title: str) -> dict:
     """The arguments that repeat the sweep, as far as JSON can hold them."""
-    told = {key: value for key, value in base.items() if value is not None} | dict(call)
-    told |= {
-        name: {axis.what: list(axis.values)}
-        for name, axis in zip(("columns", "rows"), axes, strict=False)
-    }
-    table, active, steps = scales_of(pipe), active_adapters(pipe), steps_on(pipe)
-    scales = {name: as_scales(table[name]) for name in adapter_names(pipe) if name in active}
-    for name, shares in steps.items():
-        if name in scales:
-            said = scales[name]
-            whole = said if isinstance(said, Mapping) else {part: said for part in table[name]}
-            scales[name] = {**whole, "steps": [list(share) for share in shares]}
-    told |= {"scales": scales} if scales else {}
-    told |= {"title": title} if title else {}
-    return {
-        key: json.loads(json.dumps(value, default=str))
-        for key, value in told.items()
-        if _is_plain(value)
-    }
-
-
-def _is_plain(value) -> bool:
-    try:
-        json.dumps(value, default=os.fspath)
-    except (TypeError, ValueError):
-        return False
-    return True
+    scales = {}
+    for name in present.active:
+        scales[name] = as_scales(present.scales[name])
+        if present.steps.get(name):
+            if not isinstance(scales[name], Mapping):
+                components = {component for component, _ in present.scales[name]}
+                scales[name] = dict.fromkeys(components, scales[name])
+            scales[name] = {**scales[name], "steps": present.steps[name]}
+    settings = {name: value for name, value in fixed.items() if value is not None}
+    settings |= {axis.place: {axis.name: list(axis.values)} for axis in axes}
+    settings |= {"scales": scales} if scales else {}
+    settings |= {"title": title} if title else {}
+    plain = {}
+    for name, value in settings.items():
+        try:
+            plain[name] = json.loads(json.dumps(value, default=os.fspath))
+        except (TypeError, ValueError):
+            continue
+    return plain

@@ -386,7 +386,7 @@ def test_a_pass_that_does_not_fit_is_halved_and_tried_again(pipe, monkeypatch):
 
 
 def test_an_interrupt_keeps_what_is_drawn(pipe, monkeypatch, capsys):
-    monkeypatch.setattr("lorabook.sweeps.passes.AT_ONCE", 2 * 16 * 16)
+    monkeypatch.setattr("lorabook.sweeps.batched.AT_ONCE", 2 * 16 * 16)
     calls = count_passes(pipe, stop_after=3)
     grid = lb.sweep(pipe, "a red cat", columns={"seed": [0, 1, 2, 3]}, **QUICK)
     assert len(calls) == 3 and [image is None for image in grid.images[0]] == [
