@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 import lorabook as lb
-from lorabook.sweeps.batched import draw_batch
-from lorabook.sweeps.cells import Cell, Present, factors_of
+from lorabook.sweeps.batched import generate_batch
+from lorabook.sweeps.cells import Cell, Present
 from lorabook.worlds import world
 
 
@@ -29,25 +29,23 @@ def one_by_one(pipe, adapter: str, scales: list[float], prompt: str, **call) -> 
 
 def in_one_pass(pipe, adapter: str, scales: list[float], prompt: str, **call) -> np.ndarray:
     """The same pictures as numbers from 0 to 1, as the VAE gives them."""
-    cells = [
-        Cell({"prompt": prompt, "seed": 0, **call}, said=[(adapter, scale, True)])
-        for scale in scales
-    ]
-    factors = [factors_of(pipe, cell, Present.of(pipe)) for cell in cells]
-    return np.asarray(draw_batch(pipe, cells, factors, {"output_type": "np"}))
+    present, fixed = Present.of(pipe), {"prompt": prompt, "seed": 0, **call}
+    cells = [Cell(fixed).with_scales(pipe, adapter, scale, whole=True) for scale in scales]
+    by_layer = [present.scales_in(pipe, cell) for cell in cells]
+    return np.asarray(generate_batch(pipe, cells, by_layer, {"output_type": "np"}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--adapter", default="creatures")
     parser.add_argument("--rounds", type=int, default=3)
-    told = parser.parse_args()
+    args = parser.parse_args()
     here, pipe = world(), lb.load_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    lb.load_adapter(pipe, told.adapter, "it")
+    lb.load_adapter(pipe, args.adapter, "it")
     call = {"num_inference_steps": here.num_inference_steps, "guidance_scale": here.guidance_scale}
     print(
-        f"{here.model}, {told.adapter}, {call['num_inference_steps']} steps, {torch.get_num_threads()} threads"
+        f"{here.model}, {args.adapter}, {call['num_inference_steps']} steps, {torch.get_num_threads()} threads"
     )
     print(
         f"{'scales':>6} {'one by one':>11} {'in one pass':>12} {'faster':>7} {'largest difference':>19}"
@@ -55,7 +53,7 @@ def main() -> None:
     for count in (6, 24):
         scales = [round(-0.25 + 1.75 * i / (count - 1), 3) for i in range(count)]
         slow, quick = [], []
-        for _ in range(told.rounds):
+        for _ in range(args.rounds):
             start = time.perf_counter()
             one_by_one(pipe, "it", scales, here.adapter_prompt, **call)
             slow.append(time.perf_counter() - start)
