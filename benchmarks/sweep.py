@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import lorabook as lb
-from lorabook.sweeps.batched import generate_batch
+from lorabook.sweeps.batched import Passes
 from lorabook.sweeps.cells import Cell, Present
 from lorabook.worlds import world
 
@@ -29,10 +29,9 @@ def one_by_one(pipe, adapter: str, scales: list[float], prompt: str, **call) -> 
 
 def in_one_pass(pipe, adapter: str, scales: list[float], prompt: str, **call) -> np.ndarray:
     """The same pictures as numbers from 0 to 1, as the VAE gives them."""
-    present, fixed = Present.of(pipe), {"prompt": prompt, "seed": 0, **call}
+    fixed = {"prompt": prompt, "seed": 0, **call}
     cells = [Cell(fixed).with_scales(pipe, adapter, scale, whole=True) for scale in scales]
-    by_layer = [present.scales_in(pipe, cell) for cell in cells]
-    return np.asarray(generate_batch(pipe, cells, by_layer, {"output_type": "np"}))
+    return np.asarray(Passes(pipe, Present.of(pipe), {"output_type": "np"}).generate_pass(cells))
 
 
 def main() -> None:

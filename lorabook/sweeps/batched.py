@@ -6,6 +6,7 @@ every sample its own.
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -34,19 +35,9 @@ from lorabook.upstream import execution_device, without_progress_bar
 
 AT_ONCE = 8 * 64 * 64  # places of latents in the first pass: eight images of 512 pixels
 # Arguments that hold for a batch as for an image; others are left to ordinary calls.
-_SHARED = {"height", "width", "eta", "guidance_rescale", "cross_attention_kwargs", "clip_skip"}
-
-
-def can_batch(pipe: DiffusionPipeline, call: Mapping[str, object]) -> bool:
-    """Whether images with different scales can share a pass.
-
-    They can for plain calls of Stable Diffusion and SDXL that are not compiled.
-    """
-    return (
-        type(pipe) in (StableDiffusionPipeline, StableDiffusionXLPipeline)
-        and not is_compiled(pipe.unet)
-        and not call.keys() - _SHARED
-    )
+_SHARED = set(
+    "height width eta guidance_rescale cross_attention_kwargs clip_skip output_type".split()
+)
 
 
 def generate_image(pipe: DiffusionPipeline, *, seed: int, **call) -> Image.Image:
@@ -55,122 +46,136 @@ def generate_image(pipe: DiffusionPipeline, *, seed: int, **call) -> Image.Image
         return pipe(**call, generator=_generator(seed)).images[0]
 
 
-def generate_cells(
-    pipe: DiffusionPipeline,
-    cells: Mapping[int, Cell],
-    present: Present,
-    call: Mapping[str, object],
-    *,
-    on_images: Callable[[Mapping[int, Image.Image]], None],
-    on_steps: Callable[[int], None],
-) -> None:
-    """Generate cells in as few passes as possible; a pass that does not fit is halved.
+@dataclass(frozen=True)
+class Passes:
+    """Generates the cells of a sweep, as many in one denoising pass as fit.
 
-    Args:
-        cells: By number.
-        present: The adapters before the sweep.
+    Attributes:
+        pipe: The pipeline.
+        present: The adapters on it before the sweep.
         call: Further arguments of the pipeline's call.
-        on_images: Gets the images of a pass, by the cells' numbers.
         on_steps: Gets how many steps of how many images were taken, multiplied.
     """
-    size = _first_size(pipe, call) if can_batch(pipe, call) else 1
-    groups: dict[Hashable, list[int]] = {}
-    for number, cell in cells.items():
-        groups.setdefault(_group_of(pipe, cell, present, call), []).append(number)
-    for waiting in groups.values():
-        with preserve_scales(pipe), _prepared(pipe, cells[waiting[0]], present):
-            while waiting:
-                now = waiting[:size]
-                scales = [present.scales_in(pipe, cells[number]) for number in now]
-                try:
-                    if can_batch(pipe, call):
-                        batch = [cells[number] for number in now]
-                        images = generate_batch(pipe, batch, scales, call, on_steps)
-                    else:
-                        images = [_generate_alone(pipe, cells[now[0]], scales[0], call)]
-                        on_steps(cells[now[0]].call["num_inference_steps"])
-                except (RuntimeError, MemoryError) as error:
-                    if len(now) == 1 or not is_out_of_memory(error):
-                        raise
-                    size = len(now) // 2
-                    torch.cuda.empty_cache()
-                    continue
-                on_images(dict(zip(now, images, strict=True)))
-                waiting = waiting[len(now) :]
 
+    pipe: DiffusionPipeline
+    present: Present
+    call: Mapping[str, object]
+    on_steps: Callable[[int], None] = lambda count: None
 
-def generate_batch(
-    pipe: DiffusionPipeline,
-    cells: Sequence[Cell],
-    scales: Sequence[Mapping[str, LayerScales]],
-    call: Mapping[str, object],
-    on_steps: Callable[[int], None] = lambda count: None,
-) -> list[Image.Image]:
-    """One image for each cell in one pass, each as by an ordinary call with its scales.
+    @property
+    def can_batch(self) -> bool:
+        """Whether images share passes: those of Stable Diffusion and SDXL, not compiled, do."""
+        return (
+            type(self.pipe) in (StableDiffusionPipeline, StableDiffusionXLPipeline)
+            and not is_compiled(self.pipe.unet)
+            and not self.call.keys() - _SHARED
+        )
 
-    Args:
-        cells: With the same steps, guidance scale and scheduler, and prompts of as many chunks.
-        scales: Of each cell, as `Present.scales_in` gives them.
-        call, on_steps: As in `generate_cells`.
-    """
-    call = {key: cells[0].call[key] for key in ("num_inference_steps", "guidance_scale")} | call
-    layers = lora_layers(pipe)
+    def generate(
+        self, cells: Mapping[int, Cell], on_images: Callable[[dict[int, Image.Image]], None]
+    ) -> None:
+        """Generate cells, in as few passes as possible; a pass that does not fit is halved.
 
-    def after_step(pipe, step, timestep, values):
-        on_steps(len(cells))
-        return values
+        Args:
+            cells: By number.
+            on_images: Gets the images of a pass, by the cells' numbers.
+        """
+        size = self._first_size() if self.can_batch else 1
+        groups: dict[Hashable, list[int]] = {}
+        for number, cell in cells.items():
+            groups.setdefault(self._group_of(cell), []).append(number)
+        for waiting in groups.values():
+            with preserve_scales(self.pipe), _prepared(self.pipe, cells[waiting[0]], self.present):
+                while waiting:
+                    now = waiting[:size]
+                    try:
+                        images = self.generate_pass([cells[number] for number in now])
+                    except (RuntimeError, MemoryError) as error:
+                        if len(now) == 1 or not is_out_of_memory(error):
+                            raise
+                        size = len(now) // 2
+                        torch.cuda.empty_cache()
+                        continue
+                    on_images(dict(zip(now, images, strict=True)))
+                    waiting = waiting[len(now) :]
 
-    with preserve_scales(pipe), without_progress_bar(pipe):
-        names = [n for n in adapter_names(pipe) if any(any(each[n].values()) for each in scales)]
-        activate(pipe, names, layers)
-        embeddings = _embeddings(pipe, layers, cells, scales, call)
-        _write_sample_scales(pipe, layers["unet"], scales, 2 if is_guided(pipe, call) else 1)
-        call.pop("clip_skip", None)
-        generators = [_generator(cell.call["seed"]) for cell in cells]
-        return pipe(
-            **embeddings, **call, generator=generators, callback_on_step_end=after_step
-        ).images
+    def generate_pass(self, cells: Sequence[Cell]) -> list[Image.Image]:
+        """One image for each cell, each as by an ordinary call with its scales.
 
+        Args:
+            cells: With the same steps, guidance scale and scheduler, and prompts of as many chunks.
+        """
+        pipe, layers = self.pipe, lora_layers(self.pipe)
+        scales = [self.present.scales_in(pipe, cell) for cell in cells]
+        active = [n for n in adapter_names(pipe) if any(any(each[n].values()) for each in scales)]
+        with preserve_scales(pipe):
+            activate(pipe, active, layers)
+            if not self.can_batch:
+                return [self._generate_alone(cells[0], scales[0], layers)]
+            shared = {key: cells[0].call[key] for key in ("num_inference_steps", "guidance_scale")}
+            call = shared | self.call
+            embeddings = self._embeddings(cells, scales, layers, call)
+            _write_sample_scales(pipe, layers["unet"], scales, 2 if is_guided(pipe, call) else 1)
+            call.pop("clip_skip", None)
+            call["generator"] = [_generator(cell.call["seed"]) for cell in cells]
 
-def _generate_alone(
-    pipe: DiffusionPipeline,
-    cell: Cell,
-    scales: Mapping[str, LayerScales],
-    call: Mapping[str, object],
-) -> Image.Image:
-    """The image of a cell by an ordinary call of any pipeline."""
-    layers = lora_layers(pipe)
-    with preserve_scales(pipe):
+            def after_step(*arguments):
+                self.on_steps(len(cells))
+                return arguments[-1]
+
+            with without_progress_bar(pipe):
+                return pipe(**embeddings, **call, callback_on_step_end=after_step).images
+
+    def _generate_alone(self, cell: Cell, scales: Mapping, layers: LoraLayers) -> Image.Image:
+        """The image of a cell by an ordinary call of any pipeline."""
         _write_scales(layers, scales)
-        activate(pipe, [name for name in scales if any(scales[name].values())], layers)
-        call = {key: cell.call[key] for key in cell.call if key not in ("seed", "scheduler")} | call
-        prompts = call.pop("prompt"), call.pop("negative_prompt", None)
-        call |= prompt_arguments(pipe, *prompts, call)
-        return generate_image(pipe, seed=cell.call["seed"], **call)
+        call = {**cell.call, **self.call}
+        seed, prompts = call.pop("seed"), (call.pop("prompt"), call.pop("negative_prompt", None))
+        call.pop("scheduler", None)
+        call |= prompt_arguments(self.pipe, *prompts, call)
+        image = generate_image(self.pipe, seed=seed, **call)
+        self.on_steps(call["num_inference_steps"])
+        return image
 
+    def _embeddings(
+        self, cells: Sequence[Cell], scales: Sequence, layers: LoraLayers, call: Mapping
+    ) -> dict[str, Tensor]:
+        """The prompts', each encoded once at each setting of the text encoders' scales."""
+        encoded: dict[tuple, dict[str, Tensor]] = {}
+        rows = []
+        for cell, adapters in zip(cells, scales, strict=True):
+            text_scales = {
+                name: {key: one for key, one in named.items() if key[0].startswith("text_encoder")}
+                for name, named in adapters.items()
+            }
+            prompts = cell.call["prompt"], cell.call.get("negative_prompt")
+            key = *prompts, repr(text_scales)
+            if key not in encoded:
+                _write_scales(layers, text_scales)
+                encoded[key] = prompt_arguments(self.pipe, *prompts, call)
+            rows.append(encoded[key])
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-def _embeddings(
-    pipe: DiffusionPipeline,
-    layers: LoraLayers,
-    cells: Sequence[Cell],
-    scales: Sequence,
-    call: Mapping,
-) -> dict[str, Tensor]:
-    """Those of the prompts, each encoded once at each setting of the text encoders' scales."""
-    encoded: dict[tuple, dict[str, Tensor]] = {}
-    rows = []
-    for cell, adapters in zip(cells, scales, strict=True):
-        text_scales = {
-            name: {key: scale for key, scale in named.items() if key[0].startswith("text_encoder")}
-            for name, named in adapters.items()
-        }
-        prompts = cell.call["prompt"], cell.call.get("negative_prompt")
-        key = *prompts, repr(text_scales)
-        if key not in encoded:
-            _write_scales(layers, text_scales)
-            encoded[key] = prompt_arguments(pipe, *prompts, call)
-        rows.append(encoded[key])
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    def _first_size(self) -> int:
+        """How many images to begin with."""
+        latents = 1
+        for side in ("height", "width"):
+            pixels, unet = self.call.get(side), self.pipe.unet
+            latents *= pixels // self.pipe.vae_scale_factor if pixels else unet.config.sample_size
+        return max(1, AT_ONCE // max(latents, 1))
+
+    def _group_of(self, cell: Cell) -> Hashable:
+        """What the cells of one pass have in common."""
+        same = ("guidance_scale", "num_inference_steps", "scheduler")
+        prompts = cell.call["prompt"], cell.call["negative_prompt"]
+        return (
+            *(cell.call.get(key) for key in same),
+            chunks_of(self.pipe, *prompts, cell.call | self.call),
+            None if cell.source is None else id(cell.source),
+            cell.method,
+            repr(self.present.weights(cell)),
+            repr(self.present.schedule_in(cell)),
+        )
 
 
 def _write_scales(layers: LoraLayers, scales: Mapping[str, LayerScales]) -> None:
@@ -200,29 +205,6 @@ def _write_sample_scales(
             dimensions = 4 if is_convolution else 3 if ".attentions." in module else 2
             dtype = layer.lora_B[name].weight.dtype
             layer.scaling[name] = column(numbers, trained_scaling(layer, name), dtype, dimensions)
-
-
-def _first_size(pipe: DiffusionPipeline, call: Mapping[str, object]) -> int:
-    """How many images to begin with."""
-    latents = 1
-    for side in ("height", "width"):
-        pixels = call.get(side)
-        latents *= pixels // pipe.vae_scale_factor if pixels else pipe.unet.config.sample_size
-    return max(1, AT_ONCE // max(latents, 1))
-
-
-def _group_of(pipe: DiffusionPipeline, cell: Cell, present: Present, call: Mapping) -> Hashable:
-    """What the cells of one pass have in common."""
-    same = ("guidance_scale", "num_inference_steps", "scheduler")
-    prompts = cell.call["prompt"], cell.call["negative_prompt"]
-    return (
-        *(cell.call.get(key) for key in same),
-        chunks_of(pipe, *prompts, cell.call | call),
-        None if cell.source is None else id(cell.source),
-        cell.method,
-        repr(present.weights(cell)),
-        repr(present.schedule_in(cell)),
-    )
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from lorabook.pipelines import world_of
 from lorabook.show.display import in_notebook
 from lorabook.show.grid import ImageGrid
 from lorabook.sweeps.axes import INSTEAD, KINDS, Axis, RatioAxis, ScaleAxis, check_seed
-from lorabook.sweeps.batched import generate_cells
+from lorabook.sweeps.batched import Passes
 from lorabook.sweeps.cells import Cell, Present, as_scales
 from lorabook.types import Scales
 
@@ -233,8 +233,9 @@ def _generate(
         rank, processes = PartialState().process_index, PartialState().num_processes
     mine = {number: cells[number] for number in range(rank, len(cells), processes)}
     progress = _Progress(grid, mine.values(), is_shown=rank == 0)
+    passes = Passes(pipe, present, call, progress.advance)
     try:
-        generate_cells(pipe, mine, present, call, on_images=progress.add, on_steps=progress.advance)
+        passes.generate(mine, progress.add)
     except KeyboardInterrupt:
         if not any(image for row in grid.images for image in row):
             raise
