@@ -35,9 +35,7 @@ from lorabook.upstream import execution_device, without_progress_bar
 
 AT_ONCE = 8 * 64 * 64  # places of latents in the first pass: eight images of 512 pixels
 # Arguments that hold for a batch as for an image; others are left to ordinary calls.
-_SHARED = set(
-    "height width eta guidance_rescale cross_attention_kwargs clip_skip output_type".split()
-)
+_SHARED = {"height", "width", "eta", "guidance_rescale", "cross_attention_kwargs", "clip_skip"}
 
 
 def generate_image(pipe: DiffusionPipeline, *, seed: int, **call) -> Image.Image:
@@ -68,7 +66,7 @@ class Passes:
         return (
             type(self.pipe) in (StableDiffusionPipeline, StableDiffusionXLPipeline)
             and not is_compiled(self.pipe.unet)
-            and not self.call.keys() - _SHARED
+            and not self.call.keys() - _SHARED - {"output_type"}
         )
 
     def generate(
