@@ -1,7 +1,7 @@
 """What do loading, scaling, fusing and swapping an adapter cost?
 
-tiny-sd on this machine, medians. Loading is set against diffusers' own, a fused UNet against one with its adapter on and
-against the base, swapping against removing and loading anew.
+tiny-sd on this machine, medians. Loading is set against diffusers' own, a fused UNet against one
+with its adapter on and against the base, swapping against removing and loading anew.
 
     python benchmarks/adapters.py
 """
@@ -62,7 +62,8 @@ def main() -> None:
         after=pipe.unload_lora_weights,
     )
     print(
-        f"load (279 layers, rank 16): {ours * 1e3:.0f} ms; diffusers' own load {theirs * 1e3:.0f} ms"
+        f"load (279 layers, rank 16): {ours * 1e3:.0f} ms; diffusers' own load "
+        f"{theirs * 1e3:.0f} ms"
     )
 
     base = unet_time(pipe)
@@ -71,8 +72,8 @@ def main() -> None:
     number = median(lambda: lb.set_scales(pipe, {"creatures": 0.5}), 30)
     full = median(lambda: lb.set_scales(pipe, {"patch_cat": FULL}), 30)
     print(
-        f"set_scales: a number {number * 1e3:.1f} ms, a full dictionary (blocks, kinds, globs, text encoder) "
-        f"{full * 1e3:.1f} ms"
+        f"set_scales: a number {number * 1e3:.1f} ms, a full dictionary (blocks, kinds, globs, "
+        f"text encoder) {full * 1e3:.1f} ms"
     )
 
     lb.remove_adapter(pipe, "patch_cat")
@@ -84,8 +85,9 @@ def main() -> None:
     lb.unfuse(pipe)
     unfuse = time.perf_counter() - begun
     print(
-        f"UNet forward: base {base * 1e3:.1f} ms, adapter on {on * 1e3:.1f} ms ({on / base:.2f} of the base), "
-        f"fused {fused * 1e3:.1f} ms ({fused / base:.2f}); fused is {on / fused:.2f} times as fast as on"
+        f"UNet forward: base {base * 1e3:.1f} ms, adapter on {on * 1e3:.1f} ms "
+        f"({on / base:.2f} of the base), fused {fused * 1e3:.1f} ms ({fused / base:.2f}); "
+        f"fused is {on / fused:.2f} times as fast as on"
     )
     print(f"fuse {fuse * 1e3:.0f} ms, unfuse {unfuse * 1e3:.0f} ms")
 
@@ -97,7 +99,8 @@ def main() -> None:
 
     reload = median(anew)
     print(
-        f"swap in place {swap * 1e3:.0f} ms, remove and load anew {reload * 1e3:.0f} ms ({reload / swap:.1f} times)"
+        f"swap in place {swap * 1e3:.0f} ms, remove and load anew {reload * 1e3:.0f} ms "
+        f"({reload / swap:.1f} times)"
     )
 
 

@@ -1,7 +1,8 @@
 """Is the base model the same, bit for bit, after any sequence of moves that is undone?
 
-A thousand seeded sequences of load, scale, fuse, unfuse, swap and remove on tiny-sd, some of them interrupted on the way,
-each undone at its end; after each the checksum of all base weights is compared with the one at the start.
+A thousand seeded sequences of load, scale, fuse, unfuse, swap and remove on tiny-sd, some of them
+interrupted on the way, each undone at its end; after each the checksum of all base weights is
+compared with the one at the start.
 
     python benchmarks/fuse_rounds.py [--sequences 1000] [--moves 8] [--dtype float32]
 """
@@ -32,7 +33,7 @@ SCALES = (
 
 @contextmanager
 def interrupted(place: int):
-    """Interrupt what fuses or unfuses in the block before it has changed so many layers' weights."""
+    """Interrupt fusing or unfusing in the block before it has changed so many layers."""
     whole, calls = fusing.base_weight, count()
 
     def stop(layer):
@@ -106,7 +107,8 @@ def main() -> None:
         lb.unload_adapters(pipe)
         equal += lb.base_checksum(pipe) == start
     print(
-        f"{told.dtype}: {equal} of {told.sequences} sequences left the base bit-equal ({time.time() - begun:.0f} s)"
+        f"{told.dtype}: {equal} of {told.sequences} sequences left the base bit-equal "
+        f"({time.time() - begun:.0f} s)"
     )
     print(", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
 

@@ -1,9 +1,10 @@
 """Does a run that was killed end in the same weights as one that was not, whenever it was killed?
 
-A DreamBooth run with class images, text encoder, dropout, accumulation and cosine is killed (kill -9) at seeded moments
-of its life, from the first line to the last, sometimes twice, resumed with `latest`, and its weights and losses compared
-bit for bit.
-python benchmarks/kill.py [--moments 20]
+A DreamBooth run with class images, text encoder, dropout, accumulation and cosine is killed (kill
+-9) at seeded moments of its life, from the first line to the last, sometimes twice, resumed with
+`latest`, and its weights and losses compared bit for bit.
+
+    python benchmarks/kill.py [--moments 20]
 """
 
 import argparse
@@ -75,7 +76,7 @@ def same(one: tuple[dict, list], other: tuple[dict, list]) -> bool:
 
 
 def killed(folder: Path, moments: list[float]) -> int:
-    """Run, kill at each of the moments, and go on to the end; returns the steps that were done at the last kill."""
+    """Run, kill at each moment, go on to the end; returns the steps done at the last kill."""
     for moment in moments:
         process = subprocess.Popen(
             command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -109,8 +110,8 @@ if __name__ == "__main__":
             good = same(whole, outcome(folder))
             equal += good
             print(
-                f"killed after {' and '.join(f'{m:.1f}' for m in moments)} s with {steps} steps saved: "
-                f"{'equal' if good else 'DIFFERENT'}",
+                f"killed after {' and '.join(f'{m:.1f}' for m in moments)} s with "
+                f"{steps} steps saved: {'equal' if good else 'DIFFERENT'}",
                 flush=True,
             )
             shutil.rmtree(folder)

@@ -1,8 +1,10 @@
 """Does training take the same memory and time a step however many images there are?
 
-Generated images, learned from for 60 steps, each size in a process of its own, after a run that fills the cache. Told are
-peak memory of the training run (its own, and with the pages of mapped files that the system may take back at will) and
-the median time of a step. python benchmarks/large_dataset.py [--sizes 100 1000 10000 50000]
+Generated images, learned from for 60 steps, each size in a process of its own, after a run that
+fills the cache. Told are peak memory of the training run (its own, and with the pages of mapped
+files that the system may take back at will) and the median time of a step.
+
+    python benchmarks/large_dataset.py [--sizes 100 1000 10000 50000]
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """How long from a slider to the picture, and what 200 movements leave behind.
 
-Measured from the moment a slider's value is set to the moment the new picture's bytes are there, on two cores:
+Measured from the moment a slider's value is set to the moment the new picture's bytes are there, on
+two cores:
 
     OMP_NUM_THREADS=2 taskset -c 0,1 python benchmarks/studio.py [--rounds 30] [--adapter creatures]
 """
@@ -134,8 +135,10 @@ def measure_drag(hand: Hand, moves: int = 200, seconds: float = 20.0) -> None:
     ).max()
     print(
         f"{moves} movements in {seconds:.0f} s: {len(hand.arrived)} pictures shown; memory "
-        f"{(process.memory_info().rss - memory) / 1e6:+.1f} MB; {own} threads of the studio left, {threads} in all before "
-        f"and {process.num_threads()} after; the last picture is {'right' if apart <= 1 else 'WRONG'}"
+        f"{(process.memory_info().rss - memory) / 1e6:+.1f} MB; {own} threads of the studio left, "
+        f"{threads} in all before "
+        f"and {process.num_threads()} after; the last picture is "
+        f"{'right' if apart <= 1 else 'WRONG'}"
     )
 
 
@@ -148,7 +151,8 @@ def main() -> None:
     lb.load_adapter(pipe, told.adapter)
     hand = Hand(lb.ScaleStudio(pipe))
     print(
-        f"tiny-sd, {told.adapter}, {hand.studio.settings.num_inference_steps} steps, {torch.get_num_threads()} threads"
+        f"tiny-sd, {told.adapter}, {hand.studio.settings.num_inference_steps} steps, "
+        f"{torch.get_num_threads()} threads"
     )
     measure_times(hand, told.rounds)
     print()

@@ -1,4 +1,4 @@
-"""How much faster scales are swept in one denoising pass than one call of the pipeline after another.
+"""How much faster is a sweep of scales in one denoising pass than one call after another?
 
 python benchmarks/sweep.py [--adapter creatures] [--rounds 3]
 """
@@ -44,10 +44,12 @@ def main() -> None:
     lb.load_adapter(pipe, args.adapter, "it")
     call = {"num_inference_steps": here.num_inference_steps, "guidance_scale": here.guidance_scale}
     print(
-        f"{here.model}, {args.adapter}, {call['num_inference_steps']} steps, {torch.get_num_threads()} threads"
+        f"{here.model}, {args.adapter}, {call['num_inference_steps']} steps, "
+        f"{torch.get_num_threads()} threads"
     )
     print(
-        f"{'scales':>6} {'one by one':>11} {'in one pass':>12} {'faster':>7} {'largest difference':>19}"
+        f"{'scales':>6} {'one by one':>11} {'in one pass':>12} {'faster':>7} "
+        f"{'largest difference':>19}"
     )
     for count in (6, 24):
         scales = [round(-0.25 + 1.75 * i / (count - 1), 3) for i in range(count)]

@@ -1,9 +1,11 @@
-"""How soon does a run with our settings reach what the reference scripts' defaults reach after 400 steps?
+"""How soon does a run with our settings reach what the reference's defaults reach in 400 steps?
 
-Both learn the bundled creatures on tiny-sd, with the same images kept out; the measure is the validation loss at fixed
-noise. Seconds count training alone. Ours: the settings of notebook 02. Reference: the defaults of diffusers'
-train_text_to_image_lora.py. Then: two processes of one thread over one process of one thread.
-python benchmarks/time_to_quality.py [--seeds 0 1 2] [--picture time_to_quality.png]
+Both learn the bundled creatures on tiny-sd, with the same images kept out; the measure is the
+validation loss at fixed noise. Seconds count training alone. Ours: the settings of notebook 02.
+Reference: the defaults of diffusers' train_text_to_image_lora.py. Then: two processes of one thread
+over one process of one thread.
+
+    python benchmarks/time_to_quality.py [--seeds 0 1 2] [--picture time_to_quality.png]
 """
 
 import argparse
@@ -79,7 +81,7 @@ def curve(told: dict, seed: int) -> list[tuple[float, float]]:
 
 
 def seconds_until(points: list[tuple[float, float]], loss: float) -> float:
-    """When a curve first reaches a loss, between its points by a straight line; infinite if it never does."""
+    """When a curve first reaches a loss, linear between its points; infinite if it never does."""
     for (before, high), (after, low) in zip(points, points[1:], strict=False):
         if low <= loss:
             return (
@@ -92,8 +94,10 @@ def images_a_second(processes: int) -> float:
     """Throughput of training by processes of one thread each, four images a process and step."""
     with tempfile.TemporaryDirectory() as folder:
         script = (
-            "import lorabook as lb\nrun = lb.train_text_to_image(lb.TextToImageConfig(pretrained_model_name_or_path="
-            "'tiny-sd', dataset_name='creatures', rank=16, target='all', train_batch_size=4, max_train_steps=45,"
+            "import lorabook as lb\nrun = "
+            "lb.train_text_to_image(lb.TextToImageConfig(pretrained_model_name_or_path="
+            "'tiny-sd', dataset_name='creatures', rank=16, target='all', train_batch_size=4, "
+            "max_train_steps=45,"
             f"report_to='none', seed=0, checkpointing_steps=1000, output_dir={folder!r}))\n"
             "print('seconds', sum(r['seconds'] for r in run.history[5:]), flush=True)"
         )
@@ -148,7 +152,8 @@ if __name__ == "__main__":
     watch.CHECKS = 20  # points of a curve
     curves, goal = {}, {}
     print(
-        f"{'settings':<30}{'seed':>5}{'loss at the end':>17}{'goal':>8}{'seconds to it':>15}{'of reference':>14}"
+        f"{'settings':<30}{'seed':>5}{'loss at the end':>17}{'goal':>8}"
+        f"{'seconds to it':>15}{'of reference':>14}"
     )
     for way, settings in WAYS.items():
         for seed in told.seeds if len(curves) < 2 else told.seeds[:1]:

@@ -1,8 +1,10 @@
-"""How fast is our training loop beside the floor, and beside a loop that encodes image and prompt in every step?
+"""How fast is our training loop beside the floor, and beside a loop that encodes in each step?
 
-The floor is the UNet's forward and backward pass and AdamW on one batch that stays the same, and nothing else. Each way
-runs in a process of its own, three times in turn; told are the medians of steps a second and of peak memory.
-python benchmarks/training.py [--rounds 3] [--steps 40]
+The floor is the UNet's forward and backward pass and AdamW on one batch that stays the same, and
+nothing else. Each way runs in a process of its own, three times in turn; told are the medians of
+steps a second and of peak memory.
+
+    python benchmarks/training.py [--rounds 3] [--steps 40]
 """
 
 import argparse
@@ -155,7 +157,8 @@ if __name__ == "__main__":
         print(json.dumps(measure(way, target, int(rank), int(batch), int(steps))))
         sys.exit()
     print(
-        f"{'adapter, batch':<26}{'way':<22}{'steps/s':>9}{'of floor':>10}{'of encoding':>13}{'peak MiB':>10}"
+        f"{'adapter, batch':<26}{'way':<22}{'steps/s':>9}{'of floor':>10}"
+        f"{'of encoding':>13}{'peak MiB':>10}"
     )
     for target, rank, batch in (("attention", 4, 8), ("all", 16, 8)):
         found = {way: [] for way in WAYS}
@@ -166,7 +169,8 @@ if __name__ == "__main__":
         for way in WAYS:
             memory = median(run["mebibytes"] for run in found[way])
             print(
-                f"{f'{target}, rank {rank}, {batch}':<26}{way:<22}{rates[way]:>9.2f}{rates[way] / rates['floor']:>10.2f}"
+                f"{f'{target}, rank {rank}, {batch}':<26}{way:<22}{rates[way]:>9.2f}"
+                f"{rates[way] / rates['floor']:>10.2f}"
                 f"{rates[way] / rates['encoding every step']:>13.2f}{memory:>10.0f}",
                 flush=True,
             )

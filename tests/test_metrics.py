@@ -60,7 +60,7 @@ def test_an_unknown_clip_model_says_where_it_was_looked_for(red_cat):
         image_features([red_cat], model="nothing")
 
 
-def test_the_tolerance_is_a_tenth_of_255_in_float32_and_some_steps_of_the_format_in_half_precision():
+def test_the_tolerance_is_a_tenth_of_255_in_float32_and_some_steps_of_a_format_of_16_bits():
     assert 255 * lb.tolerance(torch.float32) == pytest.approx(0.102)
     for dtype in (torch.float16, torch.bfloat16):
         assert 2 * torch.finfo(dtype).eps < lb.tolerance(dtype) < 10 * torch.finfo(dtype).eps

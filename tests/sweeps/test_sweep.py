@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from peft import LoraConfig
 
 import lorabook as lb
 from adapter_files import ALL, WRITERS, add_random, plain
@@ -130,6 +131,18 @@ def test_every_kind_of_adapter_is_swept_in_one_pass(pipe, tmp_path):
         assert passes == [4, 4]
         lb.set_scales(fresh, {"it": 0.6})
         assert apart(grid.images[0][1], plainly(fresh, "a red cat", 0)) <= 1
+
+
+def test_a_dora_that_other_code_put_on_is_the_base_at_scale_0(pipe):
+    base = plainly(pipe, "a red cat", 0)
+    pipe.unet.add_adapter(
+        LoraConfig(r=2, target_modules=["to_q", "to_v"], use_dora=True), "foreign"
+    )
+    for name, weight in pipe.unet.named_parameters():
+        if "lora_magnitude" in name:
+            weight.data *= 1.5
+    grid = lb.sweep(pipe, "a red cat", columns={"foreign": [0, 1]}, **QUICK)
+    assert apart(grid.images[0][0], base) <= 1 and apart(*grid.images[0]) > 2
 
 
 def test_a_path_moves_its_layers_only(pipe):
@@ -513,8 +526,10 @@ def test_several_processes_share_the_pictures_out(tmp_path):
 import os
 import numpy
 import lorabook as lb
-grid = lb.sweep(lb.load_pipeline("tiny-sd", device="cpu"), "a red cat", columns={{"seed": [0, 1, 2]}}, num_inference_steps=2)
-numpy.save(f"{tmp_path}/{{os.environ['RANK']}}.npy", [numpy.asarray(image) for image in grid.images[0]])
+pipe = lb.load_pipeline("tiny-sd", device="cpu")
+grid = lb.sweep(pipe, "a red cat", columns={{"seed": [0, 1, 2]}}, num_inference_steps=2)
+images = [numpy.asarray(image) for image in grid.images[0]]
+numpy.save(f"{tmp_path}/{{os.environ['RANK']}}.npy", images)
 """)
     command = [
         sys.executable,
