@@ -69,7 +69,7 @@ def floor(setup, models, images, steps: int) -> float:
 
 
 def encoding(setup, models, images, steps: int) -> float:
-    """Steps a second of what diffusers' script does in each: read, encode image and prompt, train, log the loss."""
+    """Steps a second of diffusers' script: read, encode image and prompt, train, log the loss."""
     family, size, unet, pipe = (
         setup.family,
         setup.config.train_batch_size,
