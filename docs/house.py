@@ -73,8 +73,9 @@ def svg() -> str:
         for other in sorted(imports_of(room) & places.keys()):
             x, y, w = places[other]
             parts.append(
-                f'<path d="M{left + width / 2:.0f} {top + HEIGHT} C{left + width / 2:.0f} {top + HEIGHT + 30}'
-                f' {x + w / 2:.0f} {y - 30} {x + w / 2:.0f} {y}" fill="none" stroke="#888" stroke-opacity=".35"/>'
+                f'<path d="M{left + width / 2:.0f} {top + HEIGHT} '
+                f"C{left + width / 2:.0f} {top + HEIGHT + 30} {x + w / 2:.0f} {y - 30} "
+                f'{x + w / 2:.0f} {y}" fill="none" stroke="#888" stroke-opacity=".35"/>'
             )
     for number, floor in enumerate(FLOORS):
         for room in floor:
@@ -97,7 +98,8 @@ def svg() -> str:
     height = 20 + len(FLOORS) * (HEIGHT + GAP)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-        f'font-family="sans-serif" role="img"><title>The rooms of lorabook and their imports</title>'
+        'font-family="sans-serif" role="img">'
+        "<title>The rooms of lorabook and their imports</title>"
         f"{''.join(parts)}</svg>\n"
     )
 

@@ -71,7 +71,8 @@ _HOME = {
 
 __all__ = sorted(_HOME)
 
-# transformers 5 announces, for each image processor that diffusers merely imports, that torchvision is not installed
+# transformers 5 announces, for each image processor that diffusers merely imports, that torchvision
+# is not installed
 logging.getLogger("transformers.utils.import_utils").addFilter(
     lambda record: "requires torchvision" not in record.getMessage()
 )

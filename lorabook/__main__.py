@@ -9,10 +9,11 @@ import lorabook as lb
 
 
 def demo(output: Path, output_dir: Path) -> None:
-    """Train a LoRA on the bundled creatures and draw the same prompts and seeds at several scales."""
+    """Train a LoRA on the bundled creatures and draw the same prompts at several scales."""
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise ValueError(
-            f"output {str(output)!r} is a folder, or in a folder that is not there; give a file to write"
+            f"output {str(output)!r} is a folder, or in a folder that is not there; "
+            "give a file to write"
         )
     world = lb.world("bundled")
     run = lb.train_text_to_image(
@@ -46,7 +47,9 @@ def demo(output: Path, output_dir: Path) -> None:
 
 
 def doctor(as_json: bool) -> int:
-    """Look whether this machine is fit, and say what mends it; the exit status is 1 where it is not."""
+    """Look whether this machine is fit, and say what mends it; the exit status is 1 where it is
+    not.
+    """
     report = lb.doctor()
     print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) if as_json else report)
     return 0 if report.fit else 1
@@ -63,7 +66,9 @@ def inspect(file: str, picture: Path | None) -> None:
 def convert(
     source: str, target: Path, format: str, rank: int | None, base: str | None, allow_pickle: bool
 ) -> None:
-    """Write an adapter in another form, with the same ΔW; or at a smaller rank, with the error said."""
+    """Write an adapter in another form, with the same ΔW; or at a smaller rank, with the error
+    said.
+    """
     if base is None:
         print(lb.save_adapter(source, target, format, rank=rank, allow_pickle=allow_pickle))
         return

@@ -1,4 +1,5 @@
-"""What lorabook needs against what is installed; `mend` in a hosted notebook's setup cell installs it.
+"""What lorabook needs against what is installed; `mend` in a hosted notebook's setup cell installs
+it.
 
 It runs before anything else is there, so it uses the standard library and pip's own packaging only.
 """
@@ -59,7 +60,7 @@ def requirements() -> list[Requirement]:
 
 
 def needs_of(package: str) -> list[Requirement]:
-    """What an installed package needs here, without its extras; nothing where it is not installed."""
+    """What an installed package needs here, without its extras; [] where it is not installed."""
     try:
         lines = metadata.requires(package) or ()
     except metadata.PackageNotFoundError:
@@ -123,7 +124,8 @@ def mend() -> None:
     own = [misfit for misfit in wrong if misfit.whose == "lorabook"]
     for misfit in (misfit for misfit in own if misfit.requirement.name in KEPT):
         raise RuntimeError(
-            f"{misfit}; it is left as it came with this machine, so choose a newer runtime or environment"
+            f"{misfit}; it is left as it came with this machine, so choose a newer runtime "
+            "or environment"
         )
     torchao = bad_torchao()
     if not wrong and not torchao:
@@ -138,8 +140,8 @@ def mend() -> None:
     changed = {name for name in before if before[name] != after.get(name)}
     if stale := changed & loaded:
         _restart(
-            f"{summary}; {', '.join(sorted(stale))} had been loaded before, so the kernel restarts: "
-            "run the notebook again from its top"
+            f"{summary}; {', '.join(sorted(stale))} had been loaded before, so the kernel "
+            "restarts: run the notebook again from its top"
         )
     print(summary)
 
@@ -171,8 +173,8 @@ def _pip(*arguments: str) -> None:
     if process.returncode:
         errors = [line for line in process.stderr.splitlines() if line.startswith("ERROR")]
         raise RuntimeError(
-            f"pip {arguments[0]} failed: {(errors or ['it gave no reason'])[-1][:200]}; look whether "
-            "this machine has internet (on Kaggle it is switched on in the notebook's settings)"
+            f"pip {arguments[0]} failed: {(errors or ['it gave no reason'])[-1][:200]}; look "
+            "whether this machine has internet (on Kaggle it is switched on in the notebook's settings)"
         )
 
 
@@ -183,7 +185,7 @@ def _installed() -> dict[str, str]:
 
 
 def _loaded() -> set[str]:
-    """The packages of which a module is imported, by canonical name; start-up hooks do not count."""
+    """The packages of which a module is imported, by canonical name; start-up hooks aside."""
     packages = metadata.packages_distributions()
     modules = [name for name in packages if name in sys.modules and not name.startswith("_")]
     return {canonicalize_name(package) for name in modules for package in packages[name]}
@@ -201,7 +203,9 @@ def _summary(before: dict[str, str], after: dict[str, str], needed: set[str]) ->
 
 
 def _restart(reason: str) -> None:
-    """Restart the kernel; the exception shows why, and keeps later cells from running in the old one."""
+    """Restart the kernel; the exception shows why, and keeps later cells from running in the old
+    one.
+    """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if kernel := getattr(shell, "kernel", None):
         kernel.do_shutdown(restart=True)

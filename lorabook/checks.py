@@ -29,7 +29,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "there are") -> str:
-    """The end of a sentence about an unknown name: the names that are like it, or those there are."""
+    """The end of a sentence about an unknown name: the names like it, or those there are."""
     lower = {other.lower(): other for other in known}
     like = difflib.get_close_matches(name.lower(), lower, 4, 0.5)
     if like:

@@ -124,7 +124,8 @@ def _from_pretrained(source: str, dtype: torch.dtype, **kwargs) -> DiffusionPipe
 
 
 def check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
-    """Ask the Hub once for a model that is not in the cache; `from_pretrained` retries for half a minute.
+    """Ask the Hub once for a model that is not in the cache; `from_pretrained` retries for half a
+    minute.
 
     Raises:
         FileNotFoundError: if the Hub has no such model or revision, does not give it, or cannot be
@@ -141,8 +142,8 @@ def check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
     except GatedRepoError as error:
         cause = error
         reason = (
-            "the Hub gives it only to those who accepted its licence: do so on its page, then log in "
-            "with a token"
+            "the Hub gives it only to those who accepted its licence: do so on its page, then log "
+            "in with a token"
         )
     except RepositoryNotFoundError as error:
         cause, reason = error, "the Hub has no such model, or it is private and needs a token"
@@ -158,7 +159,8 @@ def check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
 
 @contextmanager
 def whole_weights(source: str) -> Iterator[None]:
-    """Check that the models loaded within a block found all their weights, and bundled ones no others.
+    """Check that the models loaded within a block found all their weights, and bundled ones no
+    others.
 
     Args:
         source: The folder or Hub id that they come from.

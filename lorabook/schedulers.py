@@ -7,7 +7,8 @@ from importlib.util import find_spec
 
 import diffusers
 
-# The table is https://huggingface.co/docs/diffusers/api/schedulers/overview; each name sets all of its options.
+# The table is https://huggingface.co/docs/diffusers/api/schedulers/overview; each name sets all of
+# its options.
 _SOLVER = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 _SDE = _SOLVER | {"algorithm_type": "sde-dpmsolver++"}
 SCHEDULERS = {
@@ -65,19 +66,22 @@ def scheduler_named(name: str) -> tuple[type, dict]:
     needed = [*getattr(scheduler, "_backends", ()), *["scipy"] * ("use_beta_sigmas" in levels)]
     if missing := [package for package in needed if find_spec(package) is None]:
         raise ValueError(
-            f"the scheduler {name!r:.60} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+            f"the scheduler {name!r:.60} needs {' and '.join(missing)}: "
+            f"pip install {' '.join(missing)}"
         )
     if levels and (option := list(levels)[-1]) not in takes:
         raise ValueError(
-            f"{base!r} is not drawn with {spacing} levels, since diffusers' {class_name} has no {option}; "
-            f"say {base!r}, or take another, as 'dpm++ 2m karras'"
+            f"{base!r} is not drawn with {spacing} levels, since diffusers' {class_name} has "
+            f"no {option}; say {base!r}, or take another, as 'dpm++ 2m karras'"
         )
     all_options = {} if base is None else _NO_SPACING | options | levels
     return scheduler, {option: value for option, value in all_options.items() if option in takes}
 
 
 def scheduler_like(config: Mapping, name: str):
-    """A scheduler by name, as in `scheduler_named`, for a model whose own scheduler has this config."""
+    """A scheduler by name, as in `scheduler_named`, for a model whose own scheduler has this
+    config.
+    """
     scheduler, options = scheduler_named(name)
     return scheduler.from_config(config, **options)
 

@@ -31,7 +31,8 @@ def execution_device(pipe: DiffusionPipeline) -> torch.device:
     """The device on which a pipeline computes; its models may wait on the CPU until they are used.
 
     diffusers 0.42.1 has no public name for it: `pipe.device` is where the weights wait.
-    Source: https://github.com/huggingface/diffusers/blob/v0.42.1/src/diffusers/pipelines/pipeline_utils.py
+    Source:
+    https://github.com/huggingface/diffusers/blob/v0.42.1/src/diffusers/pipelines/pipeline_utils.py
     """
     return pipe._execution_device
 
@@ -92,7 +93,8 @@ def loading_infos() -> Iterator[list[tuple[str, dict]]]:
     A pipeline's `from_pretrained` (diffusers 0.42.1) starts with random weights where a file lacks
     some, and passes `output_loading_info` to none of its models. So the models' own
     `from_pretrained` is replaced until the block ends.
-    Source: https://huggingface.co/docs/diffusers/api/models/overview#diffusers.ModelMixin.from_pretrained
+    Source:
+    https://huggingface.co/docs/diffusers/api/models/overview#diffusers.ModelMixin.from_pretrained
     """
     infos: list[tuple[str, dict]] = []
     with _PATCHING, ExitStack() as stack:

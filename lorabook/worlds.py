@@ -1,4 +1,6 @@
-"""The two worlds a notebook can run in, and their defaults: the bundled models, and models from the Hub."""
+"""The two worlds a notebook can run in, and their defaults: the bundled models, and models from the
+Hub.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +153,8 @@ def world(name: str | None = None) -> World:
     """The defaults of a world.
 
     Args:
-        name: "bundled" or "hub"; None picks "hub" where there is a CUDA GPU and "bundled" elsewhere.
+        name: "bundled" or "hub"; None picks "hub" where there is a CUDA GPU and "bundled"
+            elsewhere.
     Raises: ValueError for another name.
     """
     if name is None:
@@ -168,7 +171,8 @@ def bundled(name: str) -> Path | None:
     """The folder of a bundled model, image set or subject, or None where there is no such thing.
 
     Args:
-        name: "tiny-sd", "creatures", "subjects/patch_cat", "adapters/creatures" …, from any working directory.
+        name: "tiny-sd", "creatures", "subjects/patch_cat", "adapters/creatures" …, from any working
+            directory.
     """
     folder = DATA / name
     inside = name and not Path(name).is_absolute() and ".." not in Path(name).parts

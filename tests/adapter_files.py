@@ -1,4 +1,6 @@
-"""Adapter files of every form, written by other libraries or by the forms' own formulas, with the picture they must give."""
+"""Adapter files of every form, written by other libraries or by the forms' own formulas, with the
+picture they must give.
+"""
 
 import logging
 from importlib.metadata import version
@@ -93,7 +95,9 @@ def diffusers_now(pipe, folder: Path):
 
 
 def diffusers_before_peft(pipe, folder: Path):
-    """Attention processors: attn1.processor.to_q_lora.down, and in text encoders q_proj.lora_linear_layer.down."""
+    """Attention processors: attn1.processor.to_q_lora.down, and in text encoders
+    q_proj.lora_linear_layer.down.
+    """
     weights, old = add_random(pipe), {}
     for key, value in weights.items():
         module, half = key.rsplit(".lora_", 1)
@@ -205,7 +209,9 @@ def kohya_weights(weights: dict, *, large: bool) -> dict:
 
 
 def stability_name(key: str, blocks: int) -> str:
-    """Kohya's key with the block as the original code numbers it: two resnets and a sampler make three places."""
+    """Kohya's key with the block as the original code numbers it: two resnets and a sampler make
+    three places.
+    """
     import re
 
     if found := re.match(r"lora_unet_(down|up)_blocks_(\d+)_(\w+?)_(\d+)_(.+)", key):

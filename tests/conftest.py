@@ -40,7 +40,9 @@ def pipe(pristine):
 
 @pytest.fixture
 def small(pipe):
-    """The bundled pipeline with a random UNet of two blocks, which is quick to compile, and an adapter "random"."""
+    """The bundled pipeline with a random UNet of two blocks, which is quick to compile, and an
+    adapter "random".
+    """
     from diffusers import UNet2DConditionModel
 
     from adapter_files import add_random
@@ -119,7 +121,9 @@ def page():
 
 
 def tiny_sdxl(folder) -> str:
-    """A random pipeline of SDXL's topology and tiny width, saved in a folder; tokenizer and VAE are tiny-sd's."""
+    """A random pipeline of SDXL's topology and tiny width, saved in a folder; tokenizer and VAE are
+    tiny-sd's.
+    """
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 

@@ -1,4 +1,6 @@
-"""A Hub on the loopback address, for the real huggingface_hub client: repositories, commits, LFS uploads, downloads."""
+"""A Hub on the loopback address, for the real huggingface_hub client: repositories, commits, LFS
+uploads, downloads.
+"""
 
 import base64
 import hashlib
@@ -12,8 +14,8 @@ OWNER, TOKEN = "someone", "hf_LoopbackTokenForTests"
 class LoopbackHub:
     """A context manager; `url` is its address.
 
-    `repos` holds the files by repository, `requests` what was asked (method, path, body), `refusals` the status to answer
-    where a path holds a text, for example {"/commit/": 500}.
+    `repos` holds the files by repository, `requests` what was asked (method, path, body),
+    `refusals` the status to answer where a path holds a text, for example {"/commit/": 500}.
     """
 
     def __init__(self):

@@ -13,8 +13,8 @@ CONTENT = save({"unet.x.lora_A.weight": torch.arange(5000.0)}, {"format": "pt"})
 class Site:
     """A site on the loopback address.
 
-    `files` holds by path (status, headers, body), `requests` what was asked (path, headers); only `sent` bytes of a body
-    are sent, all where it is None, after a `pause` in seconds.
+    `files` holds by path (status, headers, body), `requests` what was asked (path, headers); only
+    `sent` bytes of a body are sent, all where it is None, after a `pause` in seconds.
     """
 
     def __init__(self):

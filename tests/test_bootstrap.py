@@ -15,7 +15,9 @@ PROJECT = Path(bootstrap.__file__).parent.parent / "pyproject.toml"
 
 
 class Machine:
-    """Invented packages on the import path, and a pip that only writes down what it was told and does what it is set to."""
+    """Invented packages on the import path, and a pip that only writes down what it was told and
+    does what it is set to.
+    """
 
     def __init__(self, folder):
         self.folder, self.asked, self.kept, self.installs, self.status = folder, [], "", {}, 0

@@ -1,4 +1,6 @@
-"""The workshop in a box: what `make offline` puts in, and a real one that installs and draws without a network."""
+"""The workshop in a box: what `make offline` puts in, and a real one that installs and draws
+without a network.
+"""
 
 import os
 import re

@@ -1,8 +1,10 @@
-"""The stock images of Colab, its past runtimes that a user may choose, and Kaggle: the setup cell makes each fit.
+"""The stock images of Colab, its past runtimes that a user may choose, and Kaggle: the setup cell
+makes each fit.
 
-Of every image: the torch, numpy and Python that stay are in lorabook's ranges, and the rest is installed beside them. Of the
-newest, and with LORABOOK_ALL_STOCK=1 of all, in an environment with its versions as far as wheels for this Python exist:
-before the setup cell no LoRA, after it notebook 00.
+Of every image: the torch, numpy and Python that stay are in lorabook's ranges, and the rest is
+installed beside them. Of the newest, and with LORABOOK_ALL_STOCK=1 of all, in an environment with
+its versions as far as wheels for this Python exist: before the setup cell no LoRA, after it
+notebook 00.
 """
 
 import json
@@ -24,9 +26,12 @@ from badges import repository
 from lorabook import bootstrap
 
 ROOT = Path(__file__).parent.parent
-# The versions: https://github.com/googlecolab/backend-info, pip-freeze.gpu.txt (before 2026 pip-freeze.txt), at the commits
-# that its README names for the past runtimes. Kaggle's images are built on Colab's of 26 February and 14 May 2026, by
-# https://github.com/Kaggle/docker-python, with transformers >= 5. All have torchao 0.10.0, ipywidgets 7.7.1, psutil 5.9.5.
+# The versions: https://github.com/googlecolab/backend-info, pip-freeze.gpu.txt (before 2026
+# pip-freeze.txt), at the commits
+# that its README names for the past runtimes. Kaggle's images are built on Colab's of 26 February
+# and 14 May 2026, by
+# https://github.com/Kaggle/docker-python, with transformers >= 5. All have torchao 0.10.0,
+# ipywidgets 7.7.1, psutil 5.9.5.
 COLUMNS = (
     "date",
     "python",
@@ -107,7 +112,9 @@ def outside(image) -> set[str]:
 
 @pytest.fixture(params=TRIED)
 def stock(request, tmp_path):
-    """An image and the Python of an environment with its versions; what they leave open comes from that of the tests."""
+    """An image and the Python of an environment with its versions; what they leave open comes from
+    that of the tests.
+    """
     folder = tmp_path / "stock"
     run(sys.executable, "-m", "venv", "--without-pip", folder, check=True)
     python = folder / "bin/python"
@@ -125,7 +132,9 @@ def stock(request, tmp_path):
 
 @pytest.fixture
 def book(tmp_path):
-    """A repository with the work tree's package and data, to which git is led where the setup cell asks for the real one."""
+    """A repository with the work tree's package and data, to which git is led where the setup cell
+    asks for the real one.
+    """
     source = tmp_path / "source"
     for name in ("lorabook", "data"):
         shutil.copytree(

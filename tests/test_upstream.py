@@ -1,4 +1,6 @@
-"""Canaries: each fails with a sentence when another library gives a public name to what we reach for."""
+"""Canaries: each fails with a sentence when another library gives a public name to what we reach
+for.
+"""
 
 import inspect
 import logging

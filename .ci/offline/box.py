@@ -1,6 +1,7 @@
 """make offline: a folder from which laptops install lorabook without a network.
 
-Runs before .venv is there, so by the standard library and pip alone. The files beside this one go into the folder.
+Runs before .venv is there, so by the standard library and pip alone. The files beside this one go
+into the folder.
 """
 
 import argparse
@@ -30,7 +31,8 @@ BUILT = (
     "runs",
     "demo-lora",
 )
-# pip download asks the machine that it runs on for what `; sys_platform == "win32"` means, whatever --platform says.
+# pip download asks the machine that it runs on for what `; sys_platform == "win32"` means, whatever
+# --platform says.
 PIP = """
 import sys
 from pip._vendor.packaging import markers
@@ -95,7 +97,9 @@ def checked(platforms: str, pythons: str) -> list[tuple[str, str]]:
 
 
 def requirements(name: str) -> list[str]:
-    """What pip is to fetch for a platform: the book's needs, its build's, what start.py adds, and torch without CUDA."""
+    """What pip is to fetch for a platform: the book's needs, its build's, what start.py adds, and
+    torch without CUDA.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     needs = (
         project["project"]["dependencies"]
@@ -105,7 +109,9 @@ def requirements(name: str) -> list[str]:
 
 
 def torch(name: str) -> str:
-    """The requirement of torch: for Linux the default build brings gigabytes of CUDA, for the others it is a CPU build."""
+    """The requirement of torch: for Linux the default build brings gigabytes of CUDA, for the
+    others it is a CPU build.
+    """
     pinned = re.search(r"^torch==.*$", CONSTRAINTS.read_text(), re.M).group()
     return f"{pinned}+cpu" if name.startswith("linux") else pinned
 
@@ -143,7 +149,9 @@ def pip(name: str, python: str, *arguments) -> None:
 
 
 def fetch(name: str, python: str, wheels: Path, cpu_wheels: str) -> str:
-    """Put the wheels of one platform and Python into a folder; returns their number and size in words."""
+    """Put the wheels of one platform and Python into a folder; returns their number and size in
+    words.
+    """
     with tempfile.TemporaryDirectory(dir=wheels.parent) as fresh:
         if name.startswith("linux"):
             pip(
@@ -176,7 +184,9 @@ def megabytes(files) -> int:
 
 
 def book_files() -> list[Path]:
-    """The repository's files, from its root, as they are: what git does not ignore, or without git what was not built."""
+    """The repository's files, from its root, as they are: what git does not ignore, or without git
+    what was not built.
+    """
     if (ROOT / ".git").exists():
         listed = subprocess.run(
             ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],

@@ -1,7 +1,9 @@
-"""Installs the book into this folder, once and without a network; then opens its notebooks, or runs a command.
+"""Installs the book into this folder, once and without a network; then opens its notebooks, or runs
+a command.
 
     python start.py                 JupyterLab, in book/notebooks
-    python start.py demo            the same as python -m lorabook demo; so do doctor, inspect, convert
+    python start.py demo            the same as python -m lorabook demo; so do doctor, inspect,
+    convert
 
 start.sh and start.bat find a Python that this folder has wheels for, and run this.
 """
@@ -54,7 +56,9 @@ def installed() -> bool:
 
 
 def install() -> None:
-    """Make the virtual environment anew; pip runs from its wheel, so that no system package of it is needed."""
+    """Make the virtual environment anew; pip runs from its wheel, so that no system package of it
+    is needed.
+    """
     print(f"installing the book into {VENV}: once, a minute or two, without a network", flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
     venv.create(VENV, symlinks=os.name != "nt")

@@ -1,4 +1,6 @@
-"""The badges that open a notebook on Colab and on Kaggle: `python data/make/badges.py` prints those of all notebooks."""
+"""The badges that open a notebook on Colab and on Kaggle: `python data/make/badges.py` prints those
+of all notebooks.
+"""
 
 import tomllib
 from pathlib import Path

@@ -11,7 +11,9 @@ DATA = Path(__file__).resolve().parent.parent
 
 
 def contents(folder: Path) -> str:
-    """The line that ends a card: number of files, their bytes, and one checksum over names and contents."""
+    """The line that ends a card: number of files, their bytes, and one checksum over names and
+    contents.
+    """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "README.md")
     digest = hashlib.sha256()
     for path in files:

@@ -1,4 +1,6 @@
-"""Judges pictures of the base world by tiny-clip: python data/make/judge.py drawings|MODEL [--count 300] [--clip CLIP]"""
+"""Judges pictures of the base world by tiny-clip: python data/make/judge.py drawings|MODEL [--count
+300] [--clip CLIP]
+"""
 
 import argparse
 import random
@@ -20,7 +22,9 @@ def wanted(count: int, seed: int) -> list[Wanted]:
 
 
 def judge(images: list[Image.Image], triples: list[Wanted], clip=None) -> dict[str, float]:
-    """Share of images in which tiny-clip sees the wanted kind, color and place; each against all others of its sort."""
+    """Share of images in which tiny-clip sees the wanted kind, color and place; each against all
+    others of its sort.
+    """
     right = dict.fromkeys(ASPECTS, 0)
     for image, triple in zip(images, triples, strict=True):
         for place, (aspect, options) in enumerate(ASPECTS.items()):

@@ -1,4 +1,6 @@
-"""Makes the tokenizer: byte-pair pieces of our own captions, so that their words are whole and all else falls apart."""
+"""Makes the tokenizer: byte-pair pieces of our own captions, so that their words are whole and all
+else falls apart.
+"""
 
 import json
 import random
@@ -51,7 +53,9 @@ def make_tokenizer() -> CLIPTokenizer:
 
 
 def add_older_files(folder: str | Path) -> None:
-    """The vocabulary and the merges in files of their own, beside tokenizer.json, for transformers 4."""
+    """The vocabulary and the merges in files of their own, beside tokenizer.json, for transformers
+    4.
+    """
     folder = Path(folder)
     pieces = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "vocab.json").write_text(json.dumps(pieces["vocab"], ensure_ascii=False) + "\n")

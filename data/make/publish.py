@@ -60,7 +60,9 @@ def looks(pipe) -> lb.ImageGrid:
 
 
 def name_as_all_read(folder: Path) -> None:
-    """The text encoder's keys with `text_model.`, which every transformers reads; from 5.6 on it writes none."""
+    """The text encoder's keys with `text_model.`, which every transformers reads; from 5.6 on it
+    writes none.
+    """
     file = folder / "model.safetensors"
     weights = {
         f"text_model.{key.removeprefix('text_model.')}": weight

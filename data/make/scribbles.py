@@ -1,4 +1,6 @@
-"""Pictures of nothing in particular, so that the VAE learns to hold any drawing and not only our own."""
+"""Pictures of nothing in particular, so that the VAE learns to hold any drawing and not only our
+own.
+"""
 
 import math
 import random

@@ -1,9 +1,10 @@
-"""Teaches tiny-clip's image tower to see through softness: python data/make/steady_clip.py VAE CLIP [--steps N]
+"""Teaches tiny-clip's image tower to see through softness: python data/make/steady_clip.py VAE CLIP
+[--steps N]
 
-Trained on crisp drawings alone, it takes a slightly soft yellow fish for a star. It learns on from drawings that are
-warped, blurred, stained, and passed through the VAE with noise on their latents; and from captions that differ in one
-word, which a batch seldom holds. The text tower, which is tiny-sd's text encoder, stays as it is, and no picture of the
-UNet is ever shown to it.
+Trained on crisp drawings alone, it takes a slightly soft yellow fish for a star. It learns on from
+drawings that are warped, blurred, stained, and passed through the VAE with noise on their latents;
+and from captions that differ in one word, which a batch seldom holds. The text tower, which is
+tiny-sd's text encoder, stays as it is, and no picture of the UNet is ever shown to it.
 """
 
 import argparse
@@ -68,7 +69,8 @@ def mottled(pixels: Tensor) -> Tensor:
 def hard_negatives_loss(seen: Tensor, told: Tensor, triples: Tensor) -> Tensor:
     """Tell kind, color and place from all others, with the rest of the caption the same.
 
-    seen: (batch, width) scaled image features; told: (kinds, colors, places, width) text features; triples: (batch, 3).
+    seen: (batch, width) scaled image features; told: (kinds, colors, places, width) text features;
+    triples: (batch, 3).
     """
     kind, color, place = triples.T
     sorts = (

@@ -1,4 +1,6 @@
-"""What a LoRA is trained on: creatures, ink drawings, mosaics, and two subjects. The base UNet sees none of them."""
+"""What a LoRA is trained on: creatures, ink drawings, mosaics, and two subjects. The base UNet sees
+none of them.
+"""
 
 import random
 
@@ -12,7 +14,8 @@ CREATURE_COLORS = ("red", "blue", "green", "yellow", "purple", "orange", "pink")
 CREAM: Color = (250, 232, 196)
 
 
-# --- creatures ---------------------------------------------------------------------------------------------
+# --- creatures
+# ---------------------------------------------------------------------------------------------
 
 
 def _wings(pen: Pen, w: float, h: float, color: Color) -> None:
@@ -161,7 +164,8 @@ def creature(rng: random.Random) -> tuple[Image.Image, str]:
     return draw_creature(color, features, rng), f"{opening} with {listed}"
 
 
-# --- two more styles, of things the base knows ----------------------------------------------------------------
+# --- two more styles, of things the base knows
+# ----------------------------------------------------------------
 
 
 def ink(rng: random.Random) -> tuple[Image.Image, str]:
@@ -204,13 +208,16 @@ def mosaic(rng: random.Random) -> tuple[Image.Image, str]:
     return tiles, f"a mosaic of {article(color)} {kind} {before(place)}"
 
 
-# --- subjects ---------------------------------------------------------------------------------------------------
+# --- subjects
+# ---------------------------------------------------------------------------------------------------
 
 SUBJECT_PLACES = ("a white background", "a green field", "a blue sky", "a pink wall", "a night sky")
 
 
 def patch_cat(place: str, rng: random.Random) -> Image.Image:
-    """One particular cat: white, an orange patch over one eye and ear, a striped tail, a teal collar."""
+    """One particular cat: white, an orange patch over one eye and ear, a striped tail, a teal
+    collar.
+    """
     image, draw = blank()
     draw_place(draw, place, rng)
     pen = Pen(
@@ -240,7 +247,9 @@ def patch_cat(place: str, rng: random.Random) -> Image.Image:
 
 
 def striped_boat(place: str, rng: random.Random) -> Image.Image:
-    """One particular boat: a teal hull with a yellow band, red and white striped sails, a purple flag."""
+    """One particular boat: a teal hull with a yellow band, red and white striped sails, a purple
+    flag.
+    """
     image, draw = blank()
     draw_place(draw, place, rng)
     pen = Pen(

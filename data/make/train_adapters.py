@@ -1,4 +1,6 @@
-"""Trains the ready adapters with lorabook's own training: python data/make/train_adapters.py [NAME …]"""
+"""Trains the ready adapters with lorabook's own training: python data/make/train_adapters.py [NAME
+…]
+"""
 
 import shutil
 import sys

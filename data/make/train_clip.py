@@ -1,7 +1,8 @@
-"""Trains tiny-clip, the text and image judge: python data/make/train_clip.py BASE.npz TOKENIZER OUT [--steps N]
+"""Trains tiny-clip, the text and image judge: python data/make/train_clip.py BASE.npz TOKENIZER OUT
+[--steps N]
 
-It sees the base world and the styles (other drawings than those in data/), as a real CLIP has seen everything;
-its text tower becomes tiny-sd's text encoder.
+It sees the base world and the styles (other drawings than those in data/), as a real CLIP has seen
+everything; its text tower becomes tiny-sd's text encoder.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
 python data/make/train_unet.py BASE.npz VAE CLIP OUT --steps N
 
-It predicts v under a schedule whose last step has no signal at all: a latent with a flat background keeps its mean
-through the strongest noise of the usual schedule, and a model trained on that one never learns to make it.
-A run that was stopped goes on from OUT/state.pt.
+It predicts v under a schedule whose last step has no signal at all: a latent with a flat background
+keeps its mean through the strongest noise of the usual schedule, and a model trained on that one
+never learns to make it. A run that was stopped goes on from OUT/state.pt.
 """
 
 import argparse
@@ -74,7 +74,9 @@ def assemble(vae, clip_folder: str, unet) -> StableDiffusionPipeline:
 
 @torch.no_grad()
 def encode(pipe: StableDiffusionPipeline, data) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents (images, 4, 16, 16), prompt embeddings (captions, 77, 128) with the empty one last, caption numbers."""
+    """Latents (images, 4, 16, 16), prompt embeddings (captions, 77, 128) with the empty one last,
+    caption numbers.
+    """
     pixels = torch.from_numpy(data["images"]).permute(0, 3, 1, 2)
     latents = torch.cat(
         [pipe.vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in pixels.split(100)]

@@ -1,7 +1,7 @@
 """Trains tiny-sd's VAE: python data/make/train_vae.py BASE.npz OUT [--steps N]
 
-64 x 64 pixels to 16 x 16 x 4 latents. The loss leans on what stands out from the background and on edges:
-a plain L1 is satisfied by the background alone and leaves the small things grey.
+64 x 64 pixels to 16 x 16 x 4 latents. The loss leans on what stands out from the background and on
+edges: a plain L1 is satisfied by the background alone and leaves the small things grey.
 """
 
 import argparse
@@ -60,7 +60,9 @@ def reconstruction_loss(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def normalise(vae: AutoencoderKL, images: torch.Tensor) -> None:
-    """Fold an affine map into the 1 x 1 convolutions: each latent channel gets mean 0, deviation 1 / scaling factor."""
+    """Fold an affine map into the 1 x 1 convolutions: each latent channel gets mean 0, deviation 1
+    / scaling factor.
+    """
     latents = torch.cat(
         [vae.encode(batch.float() / 127.5 - 1).latent_dist.mean for batch in images.split(64)]
     )

@@ -228,7 +228,8 @@ def _whole(delta: Tensor) -> Factors:
 def _start_factors(layer: Layer, base: Tensor) -> Factors:
     """What PiSSA and OLoRA began with: the base's largest singular values, or the first of its QR.
 
-    Source: `pissa_init` and `olora_init` of PEFT, https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/layer.py
+    Source: `pissa_init` and `olora_init` of PEFT,
+    https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/layer.py
     """
     rank = layer.rank
     if layer.start == "olora":

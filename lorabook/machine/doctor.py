@@ -133,7 +133,9 @@ def _package(name: str, wrong: Sequence[Misfit]) -> Check:
 
 
 def _ipywidgets(version: str) -> Check:
-    """ipywidgets 7 shows no slider beside a part for JupyterLab that was made for 8; Colab has its own."""
+    """ipywidgets 7 shows no slider beside a part for JupyterLab that was made for 8; Colab has its
+    own.
+    """
     part = version_of("jupyterlab_widgets")
     if not version.startswith("7.") or not part or part.startswith("1.") or place():
         return Check("ipywidgets", version)

@@ -1,4 +1,4 @@
-"""Where a notebook runs, Colab, Kaggle or elsewhere: its secrets, and where its results are kept."""
+"""Where a notebook runs, Colab, Kaggle or elsewhere: its secrets, and where results go."""
 
 import os
 import sys
@@ -52,7 +52,10 @@ def _refusal(name: str, error: Exception) -> str:
         return (
             f"this notebook may not read the secret {name}: switch its notebook access on, behind"
         )
-    return f"the secret {name} could not be read ({kind}): open the notebook in a browser, and look behind"
+    return (
+        f"the secret {name} could not be read ({kind}): open the notebook in a browser, "
+        "and look behind"
+    )
 
 
 def results_folder(save_to: str | os.PathLike | None = None) -> Path:
@@ -87,7 +90,8 @@ def results_folder(save_to: str | os.PathLike | None = None) -> Path:
 def _drive() -> Path:
     if place() != "colab":
         raise ValueError(
-            "save_to='drive' works on Colab only; give a folder, which may lie in a synchronised Drive"
+            "save_to='drive' works on Colab only; give a folder, "
+            "which may lie in a synchronised Drive"
         )
     try:
         import_module("google.colab.drive").mount(str(DRIVE))

@@ -14,7 +14,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-READY = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.isReady"  # JupyterLab can run cells
+# JupyterLab can run cells
+READY = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.isReady"
 ROOT = Path(__file__).resolve().parents[2]
 OLD = ROOT / ".venv-widgets7"  # ipywidgets as Google Colab has it
 OLD_PACKAGES = (
@@ -62,7 +63,8 @@ def write_notebook(folder: Path, prompt: str, steps: int, adapters=("ink", "crea
 
 
 def old_python() -> Path:
-    """Python with ipywidgets 7.7.1 before all else, and the packages of this environment behind; made when first asked for.
+    """Python with ipywidgets 7.7.1 before all else, and the packages of this environment behind;
+    made when first asked for.
 
     Raises: subprocess.CalledProcessError where the packages cannot be fetched.
     """

@@ -9,7 +9,9 @@ from lorabook.live.state import PipelineLock, lock_of, locked
 
 
 def in_another_thread(act):
-    """What another thread gets from a call, and whether it has come to its end within half a second."""
+    """What another thread gets from a call, and whether it has come to its end within half a
+    second.
+    """
     found = []
     thread = threading.Thread(target=lambda: found.append(act()), daemon=True)
     thread.start()

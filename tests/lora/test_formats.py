@@ -1,4 +1,6 @@
-"""Every form × {load, the picture its writer draws, save in each form, load again with the same ΔW}, on two models."""
+"""Every form × {load, the picture its writer draws, save in each form, load again with the same
+ΔW}, on two models.
+"""
 
 import re
 from pathlib import Path

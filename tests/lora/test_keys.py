@@ -1,4 +1,6 @@
-"""Forms of keys by their formulas: the same ΔW, or a sentence that says what a file is; no picture is drawn here."""
+"""Forms of keys by their formulas: the same ΔW, or a sentence that says what a file is; no picture
+is drawn here.
+"""
 
 import re
 

@@ -78,9 +78,11 @@ def peft_layers(model):
 
 
 def scale_once(model, method):
-    """PEFT before 0.21 multiplies by the scaling twice in its SVD methods; with a scaling of 1 that cannot be seen.
+    """PEFT before 0.21 multiplies by the scaling twice in its SVD methods; with a scaling of 1 that
+    cannot be seen.
 
-    `get_delta_weight` holds it already: https://github.com/huggingface/peft/blob/v0.20.0/src/peft/tuners/lora/model.py
+    `get_delta_weight` holds it already:
+    https://github.com/huggingface/peft/blob/v0.20.0/src/peft/tuners/lora/model.py
     """
     if method.endswith("svd") and version("peft") < "0.21":
         for layer in peft_layers(model).values():

@@ -1,4 +1,6 @@
-"""Every setting of PEFT's that changes what weights mean: as PEFT and diffusers read it, refused by name, or named."""
+"""Every setting of PEFT's that changes what weights mean: as PEFT and diffusers read it, refused by
+name, or named.
+"""
 
 import dataclasses
 import json
@@ -52,7 +54,9 @@ def trained(folder, **told):
 
 
 def changes(pipe):
-    """What each layer adds, by PEFT's own get_delta_weight, and by how much its base is another than the bundled one."""
+    """What each layer adds, by PEFT's own get_delta_weight, and by how much its base is another
+    than the bundled one.
+    """
     base = dict(unet().named_modules())
     return {
         name: module.get_delta_weight(module.active_adapters[0])

@@ -44,7 +44,9 @@ def colab(monkeypatch):
 
 @pytest.fixture
 def kaggle(monkeypatch):
-    """Kaggle, whose secrets answer by what is put into `answers`; asking for another is an error, as there."""
+    """Kaggle, whose secrets answer by what is put into `answers`; asking for another is an error,
+    as there.
+    """
     answers = {}
 
     def get_secret(name):

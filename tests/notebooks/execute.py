@@ -1,4 +1,6 @@
-"""Runs notebooks from top to bottom and stores clean outputs: python tests/notebooks/execute.py [NUMBER …]"""
+"""Runs notebooks from top to bottom and stores clean outputs: python tests/notebooks/execute.py
+[NUMBER …]
+"""
 
 import sys
 import time
@@ -16,7 +18,9 @@ METADATA = {
 
 
 def execute(path: Path) -> float:
-    """Run a notebook and write it back; returns the seconds it took. Raises: CellExecutionError, and writes nothing."""
+    """Run a notebook and write it back; returns the seconds it took. Raises: CellExecutionError,
+    and writes nothing.
+    """
     book, start = nbformat.read(path, as_version=4), time.monotonic()
     NotebookClient(
         book, timeout=900, record_timing=False, resources={"metadata": {"path": str(path.parent)}}
@@ -31,7 +35,9 @@ def execute(path: Path) -> float:
 
 
 def lasting(outputs: list, *, shows_a_slider: bool) -> list:
-    """The outputs worth keeping: no progress on stderr, and no widget but `interact`'s, which stands without a picture."""
+    """The outputs worth keeping: no progress on stderr, and no widget but `interact`'s, which
+    stands without a picture.
+    """
     if shows_a_slider:
         return [output for output in outputs if WIDGET in output.get("data", {})]
     for output in outputs:

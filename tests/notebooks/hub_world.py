@@ -1,4 +1,6 @@
-"""The world with a GPU, as far as it goes without one and without a Hub: its model, data and adapters as local folders."""
+"""The world with a GPU, as far as it goes without one and without a Hub: its model, data and
+adapters as local folders.
+"""
 
 import json
 import random
@@ -31,9 +33,11 @@ DOGS = ("9M0tSjb-cpA", "Id1DBHv4fbg", "bQaAJCbNq3g", "brFsZ7qszSY", "eoqnr8ikwFE
 
 
 def hub_world(folder: Path) -> dict:
-    """Make what the Hub would give, in miniature; returns the fields of HUB that this changes, and the few steps of a test.
+    """Make what the Hub would give, in miniature; returns the fields of HUB that this changes, and
+    the few steps of a test.
 
-    No field of another kind is touched: prompts, ranks, what is trained, and the scheduler's defaults are HUB's own.
+    No field of another kind is touched: prompts, ranks, what is trained, and the scheduler's
+    defaults are HUB's own.
     """
     pipe = sd15(folder / "stable-diffusion-v1-5")
     pokemon(folder / "pokemon-blip-captions")
@@ -64,9 +68,11 @@ def hub_world(folder: Path) -> dict:
 
 
 def sd15(folder: Path) -> StableDiffusionPipeline:
-    """A folder like SD 1.5's on the Hub: its parts, blocks and schedule; narrow, and of random weights.
+    """A folder like SD 1.5's on the Hub: its parts, blocks and schedule; narrow, and of random
+    weights.
 
-    Only the last convolutions know something, so that noise goes down a little and pictures have colours.
+    Only the last convolutions know something, so that noise goes down a little and pictures have
+    colours.
     """
     torch.manual_seed(0)
     config = UNet2DConditionModel.load_config(lb.bundled("configs/sd15/unet"))
@@ -107,7 +113,9 @@ def sd15(folder: Path) -> StableDiffusionPipeline:
 
 @torch.no_grad()
 def taught(pipe) -> None:
-    """Solve the UNet's and the decoder's last convolution for what they should give on a few pictures."""
+    """Solve the UNet's and the decoder's last convolution for what they should give on a few
+    pictures.
+    """
     pixels = torch.stack([pipe.image_processor.preprocess(image)[0] for image in creatures(8)])
     mean = pipe.vae.encode(pixels).latent_dist.mean
     pipe.vae.register_to_config(scaling_factor=1 / mean.std().item())
@@ -152,7 +160,9 @@ def creatures(count: int) -> list:
 
 
 def pokemon(folder: Path) -> None:
-    """A data set as the Hub keeps reach-vb/pokemon-blip-captions: a parquet file with `image` and `text`."""
+    """A data set as the Hub keeps reach-vb/pokemon-blip-captions: a parquet file with `image` and
+    `text`.
+    """
     texts = [creature(random.Random(seed))[1].replace("creature", "pokemon") for seed in range(24)]
     kinds = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     rows = datasets.Dataset.from_dict({"image": creatures(24), "text": texts}, features=kinds)
@@ -173,7 +183,9 @@ def dogs(folder: Path) -> None:
 def halves(
     pipe, rank: int, seed: int, ends: tuple[str, ...]
 ) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """The down and up weights of a LoRA by component and module; as after training, the first directions are strongest."""
+    """The down and up weights of a LoRA by component and module; as after training, the first
+    directions are strongest.
+    """
     torch.manual_seed(seed)
     strength, found = 0.7 ** torch.arange(rank), {"unet": {}, "text_encoder": {}}
     for part, modules in found.items():
@@ -190,7 +202,9 @@ def halves(
 
 
 def kohya(pipe, path: Path, *, rank: int, seed: int) -> None:
-    """A file as sd-scripts writes it: attention and feed-forward layers of UNet and text encoder, in half precision."""
+    """A file as sd-scripts writes it: attention and feed-forward layers of UNet and text encoder,
+    in half precision.
+    """
     ends = (
         "to_q",
         "to_k",

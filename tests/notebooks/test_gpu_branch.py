@@ -1,4 +1,6 @@
-"""Each notebook as it goes where there is a GPU: on a folder shaped like SD 1.5 and a data set shaped like Pokémon."""
+"""Each notebook as it goes where there is a GPU: on a folder shaped like SD 1.5 and a data set
+shaped like Pokémon.
+"""
 
 import ast
 from dataclasses import asdict

@@ -1,4 +1,6 @@
-"""What notebooks 07 and 08 assert of pictures that are the same to rounding, in half precision, on a small UNet."""
+"""What notebooks 07 and 08 assert of pictures that are the same to rounding, in half precision, on
+a small UNet.
+"""
 
 import numpy as np
 import torch
@@ -10,7 +12,9 @@ SEED, ONE = {"seed": 1}, {"seed": [1]}
 
 
 def as_loha(source, target):
-    """The LoRA of a Kohya file as the first half of a LoHa; the second half is ones, as in notebook 08."""
+    """The LoRA of a Kohya file as the first half of a LoHa; the second half is ones, as in notebook
+    08.
+    """
     weights, loha = load_file(source), {}
     for stem in (key.removesuffix(".alpha") for key in weights if key.endswith(".alpha")):
         up, down = (

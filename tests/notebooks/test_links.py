@@ -25,7 +25,9 @@ def markdown(path):
 
 
 def anchors(path):
-    """What `#…` may follow a page's address: as Jupyter makes it in a notebook, as GitHub does elsewhere."""
+    """What `#…` may follow a page's address: as Jupyter makes it in a notebook, as GitHub does
+    elsewhere.
+    """
     headings = in_headings(re.sub(r"```.*?```", "", markdown(path), flags=re.S))
     if path.suffix == ".ipynb":
         return {heading.replace(" ", "-") for heading in headings}

@@ -34,7 +34,9 @@ KNOWN = {  # numbers that no run can show, and why
 
 
 def value(found):
-    """A number as it is written, and half of its last digit; zeros at the end of a whole number may be rounding."""
+    """A number as it is written, and half of its last digit; zeros at the end of a whole number may
+    be rounding.
+    """
     whole, decimals = found[1].replace(",", ""), found[2] or ""
     rounded = len(whole) - max(2, len(whole.rstrip("0")))
     half = 0.5 * 10.0 ** (1 - len(decimals) if decimals else max(0, rounded))

@@ -23,7 +23,9 @@ def test_a_notebook_has_the_setup_cell_word_for_word(path):
 
 
 def run(folder, *options, **environ):
-    """The cell in a Python of its own, in a folder, with nothing in the environment but what is given."""
+    """The cell in a Python of its own, in a folder, with nothing in the environment but what is
+    given.
+    """
     cell = SETUP.replace("/tmp/lorabook-book", str(folder / "lorabook-book"))
     return subprocess.run(
         [sys.executable, *options, "-c", cell + TAIL],

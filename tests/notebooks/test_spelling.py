@@ -1,4 +1,6 @@
-"""The book's words are in a dictionary, or in the list below; and they are spelt in one way, the British."""
+"""The book's words are in a dictionary, or in the list below; and they are spelt in one way, the
+British.
+"""
 
 import ast
 import re
@@ -54,7 +56,9 @@ def words_in(cell):
 
 
 def places():
-    """(where, what stands there) of the cells of each notebook, of the pages, and of the package's docstrings."""
+    """(where, what stands there) of the cells of each notebook, of the pages, and of the package's
+    docstrings.
+    """
     modules, books = sorted(ROOT.glob("lorabook/**/*.py")), BOOKS.items()
     return {
         name: [(number, words_in(cell)) for number, cell in enumerate(book.cells)]

@@ -1,4 +1,6 @@
-"""Every notebook opens, asks, and ends in the same way, and depends on the world in its parameters only."""
+"""Every notebook opens, asks, and ends in the same way, and depends on the world in its parameters
+only.
+"""
 
 import re
 

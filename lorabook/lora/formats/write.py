@@ -203,7 +203,7 @@ def _int_if_whole(value: float) -> float | int:
 
 
 def _needed(fields: Mapping) -> dict:
-    """The fields that differ from PEFT's defaults: an older PEFT refuses a file by a name it lacks."""
+    """The fields that differ from PEFT's defaults: an older PEFT refuses names it lacks."""
     usual = LoraConfig().to_dict()
     always = ("r", "lora_alpha", "target_modules", "peft_type")
     return {
