@@ -455,6 +455,7 @@ def test_civitais_token_comes_from_the_environment(civitai, tmp_path, monkeypatc
 def test_civitais_token_comes_from_colabs_secrets(civitai, tmp_path, monkeypatch):
     userdata = types.SimpleNamespace(get={"CIVITAI_API_KEY": TOKEN}.__getitem__)
     monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(userdata=userdata))
+    monkeypatch.setitem(sys.modules, "google.colab.userdata", userdata)
     fetch_adapter(civitai.give("/a"), cache_dir=tmp_path)
     assert sent_token(civitai.requests[0]) == f"Bearer {TOKEN}"
 
