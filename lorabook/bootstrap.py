@@ -172,9 +172,10 @@ def _pip(*arguments: str) -> None:
     importlib.invalidate_caches()
     if process.returncode:
         errors = [line for line in process.stderr.splitlines() if line.startswith("ERROR")]
+        reason = errors[-1] if errors else "it gave no reason"
         raise RuntimeError(
-            f"pip {arguments[0]} failed: {(errors or ['it gave no reason'])[-1][:200]}; look "
-            "whether this machine has internet (on Kaggle it is switched on in the notebook's settings)"
+            f"pip {arguments[0]} failed: {reason[:200]}; look whether this machine has internet "
+            "(on Kaggle it is switched on in the notebook's settings)"
         )
 
 

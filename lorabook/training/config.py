@@ -256,5 +256,6 @@ def _check_output(folder: Path) -> None:
     parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(
-            f"output_dir {str(folder)!r} cannot be made: {parent} is a file or may not be written to"
+            f"output_dir {str(folder)!r} cannot be made: {parent} is a file "
+            "or may not be written to"
         )
