@@ -13,18 +13,20 @@ from torch import nn
 import lorabook as lb
 from lorabook.live.layers import layers_of
 
-SCALES = [number / 100 for number in range(1, 100)]
+SCALES = (0.1, 0.2)  # 0.7 times and divided by these is not 0.7
 
 
 @pytest.fixture
 def adapted():
-    """A linear layer with PEFT's LoRA "style" at scale 0.3, and one with a DoRA."""
+    """A linear layer with PEFT's LoRA "style" at scale 0.7, and one with a DoRA."""
     torch.manual_seed(0)
     models = []
     for use_dora in (False, True):
-        config = LoraConfig(r=2, target_modules=["0"], init_lora_weights=False, use_dora=use_dora)
+        config = LoraConfig(
+            r=2, lora_alpha=2, target_modules=["0"], init_lora_weights=False, use_dora=use_dora
+        )
         model = inject_adapter_in_model(config, nn.Sequential(nn.Linear(4, 4)), "style")
-        model[0].set_scale("style", 0.3)
+        model[0].set_scale("style", 0.7)
         models.append(model)
     return models
 
@@ -32,12 +34,12 @@ def adapted():
 def test_canary_a_calls_own_scale_still_leaves_other_scales_behind(adapted):
     model, left = adapted[0], {}
     for scale in (*SCALES, 0):
-        model[0].set_scale("style", 0.3)
+        model[0].set_scale("style", 0.7)
         before = model[0].scaling["style"]
         scale_lora_layers(model, scale)
         unscale_lora_layers(model, scale)
         left[scale] = model[0].scaling["style"] != before
-    assert left[0] and any(left[scale] for scale in SCALES), (
+    assert all(left.values()), (
         "diffusers puts the scales back: take hook_calls and what it needs out of live/upstream.py"
     )
 
@@ -105,11 +107,11 @@ def test_the_last_adapter_takes_all_along_but_the_one_attribute(small):
 
 def test_a_text_encoders_scale_is_exact_after_a_call_with_its_own(pipe):
     lb.load_adapter(pipe, "patch_cat")
-    lb.set_scales(pipe, {"patch_cat": {"text_encoder": 0.3}})
-    for scale in (0.7, 0.1, 0):
+    lb.set_scales(pipe, {"patch_cat": {"text_encoder": 0.7}})
+    for scale in (*SCALES, 0):
         draw(pipe, scale)
         layers = layers_of(pipe, "patch_cat")["text_encoder"].values()
-        assert {layer.scaling["patch_cat"] for layer in layers} == {0.3}
+        assert {layer.scaling["patch_cat"] for layer in layers} == {0.7}
 
 
 # a call's own scale on what is fused
