@@ -78,7 +78,9 @@ class Hand:
         return slider.locator(".noUi-handle, .ui-slider-handle").first
 
     def drag(self, slider: Locator, *ways: int) -> None:
-        """Take a slider by the mouse and go to these pixels from where it was, one after another, without a pause."""
+        """Take a slider by the mouse and go to these pixels from where it was, one after another,
+        without a pause.
+        """
         handle = self.handle(slider)
         handle.scroll_into_view_if_needed()
         box = handle.bounding_box()
