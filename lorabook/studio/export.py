@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ipywidgets as widgets
 from diffusers import DiffusionPipeline
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 
 from lorabook.live.blend import blend
@@ -134,13 +134,10 @@ def static_picture(
             image = image.convert("RGB")
         images.append(image.crop(ImageChops.invert(image).getbbox()))
     images = images or [Image.new("RGB", (320, 32), "white")]
-    height = max(image.height for image in images)
-    images = [ImageOps.pad(image, (image.width + gap, height), color="white") for image in images]
-    sheet = Image.new(
-        "RGB", (sum(image.width for image in images) + gap, height + 2 * gap), "white"
-    )
-    left = gap
+    width = sum(image.width + gap for image in images) + gap
+    height, left = max(image.height for image in images) + 2 * gap, gap
+    sheet = Image.new("RGB", (width, height), "white")
     for image in images:
-        sheet.paste(image, (left, gap))
-        left += image.width
+        sheet.paste(image, (left, (height - image.height) // 2))
+        left += image.width + gap
     return sheet

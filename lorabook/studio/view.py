@@ -34,6 +34,7 @@ class Stage(widgets.HBox):
         ui.classes(self, "lorabook-stage")
         self.now: list[widgets.Image] = []
         self._figures: dict[tuple[str, int], widgets.VBox] = {}
+        self._rows: list[list[widgets.VBox]] = []
 
     def show(self, images: StudioImages) -> None:
         """Show images; widgets that are there take the new bytes."""
@@ -54,10 +55,12 @@ class Stage(widgets.HBox):
                 seed = f"seed {seeds[number]}" if len(seeds) > 1 or len(row) == 1 else ""
                 ui.say(caption, " · ".join(filter(None, (what if len(row) > 1 else "", seed))))
             rows.append(figures)
-        if images.base is not None:
-            rows = [[ui.row(*figures, kind="lorabook-compared")] for figures in rows]
-        self.children = tuple(figure for row in rows for figure in row)
-        self.now = [self._figures[NOW, number].children[0] for number in range(len(rows))]
+        if rows != self._rows:  # else the browser would build all of it anew for each image
+            self._rows = rows
+            if images.base is not None:
+                rows = [[ui.row(*figures, kind="lorabook-compared")] for figures in rows]
+            self.children = tuple(figure for row in rows for figure in row)
+        self.now = [self._figures[NOW, number].children[0] for number in range(len(seeds))]
 
 
 class Gallery(widgets.VBox):
@@ -75,9 +78,8 @@ class Gallery(widgets.VBox):
 
     def show(self, gallery: Sequence[StudioImages]) -> None:
         """Show these, the newest first."""
-        for one in gallery:
-            if id(one) not in self._cards:
-                self._cards[id(one)] = self._card(one)
+        cards = self._cards
+        self._cards = {id(one): cards.get(id(one)) or self._card(one) for one in gallery}
         self._wall.children = tuple(self._cards[id(one)] for one in reversed(gallery))
         self._nothing.layout.display = "none" if gallery else None
 
