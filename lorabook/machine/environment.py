@@ -31,7 +31,9 @@ def secret(name: str) -> tuple[str | None, str]:
         return None, ""
     try:
         if here == "colab":
-            value = import_module("google.colab.userdata").get(name)
+            from google.colab import userdata
+
+            value = userdata.get(name)
         else:
             value = import_module("kaggle_secrets").UserSecretsClient().get_secret(name)
     except Exception as error:  # each has classes of its own, which can be imported nowhere else
