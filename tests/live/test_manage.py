@@ -107,10 +107,10 @@ def test_unloaded_after_fusing_the_memory_of_the_originals_is_free(loaded):
         for weight in model.lorabook.base_weights.values()
     ]
     halves = [
-        weakref.ref(ready.up)
+        weakref.ref(layer.up)
         for model in models_of(loaded).values()
         for share in model.lorabook.fused.values()
-        for ready in share.weights.values()
+        for layer in share.layers.values()
     ]
     assert len(originals) > 279 and len(halves) > len(originals)
     lb.unload_adapters(loaded)
