@@ -58,7 +58,7 @@ def _check(source: str, bundled: bool, model: str, missing: list[str], unexpecte
     lacks = f"lacks {len(missing)} of its weights ({missing[0]:.40} …), which would be random" if missing else ""
     rest = f"holds {len(unexpected)} without a place ({unexpected[0]:.40} …)" if unexpected else ""
     here = f"here are transformers {version('transformers')} and diffusers {version('diffusers')}"
-    sentence = f"{source[-75:]} is not read whole: the file of {model} {' and '.join(filter(None, (lacks, rest)))}; {here}"
+    sentence = f"{source[-60:]} is not read whole: the file of {model} {' and '.join(filter(None, (lacks, rest)))}; {here}"
     if bundled:
         raise FileNotFoundError(f"bundled model {sentence}; fetch the repository's data/ anew")
     if missing and Path(source).is_dir():

@@ -1,10 +1,11 @@
 """Adapter files of every form, written by other libraries or by the forms' own formulas, with the picture they must give."""
 import logging
-from importlib.metadata import version
+from importlib.metadata import version as version_of
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -212,7 +213,7 @@ WRITERS = {
     "LyCORIS LoHa with DoRA by input": lycoris("loha", dora_wd=True, wd_on_output=False),
     "LyCORIS LoKr": lycoris("lokr", factor=4), "LyCORIS LoKr, both halves low": lycoris("lokr", decompose_both=True),
     "LyCORIS LoKr, full matrices": lycoris("lokr", full_matrix=True)}
-if version("lycoris-lora") >= "4.1":  # 4.0.0 takes the weights from the layers and cannot draw its own picture any more
+if Version(version_of("lycoris-lora")) >= Version("4.1"):  # 4.0.0 takes the layers' weights and cannot draw any more
     WRITERS["LyCORIS full"] = lycoris("full")
 
 
