@@ -212,9 +212,9 @@ WRITERS = {
     "LyCORIS LoHa": lycoris("loha"), "LyCORIS LoHa, Tucker": lycoris("loha", use_tucker=True),
     "LyCORIS LoHa with DoRA by input": lycoris("loha", dora_wd=True, wd_on_output=False),
     "LyCORIS LoKr": lycoris("lokr", factor=4), "LyCORIS LoKr, both halves low": lycoris("lokr", decompose_both=True),
-    "LyCORIS LoKr, full matrices": lycoris("lokr", full_matrix=True)}
-if Version(version_of("lycoris-lora")) >= Version("4.1"):  # 4.0.0 takes the layers' weights and cannot draw any more
-    WRITERS["LyCORIS full"] = lycoris("full")
+    "LyCORIS LoKr, full matrices": lycoris("lokr", full_matrix=True), "LyCORIS full": lycoris("full")}
+LYCORIS = Version(version_of("lycoris-lora"))  # 4.0.0 takes the layers' weights for "full" and cannot draw any more
+WRITTEN_HERE = [name for name in WRITERS if name != "LyCORIS full" or Version("4.1") <= LYCORIS]
 
 
 def plain(folder: str) -> DiffusionPipeline:

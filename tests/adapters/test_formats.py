@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from adapter_files import WRITERS, draw, plain
+from adapter_files import WRITERS, WRITTEN_HERE, draw, plain
 from conftest import tiny_sdxl
 
 import lorabook as lb
@@ -22,7 +22,7 @@ def model(request, models):
     return models[request.param]
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+@pytest.fixture(scope="module", params=WRITTEN_HERE)
 def written(request, model, tmp_path_factory):
     """A file of a form, the picture of its writer, and the base picture."""
     folder, pipe = tmp_path_factory.mktemp("written"), plain(model)
