@@ -182,7 +182,7 @@ def whole_weights(source: str) -> Iterator[None]:
         if not faults:
             continue
         sentence = (
-            f"{source[-75:]} is not read whole: the file of {model} {' and '.join(faults)}; "
+            f"{source[-60:]} is not read whole: the file of {model} {' and '.join(faults)}; "
             f"here are transformers {version('transformers')} and diffusers {version('diffusers')}"
         )
         if is_bundled:

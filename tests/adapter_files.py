@@ -3,11 +3,12 @@ picture they must give.
 """
 
 import logging
-from importlib.metadata import version
+from importlib.metadata import version as version_of
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -330,10 +331,11 @@ WRITERS = {
     "LyCORIS LoKr": lycoris("lokr", factor=4),
     "LyCORIS LoKr, both halves low": lycoris("lokr", decompose_both=True),
     "LyCORIS LoKr, full matrices": lycoris("lokr", full_matrix=True),
+    "LyCORIS full": lycoris("full"),
 }
-if version("lycoris-lora") >= "4.1":
-    # 4.0.0 takes the weights from the layers and cannot generate its own image any more
-    WRITERS["LyCORIS full"] = lycoris("full")
+LYCORIS = Version(version_of("lycoris-lora"))
+# 4.0.0 takes the layers' weights for "full" and cannot draw any more
+WRITTEN_HERE = [name for name in WRITERS if name != "LyCORIS full" or Version("4.1") <= LYCORIS]
 
 
 def plain(folder: str) -> DiffusionPipeline:

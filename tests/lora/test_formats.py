@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import lorabook as lb
-from adapter_files import WRITERS, draw, plain
+from adapter_files import WRITERS, WRITTEN_HERE, draw, plain
 from conftest import tiny_sdxl
 from lorabook.live.match import base_weights
 from lorabook.lora.formats.write import FORMATS
@@ -28,7 +28,7 @@ def model(request, models):
     return models[request.param]
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+@pytest.fixture(scope="module", params=WRITTEN_HERE)
 def written(request, model, tmp_path_factory):
     """A file of a form, the picture of its writer, and the base picture."""
     folder, pipe = tmp_path_factory.mktemp("written"), plain(model)

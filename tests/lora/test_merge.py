@@ -1,9 +1,10 @@
 import math
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import version as version_of
 
 import pytest
 import torch
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -84,7 +85,7 @@ def scale_once(model, method):
     `get_delta_weight` holds it already:
     https://github.com/huggingface/peft/blob/v0.20.0/src/peft/tuners/lora/model.py
     """
-    if method.endswith("svd") and version("peft") < "0.21":
+    if method.endswith("svd") and Version(version_of("peft")) < Version("0.21"):
         for layer in peft_layers(model).values():
             layer.scaling.update(dict.fromkeys(layer.scaling, 1.0))
 

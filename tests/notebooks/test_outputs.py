@@ -1,7 +1,8 @@
+import hashlib
 import re
 
 import pytest
-from stored import BOOKS, outputs, text_of
+from stored import BOOKS, ROOT, outputs, text_of
 
 PRIVATE = {
     "a path": r"(?<![\w.])/(?:home|root|tmp|work|usr|opt|var|mnt|content|kaggle|Users)\b|\b[A-Z]:\\|~/|\.cache\b|site-pack",
@@ -42,6 +43,22 @@ def test_what_no_output_may_show_would_be_found(kind):
         PRIVATE[kind],
         "rank 16: 1,546,240 numbers in 0.86 s, 12 × 3, you/my-lora, torch 2.13.0, word:1.4",
     )
+
+
+def test_the_checksum_that_is_shown_of_a_bundled_adapter_is_its_own():
+    shown = [
+        found
+        for book in BOOKS.values()
+        for _, output in outputs(book)
+        for found in re.findall(
+            r"pytorch_lora_weights.safetensors, .* SHA-256 (\w+)", text_of(output)
+        )
+    ]
+    sums = [
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in ROOT.glob("data/adapters/*/*.safetensors")
+    ]
+    assert shown and all(any(full.startswith(part) for full in sums) for part in shown)
 
 
 @pytest.mark.parametrize("name", BOOKS)
