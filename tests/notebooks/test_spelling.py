@@ -13,11 +13,12 @@ WORD = re.compile(
     r"(?<![\w.*/@])[A-Za-z][a-z]{2,}(?:['’][a-z]+)?(?![\w/]|\.\w)"
 )  # no names such as LoRA, up.1, a_b
 FIELD = """
-    backend centre centred centres changelog checkpointing checksum checksums colour colours conda config configs cpu
+    autocast autograd backend centre centred centres changelog checkpointing checksum checksums colour colours conda config configs cpu
     crossfade ctrl cuda dataclass dataclasses dataset ddim denoised denoiser denoising diff docstring doi downsamplers
-    dpm dropdown eigenvectors favourite http https hypernetwork inpainting latents lbw loha lokr loopback metadata mps
-    neighbour neighbours normalised openrail optimise optimiser quantised recognised redistributable resized resnet
-    resnets safetensors sdxl sks str subfolder svd timesteps tokenizer tokenizers tooltip tooltips tuple tweaker unet
+    dpm dropdown eigenvectors favourite http https hypernetwork
+    hypernetworks inpainting latents lbw loha lokr loopback metadata mps
+    neighbour neighbours normalised openrail optimise optimiser quantised recognised redistributable resize resized resnet
+    resnets safetensors scalings sdxl sks str subfolder svd timesteps tokenizer tokenizers tooltip tooltips tuple tuples tweaker unet
     unfuse unfused unfusing unipc upsampler upscaler
 """
 NAMES = """
