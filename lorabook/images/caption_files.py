@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lorabook.images.captions import (
-    LISTS,
+    READERS,
     as_caption,
     find_caption_column,
     read_list,
@@ -18,10 +18,8 @@ from lorabook.images.pixels import ENDINGS
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # as datasets' imagefolder
 BESIDE = (".txt", ".caption", ".json")  # the first that is there holds an image's caption
-_OTHERS = (
-    ".cap .tags .ndjson .xlsx .xls .ods .arrow .yaml .yml .toml .xml .html .md .rtf .docx .zip"
-)
-_TEXTS = {*LISTS, *BESIDE, *".tar", *_OTHERS.split()}  # what may hold captions
+_OTHERS = ".cap .tags .ndjson .xlsx .xls .ods .arrow .yaml .yml .toml .xml .html .md .rtf .docx"
+_TEXTS = {*READERS, *BESIDE, *_OTHERS.split(), ".zip", ".tar"}  # what may hold captions
 _NO_CAPTIONS = ("readme", "license", "licence", "dataset_info", "dataset_dict", "state.json")
 
 
@@ -43,10 +41,8 @@ class FolderCaptions:
     its folder and what is below, as `datasets` has it: what it does not list is left out.
     Elsewhere any list that names the images is read, then the text beside an image.
 
-    Attributes:
-        notes: sentences on captions that contradict each other, on images left out, on files that
-            are not there.
-        look_alikes: files that may hold captions and were not read as such, and why.
+    `notes` are sentences on captions that contradict each other, on images left out and on files
+    that are not there; `look_alikes` may hold captions and were not read as such, and why.
     """
 
     def __init__(self, folder: Path):
@@ -68,21 +64,14 @@ class FolderCaptions:
         paths = [path for path in self.files if path.parent == self.folder]
         if any(path.name in METADATA for path in paths):
             return True
-        return any(self._read(path, None)[0] for path in paths if path.suffix.lower() in LISTS)
+        return any(self._read(path, None)[0] for path in paths if path.suffix.lower() in READERS)
 
     def find(self, asked: str | None) -> list[tuple[Path, str]]:
-        """Images with their captions: those of lists in their order, the others by name.
-
-        Args:
-            asked: the column of captions in lists; None finds it.
-        Returns: "" where there is no caption.
-        Raises: FileNotFoundError for a file that metadata names but is not there; ValueError for
-            metadata without captions.
-        """
+        """Images with their captions, or "": those of lists in their order, the others by name."""
         used, images = self._take_metadata(asked)
         problems = {}
         for path in self.files:
-            if path.suffix.lower() in LISTS and path not in used and images:
+            if path.suffix.lower() in READERS and path not in used and images:
                 problems[path] = self._take_list(path, asked, images)
         used |= {path for path, problem in problems.items() if not problem}
         order = dict.fromkeys([*self._texts, *images])
@@ -94,7 +83,7 @@ class FolderCaptions:
         ]
         self.look_alikes = [
             self._name(path) + problems.get(path, "")
-            for path in sorted(self.files, key=lambda path: path.suffix.lower() not in LISTS)
+            for path in sorted(self.files, key=lambda path: path.suffix.lower() not in READERS)
             if path.suffix.lower() in _TEXTS
             and path not in used
             and not path.name.lower().startswith(_NO_CAPTIONS)

@@ -9,25 +9,14 @@ from pathlib import Path
 
 from lorabook.checks import listed
 
-LISTS = (".jsonl", ".csv", ".parquet", ".json", ".tsv")
-CAPTION_WORDS = (
-    "text",
-    "caption",
-    "prompt",
-    "description",
-    "sentence",
-    "additional_feature",
-    "tags",
-)
+CAPTION_WORDS = ["text", "caption", "prompt", "description", "sentence"]
+CAPTION_WORDS += ["additional_feature", "tags"]
 _FILE_COLUMNS = ["filename", "imagefilename", "file", "image", "filepath", "imagepath", "imagefile"]
 _FILE_COLUMNS += ["imagename", "path", "img", "imgpath", "name"]
 
 
 def find_caption_column(columns: Iterable[str], asked: str | None, source) -> str:
-    """The column of captions: the one asked for, or the first whose name says so.
-
-    Raises: ValueError, naming the source and its columns, if there is none.
-    """
+    """The column of captions: the one asked for, or the first whose name says so."""
     columns = list(columns)
     if asked in columns:
         return asked
@@ -45,7 +34,7 @@ def find_caption_column(columns: Iterable[str], asked: str | None, source) -> st
 
 
 def as_caption(value, where: str) -> str:
-    """A text, or the first of a list of texts. Raises: ValueError, saying where, for the rest."""
+    """A text, or the first of a list of texts; ValueError, saying where, for anything else."""
     if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
         return value[0]
     if isinstance(value, str):
@@ -63,11 +52,9 @@ def some(names: Iterable[str], limit: int = 3) -> str:
 def read_list(path: Path, asked: str | None) -> tuple[list[str], list]:
     """The names of the images that a file lists, and their captions, whatever they are.
 
-    Args:
-        asked: the column of captions; None finds it.
-    Raises: ValueError, naming the file, if it cannot be read or has no such columns.
+    A file that cannot be read, or has no such columns, is a ValueError that names it.
     """
-    rows = _READERS[path.suffix.lower()](path)
+    rows = READERS[path.suffix.lower()](path)
     if not rows:
         raise ValueError(f"{path} lists no images")
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -83,7 +70,7 @@ def read_list(path: Path, asked: str | None) -> tuple[list[str], list]:
 
 
 def read_text(path: Path) -> str:
-    """A text file's content. Raises: ValueError if it is not UTF-8."""
+    """A text file's content; ValueError if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -164,7 +151,7 @@ def _entry(entry) -> dict:
     return entry | ({"caption": ", ".join(texts)} if texts else {})
 
 
-_READERS = {
+READERS = {  # of files that list images
     ".jsonl": _lines_of_json,
     ".csv": _table,
     ".tsv": _table,

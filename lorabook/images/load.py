@@ -39,24 +39,27 @@ def load_captioned_images(
     caption, and captions that contradict each other.
 
     Args:
-        source: a folder, a bundled name ("creatures"), a Hub id, a Dataset, streaming or not, or
+        source: A folder, a bundled name ("creatures"), a Hub id, a Dataset, streaming or not, or
             images in memory: a list of images, of pairs or of dictionaries with image and text, a
             dictionary of columns, a DataFrame, a data set of torch; None is this machine's
             default. A folder's captions are in metadata.jsonl, .csv or .parquet, there or in
             folders below, in another list that names the images (captions.csv, sd-scripts'
             meta_cap.json …), or in a .txt, .caption or .json beside each image; or it is one that
             `save_to_disk` wrote.
-        caption_column: the column of captions; None finds it.
-        image_column: the column of images in a Dataset or in rows; None finds it.
-        config_name: the Hub data set's configuration.
-        max_samples: take only the first ones.
+        caption_column: The column of captions; None finds it.
+        image_column: The column of images in a Dataset or in rows; None finds it.
+        config_name: The Hub data set's configuration.
+        max_samples: Take only the first ones.
         allow_empty_captions: True says that images without a caption are meant; False makes it an
             error where no image has one; None warns.
-        **kwargs: passed on to `datasets.load_dataset` (revision, cache_dir, token …).
-    Returns: the Dataset, in the source's order (files without metadata: by name).
-    Raises: FileNotFoundError for a missing or empty folder or a file that metadata names but is
-        not there; ValueError for captions that cannot be found or are not text, or if no image can
-        be read.
+        **kwargs: Passed on to `datasets.load_dataset` (revision, cache_dir, token …).
+
+    Returns:
+        The Dataset, in the source's order (files without metadata: by name).
+
+    Raises:
+        FileNotFoundError: For a missing or empty folder or file that metadata names.
+        ValueError: For captions that cannot be found or are not text, or if no image can be read.
     """
     source = world().data if source is None else source
     wanted = Wanted(image_column, caption_column, max_samples, allow_empty_captions)
@@ -75,14 +78,18 @@ def load_instance_images(
     """Images of one subject, or of one class, for DreamBooth: `image` (PIL, RGB) and `text` (str).
 
     Args:
-        source: a folder, a bundled name ("subjects/patch_cat"), a Hub id, a Dataset or images in
+        source: A folder, a bundled name ("subjects/patch_cat"), a Hub id, a Dataset or images in
             memory, as in `load_captioned_images`; hidden files and folders are passed over.
-        prompt: the text of every image.
-        caption_column: gives each image a text of its own instead.
-        image_column, config_name, **kwargs: as in `load_captioned_images`.
-    Returns: the Dataset, by file name.
-    Raises: FileNotFoundError for a missing folder, or one without images; ValueError if no image
-        can be read.
+        prompt: The text of every image.
+        caption_column: Gives each image a text of its own instead.
+        image_column, config_name, **kwargs: As in `load_captioned_images`.
+
+    Returns:
+        The Dataset, by file name.
+
+    Raises:
+        FileNotFoundError: For a missing folder, or one without images.
+        ValueError: If no image can be read.
     """
     if source is None:
         raise ValueError("no folder of images was given")
@@ -208,30 +215,22 @@ class _Loader:
         ):
             texts = [as_caption(t, f"{name}, row {n}") for n, t in enumerate(dataset[text])]
             self._report_empty_rows(texts, name)
-        raw = dataset.cast_column(column, datasets.Image(decode=False))
-        values = ((f"row {number}", row[column] or {}) for number, row in enumerate(raw))
-        readable, changed = [], {}
+        raw = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
+        raw = raw if column == "image" else raw.rename_column(column, "image")
+        values = ((f"row {number}", row["image"] or {}) for number, row in enumerate(raw))
+        stored_anew, readable = {}, []
         for number, (value, content) in enumerate(self._stored(values, name)):
-            if content is not None:
+            if content:
                 readable.append(number)
-                if content["bytes"] is not value["bytes"]:
-                    changed[number] = content
-        dataset = dataset.select(readable).select_columns(column)
-        dataset = dataset if column == "image" else dataset.rename_column(column, "image")
-        dataset = dataset.add_column("text", [texts[number] for number in readable])
-        if not changed:
-            return dataset.cast(FEATURES)
-        raw = dataset.cast_column("image", datasets.Image(decode=False))
-        rows = zip(readable, raw, strict=True)
-        contents = [changed.get(number, row["image"]) for number, row in rows]
-        return _dataset(contents, dataset["text"])
+            if content and content["bytes"] is not value["bytes"]:
+                stored_anew[number] = content
+        texts = [texts[number] for number in readable]
+        if not stored_anew:
+            return raw.select(readable).add_column("text", texts).cast(FEATURES)
+        return _dataset([stored_anew.get(n) or raw[n]["image"] for n in readable], texts)
 
     def _stored(self, images: Iterable[tuple], where) -> Iterator[tuple]:
-        """Each image with what a Dataset stores of it, None if it cannot be read; then the notes.
-
-        Args:
-            images: pairs of a label and an image.
-        """
+        """Each labelled image with what a Dataset stores of it, or None; then the notes."""
         count, unread, odd = 0, [], []
         for label, image in images:
             count, content = count + 1, None

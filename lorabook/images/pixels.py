@@ -50,10 +50,8 @@ def plain_rgb(image: Image.Image) -> Image.Image:
 def stored(image) -> tuple[dict, str]:
     """What a Dataset stores of an image: its file or content where that is plain RGB, else a PNG.
 
-    Args:
-        image: a PIL image, a file's path, its content, a dictionary with `path` or `bytes`, or
-            numbers as an array or tensor.
-    Returns: that as path and bytes, and a word on a colour profile that cannot be used, or "".
+    An image is PIL's, a file's path, its content, a dictionary with `path` or `bytes`, or numbers.
+    Beside it stands a word on a colour profile that cannot be used, or "".
     """
     if isinstance(image, str | os.PathLike):
         image = {"path": os.path.expanduser(image)}

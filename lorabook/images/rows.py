@@ -18,17 +18,13 @@ IMAGE_COLUMNS = ["image", "img", "picture", "photo", "pixel_values", "file_name"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a source; a prompt stands for all captions.
-
-    `allow_empty` is True where images without a caption are meant, False where that is an error
-    if none has one, None where a warning will do.
-    """
+    """What is asked of a source."""
 
     image_column: str | None
     caption_column: str | None
     max_samples: int | None = None
-    allow_empty: bool | None = None
-    prompt: str | None = None
+    allow_empty: bool | None = None  # as `load_captioned_images` has it
+    prompt: str | None = None  # stands for all captions
 
     def image_and_text(self, row, number: int) -> tuple:
         """The image of a row and its caption: the prompt, or "" where rows of this kind have none.
@@ -68,10 +64,7 @@ class Wanted:
 
 
 def rows_of(source, max_samples: int | None) -> Iterable:
-    """The rows of what holds images in memory, in whatever form a library has them.
-
-    Raises: ValueError, later on, for a stream that does not end.
-    """
+    """The rows of what holds images in memory, in whatever form a library has them."""
     rows = _rows(source)
     if max_samples is not None:
         return islice(rows, max_samples)
