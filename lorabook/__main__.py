@@ -47,9 +47,7 @@ def demo(output: Path, output_dir: Path) -> None:
 
 
 def doctor(as_json: bool) -> int:
-    """Look whether this machine is fit, and say what mends it; the exit status is 1 where it is
-    not.
-    """
+    """Say whether this machine is fit, and what mends it; the exit status is 1 if it is not."""
     report = lb.doctor()
     print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) if as_json else report)
     return 0 if report.fit else 1
@@ -66,9 +64,7 @@ def inspect(file: str, picture: Path | None) -> None:
 def convert(
     source: str, target: Path, format: str, rank: int | None, base: str | None, allow_pickle: bool
 ) -> None:
-    """Write an adapter in another form, with the same ΔW; or at a smaller rank, with the error
-    said.
-    """
+    """Write an adapter in another form, with the same ΔW; or at a smaller rank, with its error."""
     if base is None:
         print(lb.save_adapter(source, target, format, rank=rank, allow_pickle=allow_pickle))
         return

@@ -30,11 +30,7 @@ _PLACE = re.compile(r"(?:(?:down|up)_blocks\.\d+|mid_block)\.(\w+)\.(\d+)\.")
 
 @lru_cache(4096)
 def block_of(module: str) -> str:
-    """The block of a UNet's module: "down.0" … "mid" … "up.3", or "outside" for the rest.
-
-    Args:
-        module: the module's dotted name inside the UNet.
-    """
+    """The block of a UNet's module: "down.0" … "mid" … "up.3", or "outside" for the rest."""
     match = re.match(r"(down|up)_blocks\.(\d+)\.", module)
     if match:
         return f"{match[1]}.{match[2]}"
@@ -43,13 +39,8 @@ def block_of(module: str) -> str:
 
 @lru_cache(4096)
 def place_of(module: str) -> tuple[str, str, int] | None:
-    """Where in a UNet a module is: block, part of the block, number of the part.
-
-    Args:
-        module: the module's dotted name inside the UNet.
-    Returns: as ("up.1", "attentions", 2), ("down.0", "samplers", 0) or ("mid", "resnets", 1), in
-        models for video also ("down.0", "motion_modules", 1) and the like; None for what is outside
-        of blocks, or in no numbered part of one.
+    """Where in a UNet a module is: as ("up.1", "attentions", 2), ("down.0", "samplers", 0), or in a
+    model for video ("down.0", "motion_modules", 1); None outside of a block's numbered parts.
     """
     match = _PLACE.match(module)
     if not match:
@@ -67,7 +58,7 @@ def block_map(modules: Iterable[str]) -> dict[str, list[str]]:
     """Module names by block, in the UNet's order; blocks without any of the modules are absent.
 
     Args:
-        modules: dotted names inside a UNet, for example those that an adapter touches.
+        modules: Dotted names inside a UNet, for example those that an adapter touches.
     """
     blocks: dict[str, list[str]] = {}
     for module in modules:
@@ -79,10 +70,8 @@ def block_map(modules: Iterable[str]) -> dict[str, list[str]]:
 def target_modules(target: str) -> list[str]:
     """Name endings of the UNet modules that a training target adapts, for PEFT's LoraConfig.
 
-    Args:
-        target: "attention" (query, key, value, output), "attention+ff" (and feed-forward), or "all"
-            (and the projections, resnets and samplers, as LoCon does).
-    Raises: ValueError for another name.
+    "attention" is query, key, value and output; "attention+ff" adds feed-forward, and "all" the
+    projections, resnets and samplers, as LoCon does.
     """
     if target not in TARGETS:
         raise ValueError(f"unknown target {target!r}; the targets are: {', '.join(TARGETS)}")
@@ -90,11 +79,7 @@ def target_modules(target: str) -> list[str]:
 
 
 def group_by_block(places: Iterable[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
-    """Layers by block: a UNet's in its order, then each other component as a block of its own.
-
-    Args:
-        places: (component, module) of each layer.
-    """
+    """(component, module) by block: a UNet's in its order, then each other component."""
     modules: dict[str, list[str]] = {}
     for component, module in places:
         modules.setdefault(component, []).append(module)

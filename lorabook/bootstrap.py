@@ -1,5 +1,4 @@
-"""What lorabook needs against what is installed; `mend` in a hosted notebook's setup cell installs
-it.
+"""What lorabook needs against what is installed; `mend` in a notebook's setup cell installs it.
 
 It runs before anything else is there, so it uses the standard library and pip's own packaging only.
 """
@@ -204,9 +203,7 @@ def _summary(before: dict[str, str], after: dict[str, str], needed: set[str]) ->
 
 
 def _restart(reason: str) -> None:
-    """Restart the kernel; the exception shows why, and keeps later cells from running in the old
-    one.
-    """
+    """Restart the kernel; the exception shows why, and keeps later cells from running."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if kernel := getattr(shell, "kernel", None):
         kernel.do_shutdown(restart=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.utils import get_session, logging, validate_repo_id
 from PIL import Image
-from safetensors.torch import save
 
 from lorabook.lora.formats.keys import METADATA_KEY, WEIGHT_NAME
 from lorabook.lora.metadata import outgoing, outgoing_command, outgoing_file, parse_json
@@ -18,7 +17,7 @@ from lorabook.lora.source import find_adapter, read_adapter
 from lorabook.machine.environment import secret
 from lorabook.worlds import bundled
 
-HALF_NAME, GRID_NAME = "pytorch_lora_weights_fp16.safetensors", "images/grid.png"
+GRID_NAME = "images/grid.png"
 # To connect, read, write and get a connection; huggingface_hub itself would wait forever.
 SECONDS = (10, 60, 60, 60)
 _REMEDY = (
@@ -35,19 +34,9 @@ def find_token(token: str | None = None) -> str | None:
 
 
 def open_repository(repo_id: str, token: str | None = None, *, private: bool = False) -> str:
-    """Create a model repository on the Hub, or find it, and make sure that the token may write.
+    """Create a model repository on the Hub, or find it; returns its full id, "owner/name".
 
-    Args:
-        repo_id: "name" or "owner/name".
-        token: See `find_token`.
-        private: Whether a new repository is private; False leaves it to the owner's settings.
-
-    Returns:
-        Its full id, "owner/name".
-
-    Raises:
-        ValueError: As `client`, and if the Hub refuses the token.
-        ConnectionError: If the Hub cannot be reached.
+    ValueError as `client`, and for a token that may not write; ConnectionError without a Hub.
     """
     api = client(repo_id, token)
     with _errors_in_a_sentence(repo_id, api.token):
@@ -63,39 +52,32 @@ def push_adapter(
     *,
     token: str | None = None,
     private: bool = False,
-    fp16: bool = False,
     licence: str | None = None,
     prompts: Sequence[str] = (),
-    commit_message: str | None = None,
 ) -> str:
     """Put an adapter on the Hub, in one commit with a model card and its pictures.
 
     Args:
         source: A TrainingRun, a folder, an adapter file or a bundled name. Beside the adapter only
             the sample grid and the last pictures in the folder's `validation/` are sent.
-        repo_id: As in `open_repository`, like `token` and `private`.
-        token: The Hub's.
-        private: Whether a new repository is private.
-        fp16: Send a copy in half precision too.
+        repo_id: "name" or "owner/name".
+        token: The Hub's; None is HF_TOKEN's, `hf auth login`'s, Colab's or Kaggle's.
+        private: Whether a new repository is private; False leaves it to the owner's settings.
         licence: By the Hub's name for it ("mit", "creativeml-openrail-m" …).
         prompts: Examples for the card.
-        commit_message: None says "Upload LoRA adapter".
 
     Returns:
         The repository's URL.
 
     Raises:
         FileNotFoundError: If there is no such adapter.
-        ValueError: If it is damaged, beyond half precision or holds the token, and as in
-            `open_repository`.
+        ValueError: If it is damaged or holds the token, for a malformed id, and for a token that is
+            missing or refused.
         ConnectionError: If the Hub cannot be reached. What is on this machine stays as it is.
     """
     path = find_adapter(source)
-    weights, metadata = read_adapter(path)
     files = {WEIGHT_NAME: outgoing_file(path)}
-    if fp16:
-        files[HALF_NAME] = _half(path, weights, outgoing(metadata))
-    prompt = parse_json(metadata.get("training")).get("validation_prompt") or ""
+    prompt = parse_json(read_adapter(path)[1].get("training")).get("validation_prompt") or ""
     images = _images(source, path, prompt)
     try:
         api = client(repo_id, token)
@@ -119,20 +101,17 @@ def push_adapter(
         # An open file goes over plain HTTP; a path or bytes by Xet, a second service that mirrors
         # and firewalls may lack. Two threads would read equal files from one open file.
         additions = [CommitOperationAdd(name, io.BytesIO(data)) for name, data in files.items()]
-        message = commit_message or "Upload LoRA adapter"
         with _errors_in_a_sentence(repo_id, api.token):
-            api.create_commit(repo_id, additions, commit_message=message, num_threads=1)
+            api.create_commit(
+                repo_id, additions, commit_message="Upload LoRA adapter", num_threads=1
+            )
     except (ValueError, ConnectionError) as error:
         raise type(error)(f"{str(error)[:280]}; the adapter is still in {path}"[:400]) from None
     return f"{api.endpoint}/{repo_id}"
 
 
 def client(repo_id: str, token: str | None = None) -> HfApi:
-    """The Hub's client for a repository; asks nothing yet.
-
-    Raises:
-        ValueError: For a malformed id, or without a token.
-    """
+    """The Hub's client for a repository; ValueError for a malformed id, or without a token."""
     try:
         validate_repo_id(repo_id or "")
     except ValueError:
@@ -164,10 +143,6 @@ def model_card(
     """The README.md of an adapter's repository, from what the adapter file says.
 
     Args:
-        path: The adapter file.
-        repo_id: As in `push_adapter`, like `licence` and `prompts`.
-        licence: By the Hub's name for it.
-        prompts: Examples.
         pictures: Prompts by the pictures' names in the repository.
         command: The command line that trained it.
 
@@ -242,37 +217,20 @@ def _errors_in_a_sentence(repo_id: str, token: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of whichever HTTP library huggingface_hub uses
+        answers = [getattr(e, "response", None) for e in (error, error.__cause__)]
+        status = next((answer.status_code for answer in answers if answer is not None), 0)
+        message = str(getattr(error, "server_message", None) or error).replace(token, "…")
+        what = f"answered {status}" if status else "cannot be reached"
+        what = f"{what}: {' '.join(message.split())[:120]}"
+        if status in (401, 403):
+            what = f"refused the token ({status}); {_REMEDY}"
+        is_refusal = 400 <= status < 500 and status not in (408, 429)
+        kind = ValueError if is_refusal else ConnectionError
         # without its cause, which may quote a request with its token
-        raise _in_a_sentence(repo_id, token, error) from None
+        raise kind(f"{repo_id}: the Hub {what}") from None
     finally:
         session.timeout = timeout
         logging.set_verbosity(verbosity)
-
-
-def _in_a_sentence(repo_id: str, token: str, error: Exception) -> Exception:
-    answers = [getattr(e, "response", None) for e in (error, error.__cause__)]
-    status = next((answer.status_code for answer in answers if answer is not None), 0)
-    message = str(getattr(error, "server_message", None) or error).replace(token, "…")
-    reason = " ".join(message.split())[:120]
-    what = f"cannot be reached: {reason}"
-    if status in (401, 403):
-        what = f"refused the token ({status}); {_REMEDY}"
-    elif status:
-        what = f"answered {status}: {reason}"
-    is_refusal = 400 <= status < 500 and status not in (408, 429)
-    return (ValueError if is_refusal else ConnectionError)(f"{repo_id}: the Hub {what}")
-
-
-def _half(path: Path, weights: Mapping, metadata: dict[str, str]) -> bytes:
-    """The adapter file in half precision."""
-    half = {}
-    for key, value in weights.items():
-        half[key] = (value.half() if value.is_floating_point() else value).contiguous()
-        if not half[key].isfinite().all():
-            raise ValueError(
-                f"{path} has weights beyond half precision, for example {key}; push it without fp16"
-            )
-    return save(half, metadata)
 
 
 def _images(source, path: Path, prompt: str) -> dict[str, bytes]:

@@ -47,7 +47,10 @@ def prompt_similarity(
         prompts: Texts, any number.
         model: A CLIPModel folder or Hub id. None is the bundled "tiny-clip" without a GPU and CLIP
             ViT-B/32 with one; tiny-clip knows the bundled world only.
-    Returns: (images, prompts) cosine similarities, −1 to 1; only those of one model compare.
+
+    Returns:
+        (images, prompts) cosine similarities, −1 to 1; only those of one model compare.
+
     Source: Radford et al. 2021, arXiv:2103.00020.
     """
     return image_features(images, model=model) @ text_features(prompts, model=model).T
@@ -59,18 +62,11 @@ def image_similarity(
     *,
     model: str | os.PathLike | None = None,
 ) -> Tensor:
-    """How alike images are, to CLIP's eye; arguments as in `prompt_similarity`.
+    """How alike images are, to CLIP's eye: (images, others) cosine similarities, −1 to 1.
 
-    Returns: (images, others) cosine similarities, −1 to 1.
+    Arguments as in `prompt_similarity`.
     """
     return image_features(images, model=model) @ image_features(others, model=model).T
-
-
-def closest_prompt(
-    images: Sequence[Image.Image], prompts: Sequence[str], *, model: str | os.PathLike | None = None
-) -> list[int]:
-    """For each image the index of the prompt that fits it best (zero-shot classification)."""
-    return prompt_similarity(images, prompts, model=model).argmax(1).tolist()
 
 
 @torch.no_grad()

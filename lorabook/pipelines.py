@@ -32,14 +32,7 @@ def default_device() -> str:
 
 
 def find_model(model: str | os.PathLike | None = None) -> str:
-    """Where a base model is: a local folder's path, or a Hub id.
-
-    Args:
-        model: A folder, a bundled name ("tiny-sd"), a Hub id, or None for this machine's default; a
-            retired Hub id is replaced, with a warning.
-    Raises:
-        FileNotFoundError: saying what was looked for and where.
-    """
+    """Where a base model is: a local folder's path, or a Hub id; a retired one is replaced."""
     name = os.fspath(model) if model is not None else world().model
     for folder in (Path(name).expanduser(), bundled(name)):
         if folder is not None and (folder / "model_index.json").is_file():
@@ -79,10 +72,11 @@ def load_pipeline(
             `schedulers.scheduler_named`) or a diffusers class name; None keeps the model's own.
         low_memory: Move each component to the GPU only while it runs, decode images one by one.
         **kwargs: Passed on to `from_pretrained` (revision, variant, cache_dir, token …).
+
     Raises:
-        FileNotFoundError: if there is no such model (it says where it was looked for), or if its
+        FileNotFoundError: If there is no such model (it says where it was looked for), or if its
             folder lacks weights. A model of the Hub that lacks some is loaded, with a warning.
-        ValueError: for an unknown scheduler.
+        ValueError: For an unknown scheduler.
     """
     if scheduler:
         scheduler_named(scheduler)
@@ -124,49 +118,34 @@ def _from_pretrained(source: str, dtype: torch.dtype, **kwargs) -> DiffusionPipe
 
 
 def check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
-    """Ask the Hub once for a model that is not in the cache; `from_pretrained` retries for half a
-    minute.
-
-    Raises:
-        FileNotFoundError: if the Hub has no such model or revision, does not give it, or cannot be
-            reached.
-    """
+    """Ask the Hub once for a model that is not in the cache; `from_pretrained` retries for long."""
     index = try_to_load_from_cache(
         repo_id, "model_index.json", cache_dir=cache_dir, revision=revision
     )
     if isinstance(index, str):
         return
+    reasons = {
+        GatedRepoError: "the Hub gives it only to those who accepted its licence: do so on its "
+        "page, then log in with a token",
+        RepositoryNotFoundError: "the Hub has no such model, or it is private and needs a token",
+        RevisionNotFoundError: f"the Hub's has no revision {revision!r}",
+    }
     try:
         HfApi(token=token).model_info(repo_id, revision=revision, timeout=10)
-        return
-    except GatedRepoError as error:
-        cause = error
-        reason = (
-            "the Hub gives it only to those who accepted its licence: do so on its page, then log "
-            "in with a token"
-        )
-    except RepositoryNotFoundError as error:
-        cause, reason = error, "the Hub has no such model, or it is private and needs a token"
-    except RevisionNotFoundError as error:
-        cause, reason = error, f"the Hub's has no revision {revision!r}"
     except Exception as error:  # no network: each HTTP library has an error of its own for that
-        cause, reason = error, f"the Hub cannot be reached ({type(error).__name__})"
-    raise FileNotFoundError(
-        f"model {repo_id!r} not found: no folder {Path(repo_id).absolute()}, not in the Hub cache, "
-        f"and {reason}"
-    ) from cause
+        unreachable = f"the Hub cannot be reached ({type(error).__name__})"
+        raise FileNotFoundError(
+            f"model {repo_id!r} not found: no folder {Path(repo_id).absolute()}, not in the Hub "
+            f"cache, and {reasons.get(type(error), unreachable)}"
+        ) from error
 
 
 @contextmanager
 def whole_weights(source: str) -> Iterator[None]:
-    """Check that the models loaded within a block found all their weights, and bundled ones no
-    others.
+    """Check that the models loaded within a block found all their weights, and no others.
 
-    Args:
-        source: The folder or Hub id that they come from.
-    Raises:
-        FileNotFoundError: if weights are missing from a folder, or a bundled model's files hold
-            others than its models have. Else both are a warning.
+    What a folder lacks is an error, and so is what a bundled one holds too much; else it is a
+    warning.
     """
     with loading_infos() as infos:
         yield

@@ -47,12 +47,8 @@ _NO_SPACING = dict.fromkeys(
 def scheduler_named(name: str) -> tuple[type, dict]:
     """The diffusers class of a scheduler, and the options that its name stands for.
 
-    Args:
-        name: One of `SCHEDULERS` in any case, with one of `SPACINGS` behind it where its class has
-            that ("DPM++ 2M Karras"); or a class's own name, which stands for no options.
-    Raises:
-        ValueError: for an unknown name, listing those that are known; for noise levels that the
-            class does not have; for a class that needs a package that is not installed.
+    A name is one of `SCHEDULERS` in any case, with one of `SPACINGS` behind it where its class has
+    that ("DPM++ 2M Karras"); or a class's own name, which stands for no options.
     """
     base, spacing = _parts(name)
     class_name, options = SCHEDULERS.get(base, (name if isinstance(name, str) else "", {}))
@@ -79,9 +75,7 @@ def scheduler_named(name: str) -> tuple[type, dict]:
 
 
 def scheduler_like(config: Mapping, name: str):
-    """A scheduler by name, as in `scheduler_named`, for a model whose own scheduler has this
-    config.
-    """
+    """A scheduler by name, for a model whose own scheduler has this config."""
     scheduler, options = scheduler_named(name)
     return scheduler.from_config(config, **options)
 

@@ -10,26 +10,12 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 
 @dataclass(frozen=True)
 class World:
-    """What a notebook or a call assumes when it is told nothing.
-
-    Attributes:
-        model, data: A bundled name or a Hub id, as are the adapters below.
-        judge: The CLIP model of `metrics`.
-        resolution: In pixels.
-        prompts: Suit an adapter that was trained on `data`.
-        adapter, style, pet, thing, second_style: Ready adapters, each with a prompt that asks for
-            what it knows; `style_plain_prompt` is the same without the style, `pet` and `thing` are
-            known by a rare word, `blend_prompt` asks for `adapter` and `style` together.
-        subject: The images for DreamBooth; the fields after it are its prompt and its class's
-            prompt, prompts for places where it was not seen, and how it learns.
-        as_told: Whether images come out as the notebooks' text describes them, so that it may be
-            asserted.
-    """
+    """What a notebook or a call assumes when it is told nothing."""
 
     name: str
-    model: str
+    model: str  # a bundled name or a Hub id, as are the adapters below
     data: str
-    judge: str
+    judge: str  # the CLIP model of `metrics`
     resolution: int
     num_inference_steps: int
     guidance_scale: float
@@ -40,26 +26,26 @@ class World:
     max_train_steps: int
     validation_split: float
     mixed_precision: str
-    prompts: tuple[str, ...]
-    adapter: str
+    prompts: tuple[str, ...]  # they suit an adapter that was trained on `data`
+    adapter: str  # this and the next are ready adapters, each with a prompt for what it knows
     adapter_prompt: str
     style: str
     style_prompt: str
     style_plain_prompt: str
-    pet: str
+    pet: str  # known by a rare word, as is the thing
     pet_prompt: str
     thing: str
     thing_prompt: str
     second_style: str
-    blend_prompt: str
-    subject: str
+    blend_prompt: str  # asks for `adapter` and `style` together
+    subject: str  # the images for DreamBooth; what follows says how it learns
     instance_prompt: str
     class_prompt: str
     subject_prompts: tuple[str, ...]
     subject_learning_rate: float
     subject_text_encoder_lr: float
     subject_train_steps: int
-    as_told: bool
+    as_told: bool  # whether images come out as the notebooks' text says, so that it is asserted
 
 
 BUNDLED = World(
@@ -153,9 +139,10 @@ def world(name: str | None = None) -> World:
     """The defaults of a world.
 
     Args:
-        name: "bundled" or "hub"; None picks "hub" where there is a CUDA GPU and "bundled"
-            elsewhere.
-    Raises: ValueError for another name.
+        name: "bundled" or "hub"; None picks "hub" where there is a CUDA GPU, else "bundled".
+
+    Raises:
+        ValueError: For another name.
     """
     if name is None:
         import torch
@@ -171,8 +158,7 @@ def bundled(name: str) -> Path | None:
     """The folder of a bundled model, image set or subject, or None where there is no such thing.
 
     Args:
-        name: "tiny-sd", "creatures", "subjects/patch_cat", "adapters/creatures" …, from any working
-            directory.
+        name: "tiny-sd", "creatures", "subjects/patch_cat" …, from any working directory.
     """
     folder = DATA / name
     inside = name and not Path(name).is_absolute() and ".." not in Path(name).parts

@@ -10,11 +10,10 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file
 
 import lorabook as lb
 from loopback_hub import OWNER, TOKEN, LoopbackHub
-from lorabook.hub import HALF_NAME, find_token, model_card, open_repository, push_adapter
+from lorabook.hub import find_token, model_card, open_repository, push_adapter
 from lorabook.lora.formats.keys import WEIGHT_NAME
 from lorabook.lora.formats.write import write_adapter
 
@@ -91,7 +90,7 @@ def test_what_was_pushed_comes_back_and_loads(tmp_path):
 
 def test_only_adapter_card_and_pictures_are_sent_in_one_commit(hub, folder):
     Image.new("RGB", (8, 8)).save(folder / "grid.png")
-    push_adapter(folder, "someone/mine", commit_message="First try")
+    push_adapter(folder, "someone/mine")
     assert set(hub.repos["someone/mine"]) == {
         WEIGHT_NAME,
         "README.md",
@@ -99,7 +98,7 @@ def test_only_adapter_card_and_pictures_are_sent_in_one_commit(hub, folder):
         "images/step-000300_seed-0.png",
         "images/step-000300_seed-1.png",
     }
-    assert hub.messages == ["First try"]
+    assert hub.messages == ["Upload LoRA adapter"]
 
 
 def test_a_training_run_brings_its_grid_and_command(hub, folder, picture):
@@ -124,22 +123,6 @@ def test_pushing_again_replaces_the_files(hub, folder):
     path = write(folder, value=2.0)
     push_adapter(folder, "mine")
     assert hub.repos[f"{OWNER}/mine"][WEIGHT_NAME] == path.read_bytes()
-
-
-def test_the_half_precision_copy_is_half_the_size_and_loads(hub, pipe, tmp_path):
-    push_adapter("creatures", "mine", fp16=True)
-    half = hub.repos[f"{OWNER}/mine"][HALF_NAME]
-    (tmp_path / "half.safetensors").write_bytes(half)
-    assert 0.45 < len(half) / CREATURES.stat().st_size < 0.55
-    assert lb.load_adapter(pipe, tmp_path / "half.safetensors").base_model == "tiny-sd"
-    one, other = load_file(CREATURES), load_file(tmp_path / "half.safetensors")
-    assert all(torch.equal(one[key].half(), other[key]) for key in one)
-
-
-def test_weights_beyond_half_precision_are_named_before_anything_is_sent(hub, tmp_path):
-    with pytest.raises(ValueError, match="beyond half precision.*unet.attn2.to_k"):
-        push_adapter(write(tmp_path, value=1e6), "mine", fp16=True)
-    assert not hub.requests
 
 
 def test_a_broken_adapter_is_an_error_before_anything_is_sent(hub, tmp_path):
@@ -227,7 +210,7 @@ def test_tokens_and_folders_of_this_machine_stay_out_of_the_card(tmp_path):
 
 
 def test_the_token_is_in_no_request_body_and_no_output(hub, folder, capfd):
-    push_adapter(folder, "mine", fp16=True)
+    push_adapter(folder, "mine")
     assert len(hub.requests) > 5 and not any(TOKEN.encode() in body for _, _, body in hub.requests)
     assert TOKEN not in "".join(capfd.readouterr())
 

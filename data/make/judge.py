@@ -8,7 +8,7 @@ import random
 import torch
 from PIL import Image
 
-from lorabook.metrics import closest_prompt
+from lorabook.metrics import prompt_similarity
 from world import COLORS, KINDS, PLACES, caption, scene
 
 ASPECTS = {"kind": list(KINDS), "color": list(COLORS), "place": list(PLACES)}
@@ -31,7 +31,7 @@ def judge(images: list[Image.Image], triples: list[Wanted], clip=None) -> dict[s
             candidates = [
                 caption(*triple[:place], option, *triple[place + 1 :]) for option in options
             ]
-            (seen,) = closest_prompt([image], candidates, model=clip)
+            seen = int(prompt_similarity([image], candidates, model=clip).argmax())
             right[aspect] += options[seen] == triple[place]
     return {aspect: count / len(images) for aspect, count in right.items()}
 
