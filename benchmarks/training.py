@@ -24,10 +24,9 @@ import lorabook as lb
 from lorabook.training.callbacks import Callbacks
 from lorabook.training.dataset import ImageTransform, TransformedImages
 from lorabook.training.loop import train
-from lorabook.training.lora import add_lora, trainable_parameters
-from lorabook.training.merged import merged_products
+from lorabook.training.lora import add_lora, merged_products, trainable_parameters
 from lorabook.training.setup import set_up
-from lorabook.training.trainer import TrainingData, make_trainer
+from lorabook.training.trainer import Trainer, TrainingData
 
 WAYS = ("floor", "ours", "encoding every step")
 WARM = 5
@@ -35,7 +34,7 @@ WARM = 5
 
 def ours(setup, images, steps: int) -> float:
     """Steps a second of the package's own loop, with all that it does between the steps."""
-    trainer, _ = make_trainer(setup, TrainingData(images, (len(images),)), {}, {})
+    trainer = Trainer(setup, TrainingData(images, (len(images),)), {}, {})
     callbacks, times = Callbacks(trainer), []
 
     def after_step():
@@ -52,7 +51,7 @@ def ours(setup, images, steps: int) -> float:
 def floor(setup, models, images, steps: int) -> float:
     """Steps a second of forward, backward and AdamW on one batch, and nothing else."""
     size, unet = setup.config.train_batch_size, setup.family.pipe.unet
-    optimizer = torch.optim.AdamW([p for _, p in trainable_parameters(models)], 1e-4, fused=True)
+    optimizer = torch.optim.AdamW(list(trainable_parameters(models).values()), 1e-4, fused=True)
     noisy, target, timesteps = (
         torch.randn(size, 4, 16, 16),
         torch.randn(size, 4, 16, 16),
@@ -82,7 +81,7 @@ def encoding(setup, models, images, steps: int) -> float:
     ).input_ids
     rows = [*range(len(images))] * (size * (steps + WARM) // len(images) + 1)
     loader = DataLoader(rows, size, shuffle=True, collate_fn=list)
-    batches, parameters = iter(loader), [p for _, p in trainable_parameters(models)]
+    batches, parameters = iter(loader), list(trainable_parameters(models).values())
     optimizer = setup.accelerator.prepare(torch.optim.AdamW(parameters, 1e-4))
 
     def step():

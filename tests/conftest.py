@@ -199,6 +199,16 @@ def quick_dreambooth(**changes) -> "lb.DreamBoothConfig":
     return lb.DreamBoothConfig(**told | changes)
 
 
+def quick_train(folder, **changes) -> "lb.TrainingRun":
+    """A text-to-image run into a folder."""
+    return lb.train_text_to_image(quick_config(output_dir=str(folder), **changes))
+
+
+def quick_train_dreambooth(folder, **changes) -> "lb.TrainingRun":
+    """A DreamBooth run into a folder."""
+    return lb.train_dreambooth(quick_dreambooth(output_dir=str(folder), **changes))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Encoded images and prompts of the tests are kept apart from the user's."""

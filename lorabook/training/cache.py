@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -34,28 +34,19 @@ def encode_once(
     name: str,
     inputs: datasets.Dataset,
     encode: Callable[[list[int]], tuple[Tensor, ...]],
-    folder: Path,
-    key: str,
+    path: Path,
     batch_size: int,
 ) -> list[CachedRows]:
-    """Encode each row of a data set, unless a file holds that.
+    """What `encode` returns for all rows of a data set, from a file or written into one.
 
-    The file appears whole or not at all; one that cannot be read is written anew.
-
-    Args:
-        name: what the progress bar calls the rows.
-        encode: from the numbers of some rows to tensors with a row each.
-        folder, key: where the file is, and the fingerprint of what it holds.
-        batch_size: rows that are encoded at a time.
-    Returns: what `encode` returned, for all rows.
-    Raises: OSError if the file cannot be written.
+    The file appears whole or not at all; one that cannot be read is written anew. Its name is the
+    fingerprint of what it holds; `encode` makes tensors with a row each from the numbers of rows.
     """
 
     def arrays(numbers: list[int]) -> dict[str, np.ndarray]:
         return {str(place): _numpy(part) for place, part in enumerate(encode(numbers))}
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{key}.arrow"
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         encoded = datasets.Dataset.from_file(str(path))
     except (OSError, ValueError):  # not there, cut short or damaged
@@ -68,7 +59,7 @@ def encode_once(
             batch_size=batch_size,
             remove_columns=inputs.column_names,
             cache_file_name=str(path),
-            new_fingerprint=key,
+            new_fingerprint=path.stem,
             desc=f"encoding {name}",
         )
     return [CachedRows(encoded.data.column(name)) for name in encoded.column_names]
@@ -87,12 +78,17 @@ def fingerprint(*values) -> str:
     return digest.hexdigest()[:32]
 
 
+def stored_images(images: datasets.Dataset) -> Iterator[bytes]:
+    """The content of each image's file."""
+    for row in images.select_columns("image").cast_column("image", datasets.Image(decode=False)):
+        content = row["image"]["bytes"]
+        yield Path(row["image"]["path"]).read_bytes() if content is None else content
+
+
 def images_hash(images: datasets.Dataset) -> str:
     """A hash of the content of a Dataset's images, in their order."""
     digest = hashlib.sha256()
-    for row in images.select_columns("image").cast_column("image", datasets.Image(decode=False)):
-        content = row["image"]["bytes"]
-        content = Path(row["image"]["path"]).read_bytes() if content is None else content
+    for content in stored_images(images):
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 

@@ -2,20 +2,14 @@
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lorabook.training.checkpoints import save_checkpoint
-from lorabook.training.dataset import EncodedImages
-from lorabook.training.devices import components_on, input_casts
 from lorabook.training.reports import Display, report, report_images
-from lorabook.training.setup import Setup
 from lorabook.training.trainer import Trainer
 from lorabook.training.validation import ValidationImages, validation_loss
 
@@ -24,32 +18,18 @@ VALIDATIONS = 5  # validation losses on the way
 
 
 class Callbacks:
-    """What a run does between its steps.
+    """What a run does between its steps."""
 
-    Attributes:
-        trainer: The run.
-        held_out: Images to measure the validation loss on, or None.
-        images: Images of the validation prompt, or None.
-        finite_step: The last step at which all losses and weights were finite.
-        finite_weights: The weights of that step.
-    """
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        held_out: EncodedImages | None = None,
-        images: ValidationImages | None = None,
-    ):
-        self.trainer, self.held_out, self.images = trainer, held_out, images
+    def __init__(self, trainer: Trainer, images: ValidationImages | None = None):
+        self.trainer, self.images = trainer, images
         shown = trainer.accelerator.is_local_main_process
         self.display = Display(trainer.steps, trainer.step, shown)
-        self.finite_step, self.finite_weights = 0, {}
-        self.has_told_minutes = False
+        self.finite_step, self.finite_weights = 0, {}  # the last at which all was finite
 
     def before_training(self) -> None:
         """Validate the base model, unless a checkpoint has it."""
         trainer = self.trainer
-        if trainer.step == 0 and (self.held_out or self.images):
+        if trainer.step == 0 and (trainer.held_out or self.images):
             trainer.history.append({"step": 0})
             self._validate(loss=True, images=True)
             if len(trainer.history[0]) == 1:
@@ -61,10 +41,9 @@ class Callbacks:
         self.display.bar.update()
         step, last = trainer.step, trainer.step == trainer.steps
         validations = {round(trainer.steps * part / VALIDATIONS) for part in range(1, VALIDATIONS)}
-        epoch = math.ceil(trainer.sampler.batches / config.gradient_accumulation_steps)
         saves = last or step % config.checkpointing_steps == 0
         validates = last or step in validations
-        generates = last or step % (config.validation_epochs * epoch) == 0
+        generates = last or step % (config.validation_epochs * trainer.steps_in_epoch) == 0
         if saves or validates or generates or step % READ_EVERY == 0:
             self.read_losses()
         if validates or generates:
@@ -75,11 +54,7 @@ class Callbacks:
             self.save()
 
     def read_losses(self) -> None:
-        """Bring the losses from the device, check that all is finite, and remember the weights.
-
-        Raises:
-            FloatingPointError: If a loss or a weight is not finite.
-        """
+        """Bring the losses from the device, check that all is finite, and remember the weights."""
         trainer = self.trainer
         records = [r for r in trainer.history if isinstance(r.get("loss"), Tensor)]
         if records:
@@ -100,7 +75,6 @@ class Callbacks:
         self.finite_step = trainer.step
         if trainer.accelerator.is_main_process:
             self.display.show_losses(trainer.history)
-            self._tell_minutes()
 
     @torch.no_grad()
     def restore_finite_weights(self) -> None:
@@ -129,14 +103,17 @@ class Callbacks:
         if not trainer.accelerator.is_main_process:
             return
         values = {}
-        with evaluating(trainer):
-            if loss and self.held_out:
+        trainer.learn(False)
+        # a compiled model would be compiled anew for other shapes and without gradients
+        with torch.compiler.set_stance("force_eager"):
+            if loss and trainer.held_out:
                 with trainer.accelerator.autocast():
-                    values["validation_loss"] = validation_loss(trainer.family, self.held_out)
+                    values["validation_loss"] = validation_loss(trainer.family, trainer.held_out)
             if images and self.images:
                 pictures = self._generate(record["step"])
                 values |= self.images.similarities(pictures)
                 report_images(trainer.accelerator, pictures, record["step"])
+        trainer.learn(True)
         record |= values
         report(trainer.accelerator, {"step": record["step"]} | values)
 
@@ -145,39 +122,11 @@ class Callbacks:
         family, dtype = self.trainer.family, self.trainer.dtype
         if family.pipe.vae.dtype != dtype:
             family.pipe.vae.to(dtype)
-        with components_on(family, family.encoders, family.device):
+        with family.on_device(family.encoders, family.device):
             images = self.images.generate(family.pipe, step)
         if self.images.steps:
             self.display.show_images(self.images.grid())
         return images
-
-    def _tell_minutes(self) -> None:
-        """Say once, after the first steps, how long the rest will take."""
-        trainer = self.trainer
-        seconds = [record["seconds"] for record in trainer.history if "seconds" in record]
-        if self.has_told_minutes or len(seconds) < READ_EVERY:
-            return
-        step = median(seconds[-READ_EVERY:])
-        left = (trainer.steps - trainer.step) * step
-        if left > 20:
-            self.display.tell(f"{step:.2f} s a step; about {left / 60:.1f} minutes to go")
-            self.has_told_minutes = True
-
-
-@contextmanager
-def evaluating(setup: Setup) -> Iterator[None]:
-    """Have the models in evaluation mode inside the block, and as they were after it."""
-    pipe = setup.family.pipe
-    models = [pipe.unet, *(getattr(pipe, name) for name in setup.family.text_encoders)]
-    training = [model for model in models if model.training]
-    for model in training:
-        model.eval()
-    try:  # a compiled model would be compiled anew for other shapes and without gradients
-        with input_casts(models, True), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for model in training:
-            model.train()
 
 
 def _not_finite(step: int, what: str) -> FloatingPointError:

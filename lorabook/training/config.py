@@ -22,18 +22,21 @@ INTERPOLATIONS = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "la
 LR_SCHEDULERS = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
 ]
+PRECISIONS = Literal["no", "fp16", "bf16"]
+CLASS_PRECISIONS = Literal["no", "fp32", "fp16", "bf16"]
+PREDICTIONS = Literal["epsilon", "v_prediction"]
 TRACKERS = Literal["tensorboard", "wandb", "comet_ml", "all", "none"]
 SOURCES = ("dataset_name", "train_data_dir", "instance_data_dir")
-UPSCALER = "has no effect: it is for DeepFloyd IF's upscaler, which is not trained here"
 CONFLICTS = (
     ("pre_compute_text_embeddings", "train_text_encoder", "whose embeddings change"),
     ("snr_gamma", "do_edm_style_training", "which weighs the loss itself"),
 )
+TEXTS = ("validation_prompt", "output_dir", "hub_model_id", "instance_prompt", "class_prompt")
+UPSCALER = "it is for DeepFloyd IF's upscaler, which is not trained here"
 WITHOUT_EFFECT = {
     "class_labels_conditioning": UPSCALER,
     "validation_images": UPSCALER,
-    "enable_npu_flash_attention": "has no effect: it is for Ascend NPUs; "
-    "torch picks the attention kernel",
+    "enable_npu_flash_attention": "it is for Ascend NPUs; torch picks the attention kernel",
 }
 
 
@@ -44,9 +47,7 @@ class TrainingConfig(Flags):
     pretrained_model_name_or_path: str | None = flag(None, "base model: folder, name or Hub id")
     revision: str | None = flag(None, "revision of the base model on the Hub")
     variant: str | None = flag(None, "variant of its weight files, for example fp16")
-    pretrained_vae_model_name_or_path: str | None = flag(
-        None, "another VAE: folder or Hub id (for SDXL one that survives fp16)"
-    )
+    pretrained_vae_model_name_or_path: str | None = flag(None, "another VAE: folder or Hub id")
     dataset_name: str | None = flag(None, "images: Hub id or bundled name")
     dataset_config_name: str | None = flag(None, "configuration of the Hub data set")
     image_column: str | None = flag(None, "column of images; default: the first that holds such")
@@ -77,9 +78,7 @@ class TrainingConfig(Flags):
     lr_power: Amount = flag(1.0, "power of polynomial")
     snr_gamma: Positive | None = flag(None, "weigh the loss by min-SNR, clamped at this (5)")
     noise_offset: Amount = flag(0.0, "strength of a constant added to each channel's noise")
-    prediction_type: Literal["epsilon", "v_prediction"] | None = flag(
-        None, "what the UNet predicts; default: the model's own"
-    )
+    prediction_type: PREDICTIONS | None = flag(None, "what the UNet predicts, if not its own way")
     caption_dropout: Share = flag(0.0, "share of captions replaced by an empty one")
     optimizer: Literal["AdamW", "adamw", "prodigy"] = flag("AdamW", "AdamW or prodigy")
     use_8bit_adam: bool = flag(False, "AdamW with 8-bit states (extra lowbit)")
@@ -93,13 +92,9 @@ class TrainingConfig(Flags):
     prodigy_use_bias_correction: bool = flag(True, "prodigy: Adam's bias correction")
     prodigy_safeguard_warmup: bool = flag(True, "prodigy: estimate without the warm-up's rate")
     max_grad_norm: Positive = flag(1.0, "gradients are clipped to this norm")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(
-        None, "precision of the frozen weights"
-    )
+    mixed_precision: PRECISIONS | None = flag(None, "precision of the frozen weights")
     allow_tf32: bool = flag(False, "let an Ampere GPU or newer multiply in TF32")
-    enable_xformers_memory_efficient_attention: bool = flag(
-        False, "attention by xformers, where it is installed"
-    )
+    enable_xformers_memory_efficient_attention: bool = flag(False, "attention by xformers")
     enable_npu_flash_attention: bool = flag(False, "for Ascend NPUs; no effect here")
     dataloader_num_workers: CountOrZero = flag(0, "processes that read images not yet encoded")
     rank: Count = flag(4, "rank of every adapted layer")
@@ -122,8 +117,9 @@ class TrainingConfig(Flags):
     local_rank: int = flag(-1, "set by old launchers; no effect")
 
     # fields of one method, as the other has them
-    instance_prompt = tokenizer_name = tokenizer_max_length = None
-    text_encoder_use_attention_mask = do_edm_style_training = debug_loss = False
+    instance_prompt = class_prompt = class_data_dir = tokenizer_name = tokenizer_max_length = None
+    with_prior_preservation = pre_compute_text_embeddings = do_edm_style_training = False
+    text_encoder_use_attention_mask = debug_loss = False
 
     def __post_init__(self):
         for option in fields(self):
@@ -139,33 +135,56 @@ class TrainingConfig(Flags):
                     "lb.load_captioned_images(…).save_to_disk(folder), and give that folder"
                 )
         check_fields(self)
+        for name in TEXTS:
+            text = getattr(self, name)
+            if text is not None and not text.strip():
+                raise ValueError(f"{name} is empty; give it some text or leave it out")
+        self._check_combinations()
+        _check_output(Path(self.output_dir))
+
+    def _check_combinations(self) -> None:
         sources = [name for name in SOURCES if getattr(self, name, None)]
         if len(sources) > 1:
             raise ValueError(f"{' and '.join(sources)} are both given; give one of them")
-        for name in ("validation_prompt", "output_dir", "hub_model_id"):
-            self._check_text(name)
+        for name, other, reason in CONFLICTS:
+            if getattr(self, name) and getattr(self, other):
+                raise ValueError(f"{name} cannot go with {other}, {reason}; give one of them")
+        if (self.class_data_dir or self.with_prior_preservation) and not self.class_prompt:
+            cause = "class_data_dir" if self.class_data_dir else "prior preservation"
+            raise ValueError(
+                f"class_prompt is missing: {cause} needs a prompt that names the class, as in "
+                "«a photo of a dog»"
+            )
+        if self.with_prior_preservation and not self.class_data_dir:
+            raise ValueError(
+                "class_data_dir is missing: prior preservation needs a folder for the class images"
+            )
         if self.hub_token and self.report_to in ("wandb", "all"):
             raise ValueError(
                 "hub_token cannot go with report_to wandb, which uploads the command line; "
                 "set HF_TOKEN instead"
             )
-        _check_output(Path(self.output_dir))
 
-    def _check_text(self, name: str) -> None:
-        if getattr(self, name) is not None and not getattr(self, name).strip():
-            raise ValueError(f"{name} is empty; give it some text or leave it out")
+    @property
+    def repository(self) -> str:
+        """The repository that the adapter is pushed to, if it is."""
+        return self.hub_model_id or Path(self.output_dir).absolute().name
 
     @property
     def without_effect(self) -> list[str]:
         """A sentence for each flag that was given and can do nothing here."""
-        given = [name for name in WITHOUT_EFFECT if getattr(self, name, None)]
-        sentences = [f"{name} {WITHOUT_EFFECT[name]}" for name in given]
+        reasons = {name: why for name, why in WITHOUT_EFFECT.items() if getattr(self, name, None)}
+        sentences = [f"{name} has no effect: {why}" for name, why in reasons.items()]
         if self.local_rank != -1:
             sentences.append(
                 "local_rank has no effect: the launcher's environment tells each process its place"
             )
         if self.use_8bit_adam and self.optimizer == "prodigy":
             sentences.append("use_8bit_adam has no effect with optimizer prodigy")
+        if self.class_prompt and not self.with_prior_preservation:
+            sentences.append(
+                "class_prompt and class_data_dir have no effect without with_prior_preservation"
+            )
         return sentences
 
 
@@ -203,9 +222,7 @@ class DreamBoothConfig(TrainingConfig):
     prior_loss_weight: Amount = flag(1.0, "weight of the class images in the loss")
     num_class_images: Count = flag(100, "number of class images")
     sample_batch_size: Count = flag(4, "class images generated at once")
-    prior_generation_precision: Literal["no", "fp32", "fp16", "bf16"] | None = flag(
-        None, "precision in which they are generated"
-    )
+    prior_generation_precision: CLASS_PRECISIONS | None = flag(None, "and their precision")
     repeats: Count = flag(1, "times that each instance image counts in an epoch")
     train_batch_size: Count = flag(4, "instance images a step on each device, beside class images")
     num_train_epochs: Count = flag(1, "passes over the images, without max_train_steps")
@@ -223,39 +240,13 @@ class DreamBoothConfig(TrainingConfig):
 
     method = "dreambooth"
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("instance_prompt", "class_prompt"):
-            self._check_text(name)
-        if (self.class_data_dir or self.with_prior_preservation) and not self.class_prompt:
-            cause = "class_data_dir" if self.class_data_dir else "prior preservation"
-            raise ValueError(
-                f"class_prompt is missing: {cause} needs a prompt that names the class, as in "
-                "«a photo of a dog»"
-            )
-        if self.with_prior_preservation and not self.class_data_dir:
-            raise ValueError(
-                "class_data_dir is missing: prior preservation needs a folder for the class images"
-            )
-        for name, other, reason in CONFLICTS:
-            if getattr(self, name) and getattr(self, other):
-                raise ValueError(f"{name} cannot go with {other}, {reason}; give one of them")
-
-    @property
-    def without_effect(self) -> list[str]:
-        """A sentence for each flag that was given and can do nothing here."""
-        idle = self.class_prompt and not self.with_prior_preservation
-        sentence = "class_prompt and class_data_dir have no effect without with_prior_preservation"
-        return super().without_effect + [sentence] * bool(idle)
-
 
 def _check_output(folder: Path) -> None:
     """Fail now rather than after training where the output folder cannot be made."""
-    if folder.is_file():
-        raise ValueError(f"output_dir {str(folder)!r} is a file; give a folder")
     parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
+        reason = "may not be written to" if parent.is_dir() else "is a file"
         raise ValueError(
-            f"output_dir {str(folder)!r} cannot be made: {parent} is a file "
-            "or may not be written to"
+            f"output_dir {str(folder)!r} cannot be made: {parent} {reason}; give a folder "
+            "that can be"
         )

@@ -13,8 +13,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lorabook.training.cache import CachedRows, encode_once, fingerprint, images_hash
-from lorabook.training.devices import read_ahead, to_device
+from lorabook.training.cache import (
+    CachedRows,
+    encode_once,
+    fingerprint,
+    images_hash,
+    stored_images,
+)
 from lorabook.training.families import StableDiffusion
 from lorabook.training.sampler import BatchIndex, BatchSampler
 
@@ -35,12 +40,7 @@ class ImageTransform:
     def __call__(
         self, image: Image.Image, flip: bool = False, crop: tuple[float, float] = MIDDLE
     ) -> Tensor:
-        """An image as (3, resolution, resolution), −1 to 1.
-
-        Args:
-            flip: whether it is mirrored.
-            crop: where it is cropped, 0 to 1 from the top and from the left.
-        """
+        """An image as (3, resolution, resolution), −1 to 1; crops count from top and left."""
         width, height, top, left = self._cut(image.size, crop)
         image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         image = image.crop((left, top, left + self.resolution, top + self.resolution))
@@ -84,23 +84,14 @@ class TransformedImages(Dataset):
 
 @dataclass
 class Batch:
-    """What one step learns from.
+    """What one step learns from."""
 
-    Attributes:
-        number: its number since the start of training.
-        rows: the data set's rows, (rows,).
-        moments: mean and deviation of the latents, (rows, 2, channels, height, width).
-        captions: the numbers of the texts, for `EncodedImages.prompts`.
-        prompts: their embeddings, or None where they are encoded at each step.
-        geometry: (rows, 4), see `StableDiffusion.predict`.
-    """
-
-    number: int
-    rows: Tensor
-    moments: Tensor
-    captions: Tensor
-    prompts: tuple[Tensor, ...] | None
-    geometry: Tensor
+    number: int  # since the start of training
+    rows: Tensor  # of the data set, (rows,)
+    moments: Tensor  # mean and deviation of the latents, (rows, 2, channels, height, width)
+    captions: Tensor  # the numbers of the texts, for `EncodedImages.prompts`
+    prompts: tuple[Tensor, ...] | None  # None where they are encoded at each step
+    geometry: Tensor  # (rows, 4), see `StableDiffusion.predict`
 
 
 class EncodedImages:
@@ -112,8 +103,8 @@ class EncodedImages:
     prompts while a text encoder learns.
 
     Attributes:
-        texts: all different captions, the empty one first; `caption_of` numbers each image's.
-        moments, embeddings: from the cache, or None where they are encoded at each step.
+        texts: All different captions, the empty one first; `caption_of` numbers each image's.
+        moments, embeddings: From the cache, or None where they are encoded at each step.
     """
 
     def __init__(
@@ -127,11 +118,10 @@ class EncodedImages:
     ):
         """Encode what stays the same into a cache folder; None encodes all at every step."""
         self.family, self.transform = family, transform
-        self.transformed, self.sizes = TransformedImages(images, transform), image_sizes(images)
-        numbers = {"": 0}
-        for text in images["text"]:
-            numbers.setdefault(text, len(numbers))
-        self.texts = list(numbers)
+        self.transformed = TransformedImages(images, transform)
+        self.sizes = [Image.open(io.BytesIO(content)).size for content in stored_images(images)]
+        self.texts = list(dict.fromkeys(["", *images["text"]]))
+        numbers = {text: number for number, text in enumerate(self.texts)}
         self.caption_of = torch.tensor([numbers[text] for text in images["text"]])
         square = all(width == height for width, height in self.sizes)
         self.moments = self.embeddings = None
@@ -162,26 +152,10 @@ class EncodedImages:
     ) -> Iterator[Batch]:
         """The batches from one number to another, on the UNet's device.
 
-        Args:
-            sampler: which rows they hold.
-            workers: processes that read images which are not in the cache.
-            dropout: share of captions replaced by the empty one.
+        The workers read images which are not in the cache; `dropout` is the share of captions
+        replaced by the empty one.
         """
-        read = self._read(sampler, start, stop, workers, dropout)
         device = self.family.device
-        for batch in read_ahead(read, device):
-            batch.moments = to_device(batch.moments, device)
-            batch.geometry = to_device(batch.geometry, device)
-            if batch.prompts:
-                batch.prompts = tuple(to_device(part, device) for part in batch.prompts)
-            if self.moments is None:  # so far it was pixels
-                batch.moments = self.family.encode_images(batch.moments)
-            yield batch
-
-    def _read(
-        self, sampler: BatchSampler, start: int, stop: int, workers: int, dropout: float
-    ) -> Iterator[Batch]:
-        """The batches in the CPU's memory; pixels in the place of moments that are not cached."""
         indices = sampler.indices(start, stop, self.transform.random_flip)
         if self.moments is None:
             read = DataLoader(
@@ -194,10 +168,17 @@ class EncodedImages:
             if dropout:
                 stays = sampler.rng(index.number, purpose=1).uniform() >= dropout
                 captions = captions.where(stays, 0)
-            prompts = self.embeddings and tuple(part[captions] for part in self.embeddings)
             geometry = [self.transform.geometry(self.sizes[row], *more) for row, *more in index]
-            geometry = torch.tensor(geometry)
-            yield Batch(index.number, index.rows, values, captions, prompts, geometry)
+            yield Batch(
+                index.number,
+                index.rows,
+                self.family.encode_images(values)
+                if self.moments is None
+                else to_device(values, device),
+                captions,
+                None if self.embeddings is None else self.prompts(captions),
+                to_device(torch.tensor(geometry), device),
+            )
 
     def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Moments and geometry of images as they are, cropped in the middle; see `Batch`."""
@@ -211,26 +192,25 @@ class EncodedImages:
     def prompts(self, numbers: Tensor) -> tuple[Tensor, ...]:
         """Embeddings of the texts of these numbers, as the family encodes them."""
         if self.embeddings is not None:
-            return tuple(part[numbers].to(self.family.device) for part in self.embeddings)
+            return tuple(to_device(part[numbers], self.family.device) for part in self.embeddings)
         used, places = numbers.unique(return_inverse=True)
         encoded = self.family.encode_prompts([self.texts[number] for number in used])
         return tuple(part[places] for part in encoded)
 
     def _encode_images(self, folder: Path) -> CachedRows:
         """Moments of image and mirror image, (images, 1 or 2, 2, channels, height, width)."""
-        images, transform = self.transformed.images, self.transform
-        vae, flips = self.family.pipe.vae, (False, True) if transform.random_flip else (False,)
+        images, transform, vae = self.transformed.images, self.transform, self.family.pipe.vae
+        flips = (False, True) if transform.random_flip else (False,)
 
         def encode(rows: list[int]) -> tuple[Tensor, ...]:
-            pixels = torch.stack(
-                [self.transformed.pixels(row, flip) for row in rows for flip in flips]
-            )
-            return (self.family.encode_images(pixels).unflatten(0, (len(rows), len(flips))),)
+            pixels = [self.transformed.pixels(row, flip) for row in rows for flip in flips]
+            moments = self.family.encode_images(torch.stack(pixels))
+            return (moments.unflatten(0, (len(rows), len(flips))),)
 
         scaling = vae.config.scaling_factor
         key = fingerprint("moments", images_hash(images), vae, scaling, vars(transform))
         size = max(1, min(32, PIXELS_AT_ONCE // transform.resolution**2 // len(flips)))
-        return encode_once("images", images, encode, folder, key, size)[0]
+        return encode_once("images", images, encode, folder / f"{key}.arrow", size)[0]
 
     def _encode_prompts(self, folder: Path) -> list[CachedRows]:
         """Each part of the prompt embeddings, a row a text."""
@@ -246,14 +226,11 @@ class EncodedImages:
 
         key = fingerprint("prompts", self.texts, *encoders, masks, tokens)
         texts = datasets.Dataset.from_dict({"text": self.texts})
-        return encode_once("prompts", texts, encode, folder, key, PROMPTS_AT_ONCE)
+        return encode_once("prompts", texts, encode, folder / f"{key}.arrow", PROMPTS_AT_ONCE)
 
 
-def image_sizes(images: datasets.Dataset) -> list[tuple[int, int]]:
-    """Width and height of each image, read from its header alone."""
-    sizes = []
-    for row in images.select_columns("image").cast_column("image", datasets.Image(decode=False)):
-        content = row["image"]["bytes"]
-        with Image.open(io.BytesIO(content) if content else row["image"]["path"]) as image:
-            sizes.append(image.size)
-    return sizes
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; to a GPU from pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

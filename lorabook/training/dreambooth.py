@@ -14,12 +14,11 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from lorabook.images import image_files, load_instance_images
-from lorabook.pipelines import load_pipeline, world_of
+from lorabook.pipelines import world_of
 from lorabook.training.config import DreamBoothConfig
-from lorabook.training.devices import components_on
 from lorabook.training.flags import run_command_line
-from lorabook.training.run import TrainingRun, check_batch, fit, split
-from lorabook.training.setup import DTYPES, Setup, check_early, set_up
+from lorabook.training.run import TrainingRun, fit, split
+from lorabook.training.setup import DTYPES, Setup, check_early, load_base, set_up
 from lorabook.training.trainer import TrainingData
 from lorabook.upstream import without_progress_bar
 
@@ -31,9 +30,14 @@ def train_dreambooth(config: DreamBoothConfig) -> TrainingRun:
     by the base model, so that the class stays what it was.
 
     Args:
-        config: model, images, prompts and settings.
-    Returns: a TrainingRun, which shows itself.
-    Raises: as `train_text_to_image`.
+        config: Model, images, prompts and settings.
+
+    Returns:
+        A TrainingRun, which shows itself.
+
+    Raises:
+        FileNotFoundError, ValueError, FloatingPointError: As `train_text_to_image`.
+
     Source: Ruiz et al. 2022, arXiv:2208.12242; diffusers' examples/dreambooth.
     """
     source = config.instance_data_dir or config.dataset_name
@@ -53,22 +57,18 @@ def train_dreambooth(config: DreamBoothConfig) -> TrainingRun:
         config_name=config.dataset_config_name,
         cache_dir=config.cache_dir,
     )
-    images, held_out = split(images, config.validation_split)
-    check_batch(config, len(images) * config.repeats)
+    images, held_out = split(images, config, config.repeats)
     groups, weights = (len(images),), (1.0,)
     with set_up(config) as setup:
         if config.with_prior_preservation:
-            classes = class_images(setup)
+            classes = _class_images(setup)
             images = datasets.concatenate_datasets([images, classes])
             groups, weights = (*groups, len(classes)), (*weights, config.prior_loss_weight)
         return fit(setup, TrainingData(images, groups, weights, held_out, config.repeats))
 
 
-def class_images(setup: Setup) -> datasets.Dataset:
-    """As many images of the class as the config asks for; the base model generates what is missing.
-
-    Returns: the images of `class_data_dir`, each with the class prompt.
-    """
+def _class_images(setup: Setup) -> datasets.Dataset:
+    """The images of `class_data_dir`, each with the class prompt; missing ones are generated."""
     config, accelerator = setup.config, setup.accelerator
     folder = Path(config.class_data_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,17 +79,8 @@ def class_images(setup: Setup) -> datasets.Dataset:
     if missing and dtype == setup.dtype:
         _generate(setup.family.pipe, setup, folder, missing)
     elif missing:
-        with components_on(setup.family, ("unet", *setup.family.encoders), "cpu"):
-            pipe = load_pipeline(
-                config.pretrained_model_name_or_path,
-                device=accelerator.device,
-                dtype=dtype,
-                revision=config.revision,
-                variant=config.variant,
-                cache_dir=config.cache_dir,
-            )
-            _generate(pipe, setup, folder, missing)
-            del pipe
+        with setup.family.on_device(("unet", *setup.family.encoders), "cpu"):
+            _generate(load_base(config, accelerator.device, dtype), setup, folder, missing)
     accelerator.wait_for_everyone()
     images = load_instance_images(folder, config.class_prompt)
     return images.select(range(min(len(images), config.num_class_images)))
@@ -110,7 +101,7 @@ def _generate(pipe: DiffusionPipeline, setup: Setup, folder: Path, missing: list
     short ends in the same images.
     """
     config, accelerator, world = setup.config, setup.accelerator, world_of(pipe)
-    size = config.sample_batch_size
+    size, first_seed = config.sample_batch_size, config.seed if setup.is_seeded else 0
     batches = sorted({number // size for number in missing})
     batches = batches[accelerator.process_index :: accelerator.num_processes]
     shown = accelerator.is_local_main_process
@@ -118,10 +109,9 @@ def _generate(pipe: DiffusionPipeline, setup: Setup, folder: Path, missing: list
     with without_progress_bar(pipe):
         for batch in tqdm(batches, desc="generating class images", disable=not shown):
             numbers = range(batch * size, (batch + 1) * size)
-            seeds = [(setup.given_seed or 0) + number for number in numbers]
             images = pipe(
                 [config.class_prompt] * size,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                generator=[torch.Generator().manual_seed(first_seed + n) for n in numbers],
                 num_inference_steps=world.num_inference_steps,
                 guidance_scale=world.guidance_scale,
             ).images

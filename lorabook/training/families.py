@@ -1,6 +1,7 @@
 """What differs between model families in training, each in one small object."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -13,7 +14,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
-from diffusers.training_utils import compute_snr
+from diffusers.training_utils import compute_snr, free_memory, offload_models
 from torch import Tensor
 
 from lorabook.training.config import TrainingConfig
@@ -21,19 +22,14 @@ from lorabook.training.config import TrainingConfig
 
 @dataclass
 class StableDiffusion:
-    """Stable Diffusion 1.x and 2.x: one text encoder; predicts epsilon or v.
-
-    Attributes:
-        pipe: the pipeline whose components are trained.
-        noise: the schedule that training adds noise by.
-        defaults: by method, what its reference script does where a config says None.
-    """
+    """Stable Diffusion 1.x and 2.x: one text encoder; predicts epsilon or v."""
 
     pipe: DiffusionPipeline
-    noise: DDPMScheduler
+    noise: DDPMScheduler  # the schedule that training adds noise by
 
     pipeline_class: ClassVar[type] = StableDiffusionPipeline
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    # by method, what its reference script does where a config says None
     defaults: ClassVar[dict[str, dict]] = {
         "text_to_image": {},
         "dreambooth": {"learning_rate": 5e-4, "adam_weight_decay": 1e-2},
@@ -59,6 +55,19 @@ class StableDiffusion:
         defaults = self.defaults[config.method].items()
         return replace(config, **{k: v for k, v in defaults if getattr(config, k) is None})
 
+    @contextmanager
+    def on_device(self, components: Iterable[str], device: torch.device | str) -> Iterator[None]:
+        """Have components of the pipeline on a device inside the block, and back after it.
+
+        The memory that they leave is given back to the device, so that the next step finds it.
+        """
+        models = [getattr(self.pipe, component) for component in components]
+        free = free_memory if self.device.type != "cpu" else lambda: None
+        with offload_models(*models, device=device):
+            free()
+            yield
+        free()
+
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
         """Prompt embeddings: one tensor, (prompts, tokens, width)."""
         return self.pipe.encode_prompt(prompts, self.device, 1, False)[:1]
@@ -67,8 +76,7 @@ class StableDiffusion:
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Mean and deviation of the latents, scaled, (images, 2, channels, height, width).
 
-        Args:
-            pixels: (images, 3, height, width), −1 to 1.
+        The pixels are (images, 3, height, width), −1 to 1.
         """
         vae = self.pipe.vae
         with torch.autocast(vae.device.type, enabled=False):
@@ -85,13 +93,9 @@ class StableDiffusion:
     def predict(
         self, noisy: Tensor, timesteps: Tensor, prompts: tuple[Tensor, ...], geometry: Tensor
     ) -> Tensor:
-        """The UNet's prediction.
+        """The UNet's prediction for noisy latents, (images, channels, height, width).
 
-        Args:
-            noisy: (images, channels, height, width).
-            timesteps: (images,).
-            prompts: what `encode_prompts` returned, a row an image.
-            geometry: (images, 4): original height and width, top and left of the crop, in pixels.
+        The geometry is (images, 4): original height and width, top and left of the crop, in pixels.
         """
         return self.pipe.unet(noisy, timesteps, prompts[0], return_dict=False)[0]
 
@@ -106,8 +110,8 @@ class StableDiffusion:
         """The squared error of each image, (images,).
 
         Args:
-            snr_gamma: weigh by min-SNR, clamped at this (Hang et al. 2023, arXiv:2303.09556).
-            denoised: the error of the denoised latents over the noise's variance, as in EDM's loss
+            snr_gamma: Weigh by min-SNR, clamped at this (Hang et al. 2023, arXiv:2303.09556).
+            denoised: The error of the denoised latents over the noise's variance, as in EDM's loss
                 (Karras et al. 2022, arXiv:2206.00364): for epsilon the plain error, for v the
                 error times its share of signal.
         """
@@ -162,8 +166,7 @@ class StableDiffusionXL(StableDiffusion):
 
 
 FAMILIES = (StableDiffusion, StableDiffusionXL)
-# by the channels that a UNet takes
-OTHER_MODELS = {
+OTHER_MODELS = {  # by the channels that a UNet takes
     5: "a depth-to-image model",
     7: "an upscaler",
     8: "an instruct-pix2pix model",
@@ -172,12 +175,11 @@ OTHER_MODELS = {
 
 
 def family_of(pipe: DiffusionPipeline, prediction_type: str | None = None) -> StableDiffusion:
-    """The family object for a pipeline.
+    """The family object for a pipeline; ValueError if its kind of model cannot be trained.
 
     Args:
-        prediction_type: what the UNet predicts, where that is not the model's own; the pipeline's
+        prediction_type: What the UNet predicts, where that is not the model's own; the pipeline's
             scheduler, which generates the validation images, learns of it too.
-    Raises: ValueError if its kind of model cannot be trained.
     """
     for family in FAMILIES:
         if isinstance(pipe, family.pipeline_class):
@@ -191,11 +193,9 @@ def family_of(pipe: DiffusionPipeline, prediction_type: str | None = None) -> St
 
 
 def check_trainable(index: Mapping, unet: Mapping) -> None:
-    """Check a model by its configs alone.
+    """Raise ValueError if a model has no UNet, or one that sees more than latents and a prompt.
 
-    Args:
-        index, unet: what its model_index.json and its UNet's config.json hold.
-    Raises: ValueError if its UNet sees more than noisy latents and a prompt, or if it has none.
+    Asked are its model_index.json and its UNet's config.json.
     """
     if "unet" not in index:
         raise _untrainable(str(index.get("_class_name")))

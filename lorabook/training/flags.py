@@ -38,8 +38,6 @@ def check_fields(config) -> None:
     """Check each field by its type: a plain one, a `Literal`, or a range of those above.
 
     None passes where it is the default: then the model, the data or the method decide.
-
-    Raises: ValueError, naming the field and its value.
     """
     hints = type_hints(type(config), include_extras=True)
     for option in fields(config):
@@ -70,9 +68,9 @@ def _expected(value, hint) -> str | None:
 
 
 class Flags:
-    """What a dataclass of flags can say of itself; a subclass has the name of its method."""
+    """What a dataclass of flags can say of itself."""
 
-    method: ClassVar[str]
+    method: ClassVar[str]  # the module of its command line
 
     @property
     def settings(self) -> dict:
@@ -103,10 +101,7 @@ class _Parser(HfArgumentParser):
 
 
 def parse(config_class: type, arguments: list[str] | None = None):
-    """A config from a command line.
-
-    Unknown and abbreviated flags and bad values end the program with one sentence and status 2.
-    """
+    """A config from a command line; a bad one ends the program with one sentence and status 2."""
     summary = config_class.__doc__.splitlines()[0]
     parser = _Parser(config_class, allow_abbrev=False, description=summary)
     config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)

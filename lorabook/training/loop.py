@@ -1,5 +1,7 @@
 """The one training loop: every method and every model family goes through it."""
 
+import signal
+import threading
 import time
 from collections.abc import Callable
 
@@ -7,22 +9,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lorabook.training.dataset import Batch
-from lorabook.training.devices import StopButton, to_device
+from lorabook.training.dataset import Batch, to_device
 from lorabook.training.sampler import seed_of
 from lorabook.training.trainer import Trainer
 
 
 def train(trainer: Trainer, after_step: Callable[[], None]) -> None:
-    """Train from the step where `trainer` stands to its last one.
+    """Train from the step where `trainer` stands to its last one; the losses stay on the device.
 
-    Args:
-        trainer: What to train and how. It moves on by a step and a record of its history at a time;
-            the losses stay on the device.
-        after_step: Called after each optimiser step.
-
-    Raises:
-        KeyboardInterrupt: At a stop button. The step at hand is done whole or not at all.
+    At a stop button it raises KeyboardInterrupt, with the step at hand done whole or not at all.
     """
     accelerator, optimizer, scheduler = trainer.accelerator, trainer.optimizer, trainer.scheduler
     parameters = list(trainer.parameters.values())
@@ -88,3 +83,36 @@ def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) 
     sizes = [gradient.numel() for gradient in gradients]
     for gradient, part in zip(gradients, mean.split(sizes), strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+class StopButton:
+    """Ctrl-C or a notebook's stop button inside a `with` block.
+
+    It raises KeyboardInterrupt at once, but not while `held` is true: `release` raises it then.
+    Python drops the exception of an interrupt that meets a destructor or a callback; it is raised
+    by the next `release`. A handler of one's own and other threads are left alone.
+    """
+
+    held = pressed = False
+
+    def __enter__(self) -> "StopButton":
+        self.before = signal.getsignal(signal.SIGINT)
+        main = threading.current_thread() is threading.main_thread()
+        if main and self.before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *error) -> None:
+        if signal.getsignal(signal.SIGINT) == self._press:
+            signal.signal(signal.SIGINT, self.before)
+
+    def release(self) -> None:
+        """Let interrupts through again; raise KeyboardInterrupt if there was one."""
+        self.held = False
+        if self.pressed:
+            raise KeyboardInterrupt
+
+    def _press(self, number, frame) -> None:
+        self.pressed = True
+        if not self.held:
+            raise KeyboardInterrupt

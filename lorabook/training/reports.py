@@ -1,6 +1,5 @@
 """What a person sees of a run while it goes on: a bar, a curve, images; trackers' reports."""
 
-import importlib.util
 import os
 import time
 import warnings
@@ -9,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import GeneralTracker, get_available_trackers
+from accelerate.utils import LoggerType
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -20,43 +20,31 @@ from lorabook.show.grid import ImageGrid
 from lorabook.show.plots import plot_losses
 from lorabook.training.config import TrainingConfig
 
-FIRST_CURVE = 60  # seconds; a shorter run has the bar alone, unless it generates images
-CURVE_SHARE = 20  # a curve is shown again after this many times the seconds that it took
+CURVE_EVERY = 60  # seconds; a shorter run has the bar alone, unless it generates images
 PROJECTS = {"text_to_image": "text2image-fine-tune", "dreambooth": "dreambooth-lora"}
-TRACKER_PACKAGES = {
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "wandb": ("wandb",),
-    "comet_ml": ("comet_ml",),
-}
 
 
 class Display:
     """The progress bar, loss curve and validation images of one run; silent unless `shown`."""
 
     def __init__(self, steps: int, step: int, shown: bool):
-        self.shown, self.notebook = shown, shown and in_notebook()
+        self.notebook = shown and in_notebook()
         self.bar = tqdm(total=steps, initial=step, desc="training", disable=not shown)
         self.handles: dict[str, object] = {}
-        self.next_curve = time.perf_counter() + FIRST_CURVE
+        self.next_curve = time.perf_counter() + CURVE_EVERY
 
     def show_losses(self, history: list[dict], last: bool = False) -> None:
         """Show the last loss, and the curve if it is time."""
         self.bar.set_postfix(loss=f"{history[-1]['loss']:.3f}", refresh=False)
-        started = time.perf_counter()
-        if self.notebook and (last and self.handles or started > self.next_curve):
+        now = time.perf_counter()
+        if self.notebook and (last and self.handles or now > self.next_curve):
             self._show("curve", plot_losses(history))
-            now = time.perf_counter()
-            self.next_curve = now + CURVE_SHARE * (now - started)
+            self.next_curve = now + CURVE_EVERY
 
     def show_images(self, grid: ImageGrid) -> None:
         """Show the validation images so far."""
         if self.notebook:
             self._show("images", grid)
-
-    def tell(self, sentence: str) -> None:
-        """Say something beside the bar."""
-        if self.shown:
-            self.bar.write(sentence)
 
     def _show(self, name: str, figure: object) -> None:
         from IPython.display import display
@@ -69,12 +57,9 @@ class Display:
 
 def installed_trackers(config: TrainingConfig) -> list[str]:
     """The trackers that `report_to` names and that are installed; a warning for one that is not."""
-    wanted = {"all": list(TRACKER_PACKAGES), "none": []}.get(config.report_to, [config.report_to])
-    installed = [
-        name
-        for name in wanted
-        if any(importlib.util.find_spec(package) for package in TRACKER_PACKAGES[name])
-    ]
+    several = {"all": ["tensorboard", "wandb", "comet_ml"], "none": []}
+    wanted, available = several.get(config.report_to, [config.report_to]), get_available_trackers()
+    installed = [name for name in wanted if LoggerType(name) in available]
     if config.report_to != "all" and wanted != installed:
         warnings.warn(
             f"report_to {config.report_to}: it is not installed, so nothing is reported; "
@@ -88,19 +73,18 @@ def open_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
     """Begin reporting; a tracker that refuses is left out, with a warning."""
     if not accelerator.log_with:
         return
-    plain = (int, float, str, bool)
+    folder = Path(config.output_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     settings = shareable(config.settings).items()
-    settings = {name: value for name, value in settings if isinstance(value, plain)}
-    wandb = {"dir": str(Path(config.output_dir).absolute())}
-    names = [getattr(tracker, "value", tracker) for tracker in accelerator.log_with]
-    if "wandb" in names and not _has_wandb_login():
+    settings = {name: value for name, value in settings if isinstance(value, int | float | str)}
+    wandb = {"dir": str(folder)}
+    if "wandb" in map(str, accelerator.log_with) and not _has_wandb_login():
         wandb["mode"] = "offline"
         warnings.warn(
             "report_to wandb: no login found, so it reports offline into output_dir; «wandb sync» "
             "uploads it",
             stacklevel=2,
         )
-    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     try:
         accelerator.init_trackers(
             PROJECTS[config.method], config=settings, init_kwargs={"wandb": wandb}

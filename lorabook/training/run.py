@@ -21,12 +21,11 @@ from lorabook.training.cache import images_hash
 from lorabook.training.callbacks import Callbacks
 from lorabook.training.checkpoints import find_checkpoint
 from lorabook.training.config import TrainingConfig
-from lorabook.training.devices import components_on, input_casts
 from lorabook.training.loop import train
-from lorabook.training.merged import merged_products
+from lorabook.training.lora import merged_products
 from lorabook.training.reports import open_trackers
 from lorabook.training.setup import Setup
-from lorabook.training.trainer import Trainer, TrainingData, make_trainer
+from lorabook.training.trainer import Trainer, TrainingData
 from lorabook.training.validation import ValidationImages
 
 # Settings that may change when a run goes on; with any other changed it is another run.
@@ -103,28 +102,24 @@ class TrainingRun:
 
 
 def split(
-    images: datasets.Dataset, share: float
+    images: datasets.Dataset, config: TrainingConfig, repeats: int = 1
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """The images to learn from, and the last `share` of them, held out; None if the share is 0."""
-    count = round(len(images) * share)
+    """The images to learn from, and the last `validation_split` of them, held out, or None."""
+    count = round(len(images) * config.validation_split)
     rest = len(images) - count
-    if share and not 0 < count < len(images):
+    if config.validation_split and not 0 < count < len(images):
         raise ValueError(
-            f"validation_split {share} of {len(images)} images leaves {count} to validate on and "
-            f"{rest} to learn from; both need at least one"
+            f"validation_split {config.validation_split} of {len(images)} images leaves {count} to "
+            f"validate on and {rest} to learn from; both need at least one"
+        )
+    if config.train_batch_size > rest * repeats:
+        raise ValueError(
+            f"train_batch_size {config.train_batch_size} is larger than the data set of "
+            f"{rest * repeats} image(s); give one up to {rest * repeats}"
         )
     if not count:
         return images, None
     return images.select(range(rest)), images.select(range(rest, len(images)))
-
-
-def check_batch(config: TrainingConfig, images: int) -> None:
-    """Raise ValueError if a batch is larger than the data set."""
-    if config.train_batch_size > images:
-        raise ValueError(
-            f"train_batch_size {config.train_batch_size} is larger than the data set of {images} "
-            f"image(s); give one up to {images}"
-        )
 
 
 def fit(setup: Setup, data: TrainingData) -> TrainingRun:
@@ -132,33 +127,26 @@ def fit(setup: Setup, data: TrainingData) -> TrainingRun:
     config, accelerator, folder = setup.config, setup.accelerator, Path(setup.config.output_dir)
     identity = _identity(setup, data)
     state = find_checkpoint(folder, config.resume_from_checkpoint, identity)
-    setup = replace(setup, given=replace(setup.given, seed=state.get("seed", setup.given.seed)))
-    set_seed(setup.given.seed)
-    trainer, held_out = make_trainer(setup, data, identity | {"seed": setup.given.seed}, state)
+    config = replace(config, seed=state.get("seed", config.seed))
+    setup, identity = replace(setup, config=config), identity | {"seed": config.seed}
+    set_seed(config.seed)
+    trainer = Trainer(setup, data, identity, state)
     images = None
     if config.validation_prompt and config.num_validation_images and accelerator.is_main_process:
-        seeds = list(range(config.num_validation_images))
-        images = ValidationImages(
-            config.validation_prompt, seeds, folder, data.images, until=trainer.step
-        )
+        images = ValidationImages(config, data.images, until=trainer.step)
     open_trackers(accelerator, config)
     busy = set(setup.family.text_encoders if config.train_text_encoder else ())
-    busy.update(*(part.encoders_in_use for part in (trainer.images, held_out) if part))
+    busy.update(*(part.encoders_in_use for part in (trainer.images, trainer.held_out) if part))
     idle = [name for name in setup.family.encoders if name not in busy]
-    with components_on(setup.family, idle, "cpu"):
-        finished = _train(trainer, Callbacks(trainer, held_out, images))
+    with setup.family.on_device(idle, "cpu"):
+        finished = _train(trainer, Callbacks(trainer, images))
     accelerator.wait_for_everyone()
-    run = TrainingRun(
-        folder / WEIGHT_NAME,
-        trainer.history,
-        setup.given.command,
-        images.grid() if images else None,
-        finished,
-    )
+    grid = images.grid() if images else None
+    run = TrainingRun(folder / WEIGHT_NAME, trainer.history, config.command, grid, finished)
     if accelerator.is_main_process:
         run.adapter = _write(trainer, folder)
-        if setup.repository and finished:
-            run.pushed = _push(run, setup.repository, config.hub_token)
+        if config.push_to_hub and finished:
+            run.pushed = _push(run, config)
     return run
 
 
@@ -167,18 +155,15 @@ def _train(trainer: Trainer, callbacks: Callbacks) -> bool:
 
     A loss that is not finite writes the last good adapter before it raises.
     """
-    models, cast = list(trainer.models.values()), trainer.config.use_dora
-    cast = cast or trainer.accelerator.mixed_precision == "no"
     try:
         if trainer.step == trainer.steps:
             return True
         try:
-            for model in models:
-                model.train()
+            trainer.learn(True)
             callbacks.before_training()
             if trainer.config.compile:
                 trainer.family.pipe.unet.compile_repeated_blocks()
-            with merged_products(models), input_casts(models, cast):
+            with merged_products(trainer.models.values()):
                 train(trainer, callbacks.after_step)
             return True
         except KeyboardInterrupt:
@@ -200,8 +185,7 @@ def _train(trainer: Trainer, callbacks: Callbacks) -> bool:
         ) from error
     finally:
         callbacks.display.bar.close()
-        for model in models:
-            model.eval()
+        trainer.learn(False)
 
 
 def _write(trainer: Trainer, folder: Path) -> Path:
@@ -218,14 +202,13 @@ def _write(trainer: Trainer, folder: Path) -> Path:
         return trainer.write_adapter(other)
 
 
-def _push(run: TrainingRun, repository: str, token: str | None) -> str | None:
+def _push(run: TrainingRun, config: TrainingConfig) -> str | None:
     """The adapter's address on the Hub; where the Hub fails, a warning and None."""
     try:
-        return push_adapter(run, repository, token=token)
+        return push_adapter(run, config.repository, token=config.hub_token)
     except (OSError, ValueError) as error:
-        warnings.warn(
-            f"{error}; push_adapter({str(run.folder)!r}, {repository!r}) tries again", stacklevel=2
-        )
+        again = f"push_adapter({str(run.folder)!r}, {config.repository!r})"
+        warnings.warn(f"{error}; {again} tries again", stacklevel=2)
         return None
 
 
@@ -237,11 +220,9 @@ def _identity(setup: Setup, data: TrainingData) -> dict:
         "images": images_hash(data.images)[:16],
         "texts": texts[:16],
         "weights of the loss": data.weights,
-        "resolution": setup.resolution,
-        "mixed_precision": setup.accelerator.mixed_precision,
         "base model": Path(find_model(config.pretrained_model_name_or_path)).name,
         "images a step": config.train_batch_size * setup.accelerator.num_processes,
     }
-    if setup.given_seed is not None:
-        identity["seed"] = setup.given_seed
+    if setup.is_seeded:
+        identity["seed"] = config.seed
     return json.loads(json.dumps(identity))  # as it will be read

@@ -25,19 +25,12 @@ def _permutation(seed: int, epoch: int, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class BatchIndex:
-    """A batch before it is read.
+    """A batch before it is read."""
 
-    Attributes:
-        number: its number since the start of training.
-        rows: the data set's rows, (rows,).
-        flips: which are mirrored, 0 or 1, (rows,).
-        crops: where they are cropped, 0 to 1 from the top and from the left, (rows, 2).
-    """
-
-    number: int
-    rows: Tensor
-    flips: Tensor
-    crops: Tensor
+    number: int  # since the start of training
+    rows: Tensor  # of the data set, (rows,)
+    flips: Tensor  # which are mirrored, 0 or 1, (rows,)
+    crops: Tensor  # where they are cropped, 0 to 1 from the top and from the left, (rows, 2)
 
     def __iter__(self) -> Iterator[tuple[int, int, list[float]]]:
         """Row, flip and crop of each image."""
@@ -46,23 +39,14 @@ class BatchIndex:
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """The order in which images are learned from: shuffled anew for each epoch, without end.
+    """The order in which images are learned from: shuffled anew for each epoch, without end."""
 
-    Attributes:
-        seed: seed of the order and of all random numbers.
-        groups: rows in each group of the data set, as (images,) or (instance images, class
-            images); a batch takes `batch` of each.
-        batch: images that a process takes from each group at a time.
-        process, processes: this process's number, and how many there are.
-        repeats: times that a row of the first group counts in an epoch.
-    """
-
-    seed: int
-    groups: tuple[int, ...]
-    batch: int
+    seed: int  # of the order and of all random numbers
+    groups: tuple[int, ...]  # rows in each: (images,) or (instance images, class images)
+    batch: int  # images that a process takes from each group at a time
     process: int = 0
     processes: int = 1
-    repeats: int = 1
+    repeats: int = 1  # times that a row of the first group counts in an epoch
 
     @property
     def epoch(self) -> int:
@@ -77,15 +61,11 @@ class BatchSampler:
     def rows(self, number: int) -> Tensor:
         """This process's rows of batch `number`: `batch` of the first group, then of the next."""
         first = (number * self.processes + self.process) * self.batch
-        positions = torch.stack(
-            [
-                _permutation(self.seed, place // self.epoch, self.epoch)[place % self.epoch]
-                for place in range(first, first + self.batch)
-            ]
-        )
-        starts = np.cumsum((0, *self.groups[:-1])).tolist()
+        places = [divmod(place, self.epoch) for place in range(first, first + self.batch)]
+        images = [_permutation(self.seed, epoch, self.epoch)[place] for epoch, place in places]
+        positions, starts = torch.stack(images), np.cumsum((0, *self.groups)).tolist()
         return torch.cat(
-            [positions % size + start for start, size in zip(starts, self.groups, strict=True)]
+            [positions % size + start for start, size in zip(starts, self.groups, strict=False)]
         )
 
     def rng(self, number: int, purpose: int) -> "Rng":

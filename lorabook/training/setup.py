@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
@@ -22,50 +23,38 @@ from lorabook.checks import first_line
 from lorabook.hub import client, open_repository
 from lorabook.pipelines import check_hub, default_device, find_model, load_pipeline, whole_weights
 from lorabook.training.config import TrainingConfig
-from lorabook.training.devices import process_state
 from lorabook.training.families import StableDiffusion, check_trainable, family_of
 from lorabook.training.lora import target_layers
 from lorabook.training.reports import installed_trackers
+from lorabook.upstream import separate_accelerator
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
 class Setup:
-    """A run that can begin.
+    """A run that can begin."""
 
-    Attributes:
-        config: With everything filled in that the model family decides.
-        given: The config as it was given, with the seed of the run.
-        given_seed: The seed that was given, or None.
-        accelerator: Devices and precision.
-        family: The base model.
-        dtype: Of the frozen weights.
-        resolution: Of the training images, in pixels.
-        repository: Where the adapter will be pushed, or None.
-    """
-
-    config: TrainingConfig
-    given: TrainingConfig
-    given_seed: int | None
+    config: TrainingConfig  # with all that it left open: the family's values, precision, seed
+    is_seeded: bool  # whether the seed was given
     accelerator: Accelerator
     family: StableDiffusion
-    dtype: torch.dtype
-    resolution: int
-    repository: str | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights."""
+        return DTYPES[self.config.mixed_precision]
 
 
 @contextmanager
 def set_up(config: TrainingConfig) -> Iterator[Setup]:
     """Load the base model and check all settings; after the block the process is as it was before.
 
-    Raises:
-        FileNotFoundError: In one sentence, if something is missing.
-        ValueError: In one sentence, if something cannot be used.
+    Raises FileNotFoundError for what is missing, and ValueError for what cannot be used.
     """
     for sentence in config.without_effect:
         warnings.warn(sentence, stacklevel=3)
-    with process_state():
+    with _process_state():
         setup = _load(config)
         try:
             yield setup
@@ -75,12 +64,7 @@ def set_up(config: TrainingConfig) -> Iterator[Setup]:
 
 
 def check_early(config: TrainingConfig) -> None:
-    """Check what can be known before images or models are read.
-
-    Raises:
-        FileNotFoundError: In one sentence, if the base model is missing.
-        ValueError: In one sentence, if something cannot be used.
-    """
+    """Check what can be known before images or models are read; raises as `set_up`."""
     _check_base_model(config)
     wanted = {"prodigyopt": "optimizer prodigy", "bitsandbytes": "use_8bit_adam"}
     uses = {"prodigyopt": config.optimizer == "prodigy", "bitsandbytes": config.use_8bit_adam}
@@ -93,26 +77,45 @@ def check_early(config: TrainingConfig) -> None:
     if config.mixed_precision == "fp16" and not _can_use_fp16():
         raise ValueError("mixed_precision fp16 needs a GPU, and none is here: use bf16 or no")
     if config.push_to_hub:
-        client(_repository(config), config.hub_token)
+        client(config.repository, config.hub_token)
 
 
 def _load(config: TrainingConfig) -> Setup:
     accelerator = _accelerator(config)
-    repository = None
     if config.push_to_hub and accelerator.is_main_process:
-        repository = open_repository(_repository(config), config.hub_token)
-    dtype = DTYPES.get(accelerator.mixed_precision, torch.float32)
-    family = family_of(_pipeline(config, accelerator, dtype), config.prediction_type)
+        open_repository(config.repository, config.hub_token)
+    precision = accelerator.mixed_precision  # it may be the launcher's
+    pipe = _pipeline(config, accelerator.device, DTYPES.get(precision, torch.float32))
+    family = family_of(pipe, config.prediction_type)
     seed = random.randrange(2**31) if config.seed is None else config.seed
-    given = replace(config, seed=broadcast_object_list([seed])[0])  # one seed for all processes
-    if accelerator.mixed_precision != "no":  # it may be the launcher's
-        given = replace(given, mixed_precision=accelerator.mixed_precision)
-    complete = family.resolve(given)
+    complete = replace(
+        family.resolve(config),
+        seed=broadcast_object_list([seed])[0],  # one for all processes
+        mixed_precision=precision,
+        resolution=_checked_resolution(family, config.resolution),
+    )
     target_layers(family, complete)  # raises where the rank or a block does not fit
-    resolution = checked_resolution(family, config.resolution)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
-    return Setup(complete, given, config.seed, accelerator, family, dtype, resolution, repository)
+    return Setup(complete, config.seed is not None, accelerator, family)
+
+
+@contextmanager
+def _process_state() -> Iterator[None]:
+    """Put back after the block what a run changes in the process.
+
+    That is Python's, numpy's and torch's random generators, TF32, and a user's own Accelerator.
+    """
+    python, arrays = random.getstate(), np.random.get_state()
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(list(gpus)), separate_accelerator():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
+            torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def _check_base_model(config: TrainingConfig) -> None:
@@ -133,12 +136,8 @@ def _check_base_model(config: TrainingConfig) -> None:
     check_trainable(index, unet)
 
 
-def _repository(config: TrainingConfig) -> str:
-    return config.hub_model_id or Path(config.output_dir).absolute().name
-
-
 def _can_use_fp16() -> bool:
-    return torch.cuda.is_available() or default_device() == "mps"
+    return default_device() in ("cuda", "mps")
 
 
 def _accelerator(config: TrainingConfig) -> Accelerator:
@@ -162,7 +161,7 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def _pipeline(
-    config: TrainingConfig, accelerator: Accelerator, dtype: torch.dtype
+    config: TrainingConfig, device: torch.device, dtype: torch.dtype
 ) -> DiffusionPipeline:
     """The base pipeline, with the VAE, the tokenizer and the attention that the config names."""
     components = {}
@@ -171,15 +170,7 @@ def _pipeline(
             components["vae"] = _component(AutoencoderKL, vae, "VAE", torch_dtype=dtype)
     if name := config.tokenizer_name:
         components["tokenizer"] = _component(AutoTokenizer, name, "tokenizer", use_fast=False)
-    pipe = load_pipeline(
-        config.pretrained_model_name_or_path,
-        device=accelerator.device,
-        dtype=dtype,
-        revision=config.revision,
-        variant=config.variant,
-        cache_dir=config.cache_dir,
-        **components,
-    )
+    pipe = load_base(config, device, dtype, **components)
     if getattr(pipe, "safety_checker", None):  # the LoRA would learn the images that it blackens
         pipe.safety_checker = None
     if length := config.tokenizer_max_length:
@@ -187,10 +178,8 @@ def _pipeline(
             tokenizer.model_max_length = length
     if config.text_encoder_use_attention_mask:
         if hasattr(pipe, "text_encoder_2"):
-            warnings.warn(
-                "text_encoder_use_attention_mask has no effect: SDXL's text encoders see the "
-                "padding",
-                stacklevel=6,
+            _warn_without_effect(
+                "text_encoder_use_attention_mask", "SDXL's text encoders see the padding"
             )
         pipe.text_encoder.config.use_attention_mask = True
     if config.enable_xformers_memory_efficient_attention:
@@ -198,13 +187,31 @@ def _pipeline(
             pipe.unet.enable_xformers_memory_efficient_attention()
         except (ImportError, ValueError) as error:
             missing = isinstance(error, ImportError)
-            warnings.warn(
-                "enable_xformers_memory_efficient_attention has no effect, "
+            _warn_without_effect(
+                "enable_xformers_memory_efficient_attention",
                 f"{'it is not installed' if missing else 'it needs a GPU'}: torch's own "
                 "attention, which needs as little memory, is used",
-                stacklevel=6,
             )
     return pipe
+
+
+def load_base(
+    config: TrainingConfig, device: torch.device, dtype: torch.dtype, **components
+) -> DiffusionPipeline:
+    """The base pipeline that a config names, with other components in the place of its own."""
+    return load_pipeline(
+        config.pretrained_model_name_or_path,
+        device=device,
+        dtype=dtype,
+        revision=config.revision,
+        variant=config.variant,
+        cache_dir=config.cache_dir,
+        **components,
+    )
+
+
+def _warn_without_effect(flag: str, reason: str) -> None:
+    warnings.warn(f"{flag} has no effect, {reason}", stacklevel=7)
 
 
 def _component(loader: type, name: str, kind: str, **kwargs):
@@ -219,7 +226,7 @@ def _component(loader: type, name: str, kind: str, **kwargs):
         ) from error
 
 
-def checked_resolution(family: StableDiffusion, wanted: int | None) -> int:
+def _checked_resolution(family: StableDiffusion, wanted: int | None) -> int:
     """The side of the training images in pixels; the VAE and the UNet both halve it."""
     resolution, factor = wanted or family.resolution, family.pipe.vae_scale_factor
     if resolution % factor:

@@ -7,7 +7,7 @@ diffusers' train_text_to_image_lora.py and train_text_to_image_lora_sdxl.py.
 from lorabook.images import load_captioned_images
 from lorabook.training.config import TextToImageConfig
 from lorabook.training.flags import run_command_line
-from lorabook.training.run import TrainingRun, check_batch, fit, split
+from lorabook.training.run import TrainingRun, fit, split
 from lorabook.training.setup import check_early, set_up
 from lorabook.training.trainer import TrainingData
 from lorabook.worlds import world
@@ -20,11 +20,16 @@ def train_text_to_image(config: TextToImageConfig) -> TrainingRun:
     `validation/` with images. A stop button's interrupt saves and returns the run so far.
 
     Args:
-        config: model, images and settings.
-    Returns: a TrainingRun, which shows itself.
-    Raises: FileNotFoundError or ValueError, in one sentence and before anything is trained or
-        written, where model, images or settings cannot be used; FloatingPointError if the loss is
-        no longer finite, with the last good adapter written.
+        config: Model, images and settings.
+
+    Returns:
+        A TrainingRun, which shows itself.
+
+    Raises:
+        FileNotFoundError, ValueError: In one sentence and before anything is trained or written,
+            where model, images or settings cannot be used.
+        FloatingPointError: If the loss is no longer finite, with the last good adapter written.
+
     Source: Hu et al. 2021, arXiv:2106.09685; diffusers' examples/text_to_image.
     """
     check_early(config)
@@ -37,8 +42,7 @@ def train_text_to_image(config: TextToImageConfig) -> TrainingRun:
         allow_empty_captions=config.allow_empty_captions,
         cache_dir=config.cache_dir,
     )
-    images, held_out = split(images, config.validation_split)
-    check_batch(config, len(images))
+    images, held_out = split(images, config)
     data = TrainingData(images, (len(images),), held_out=held_out)
     with set_up(config) as setup:
         return fit(setup, data)

@@ -15,6 +15,7 @@ from lorabook.metrics import image_similarity, prompt_similarity
 from lorabook.pipelines import world_of
 from lorabook.show.grid import ImageGrid
 from lorabook.sweeps.batched import generate_image
+from lorabook.training.config import TrainingConfig
 from lorabook.training.dataset import EncodedImages
 from lorabook.training.families import StableDiffusion
 
@@ -49,52 +50,37 @@ class ValidationImages:
     They stay in `validation/step-000100_seed-0.png`, so that a resumed run goes on with them.
     """
 
-    def __init__(
-        self,
-        prompt: str,
-        seeds: list[int],
-        folder: Path,
-        references: datasets.Dataset | None,
-        until: int,
-    ):
+    def __init__(self, config: TrainingConfig, references: datasets.Dataset | None, until: int):
         """Take up the images of steps up to `until`, move those of an earlier run aside.
 
-        Args:
-            prompt: The validation prompt.
-            seeds: One image a step for each.
-            folder: The run's output folder.
-            references: Training images, whose likeness is measured; None measures nothing.
-            until: The step that the run goes on from; 0 begins afresh.
+        The references are training images, whose likeness is measured.
         """
-        self.prompt, self.seeds, self.references = prompt, seeds, references
-        self.folder = folder / "validation"
-        step_of = {
-            path: int(name[1])
-            for path in self.folder.glob("*.png")
-            if (name := re.match(r"step-(\d+)_seed", path.name))
-        }
+        self.prompt, self.references = config.validation_prompt, references
+        self.seeds = range(config.num_validation_images)
+        self.folder = Path(config.output_dir, "validation")
         names = (self.folder / f"earlier-{number}" for number in count(1))
         aside = next(path for path in names if not path.exists())
-        for path, step in step_of.items():
+        self.steps: list[int] = []
+        for path in sorted(self.folder.glob("step-*_seed-*.png")):
+            step = int(re.match(r"step-(\d+)", path.name)[1])
             if step > until or until == 0:
                 aside.mkdir(exist_ok=True)
                 path.rename(aside / path.name)
-        complete = {
-            step
-            for step in step_of.values()
-            if all(self._path(step, seed).is_file() for seed in seeds)
-        }
-        self.steps = sorted(complete)
+            elif step not in self.steps and all(self._path(step, s).is_file() for s in self.seeds):
+                self.steps.append(step)
 
     def generate(self, pipe: DiffusionPipeline, step: int) -> list[Image.Image]:
         """Generate and save the images of a step."""
         world = world_of(pipe)
-        call = {
-            "num_inference_steps": world.num_inference_steps,
-            "guidance_scale": world.guidance_scale,
-        }
         images = [
-            generate_image(pipe, seed=seed, prompt=self.prompt, **call) for seed in self.seeds
+            generate_image(
+                pipe,
+                seed=seed,
+                prompt=self.prompt,
+                num_inference_steps=world.num_inference_steps,
+                guidance_scale=world.guidance_scale,
+            )
+            for seed in self.seeds
         ]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,18 +98,16 @@ class ValidationImages:
         """How like the prompt and the training images they are; empty without a CLIP model."""
         if self.references is None:
             return {}
-        rows = range(min(16, len(self.references)))
+        references = self.references.select(range(min(16, len(self.references))))["image"]
         try:
-            to_prompt = prompt_similarity(images, [self.prompt])
-            to_images = image_similarity(images, [self.references[row]["image"] for row in rows])
+            return {
+                "prompt_similarity": prompt_similarity(images, [self.prompt]).mean().item(),
+                "image_similarity": image_similarity(images, list(references)).mean().item(),
+            }
         except OSError as error:
             warnings.warn(f"similarities are not measured: {first_line(error)}", stacklevel=2)
             self.references = None
             return {}
-        return {
-            "prompt_similarity": to_prompt.mean().item(),
-            "image_similarity": to_images.mean().item(),
-        }
 
     def grid(self) -> ImageGrid | None:
         """A row a seed, a column a step; of many steps some, evenly."""

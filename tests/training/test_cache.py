@@ -18,7 +18,7 @@ def encoded(path, asked=None, stop_at=None):
         return numbers[:, None, None] * torch.ones(3, 2), numbers.bfloat16()
 
     rows = datasets.Dataset.from_dict({"row": range(10)})
-    return encode_once("rows", rows, encode, path.parent, path.stem, 4)
+    return encode_once("rows", rows, encode, path, 4)
 
 
 def test_rows_come_back_in_their_shape_and_order(tmp_path):

@@ -4,8 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import lorabook as lb
-from conftest import quick_config
+from conftest import quick_train
 from lorabook.training import callbacks, loop, trainer
 from lorabook.training import run as run_module
 from lorabook.training.callbacks import Callbacks
@@ -13,7 +12,7 @@ from lorabook.training.checkpoints import save_checkpoint
 
 
 def train(tmp_path, **changes):
-    return lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "out"), **changes))
+    return quick_train(tmp_path / "out", **changes)
 
 
 def stopping(monkeypatch, step):
@@ -29,9 +28,7 @@ def stopping(monkeypatch, step):
 
 
 def test_a_stop_button_saves_and_returns_the_run_so_far(tmp_path, monkeypatch):
-    whole = lb.train_text_to_image(
-        quick_config(output_dir=str(tmp_path / "whole"), max_train_steps=6)
-    )
+    whole = quick_train(tmp_path / "whole", max_train_steps=6)
     stopping(monkeypatch, 3)
     run = train(tmp_path, max_train_steps=6)
     assert not run.finished and len(run.losses) == 3 and str(run).startswith("stopped: 3 steps")
@@ -108,10 +105,3 @@ def test_a_failing_push_keeps_the_run(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="cannot be reached; push_adapter.* tries again"):
         run = train(tmp_path, push_to_hub=True)
     assert run.finished and run.adapter.is_file() and run.pushed is None
-
-
-def test_the_minutes_to_go_are_told_after_the_first_steps(tmp_path, capsys, monkeypatch):
-    stopping(monkeypatch, 12)
-    train(tmp_path, max_train_steps=6000, train_batch_size=1)
-    output = "".join(capsys.readouterr())
-    assert "s a step; about" in output and "minutes to go" in output

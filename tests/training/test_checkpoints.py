@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 import lorabook as lb
-from conftest import quick_config
-from lorabook.training.checkpoints import STATE, SUMS, find_checkpoint, save_checkpoint
+from conftest import quick_config, quick_train
+from lorabook.training.checkpoints import STATE, find_checkpoint, save_checkpoint
 from lorabook.training.validation import ValidationImages
 
 
@@ -18,7 +18,8 @@ def saved(folder, step, identity=None, limit=None, **state):
         "identity": identity or {"rank": 4},
         **state,
     }
-    return save_checkpoint(folder, state, _adapter, limit)
+    save_checkpoint(folder, state, _adapter, limit)
+    return folder / f"checkpoint-{step}"
 
 
 def _adapter(target):
@@ -53,21 +54,28 @@ def test_one_that_is_not_there_is_an_error_that_lists_what_is(tmp_path):
         found(tmp_path, "checkpoint-7")
 
 
-@pytest.mark.parametrize("name", [STATE, SUMS, "history.json", "pytorch_lora_weights.safetensors"])
-@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
-def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, name, damage):
+def changed(content):
+    """One bit of the weights is another."""
+    place = content.index(torch.full((2,), 8.0).numpy().tobytes())
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[: len(content) // 2], changed, lambda content: None]
+)
+def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, damage):
     saved(tmp_path, 4)
-    path = saved(tmp_path, 8) / name
-    content = path.read_bytes()
+    path = saved(tmp_path, 8) / STATE
+    content = damage(path.read_bytes())
     path.unlink()
-    if damage != "gone":
-        path.write_bytes(content[: len(content) // 2] if damage == "cut" else content[:-3] + b"xyz")
+    if content is not None:
+        path.write_bytes(content)
     with pytest.warns(UserWarning, match="checkpoint-8 is damaged.*one before"):
         assert found(tmp_path)["step"] == 4
 
 
 def test_a_damaged_one_asked_for_by_name_is_an_error(tmp_path):
-    (saved(tmp_path, 8) / "history.json").write_text("")
+    (saved(tmp_path, 8) / STATE).write_text("")
     with pytest.raises(ValueError, match="checkpoint-8 is damaged"):
         found(tmp_path, "checkpoint-8")
 
@@ -150,20 +158,16 @@ def test_a_run_that_goes_on_ends_in_the_same_weights_and_losses(tmp_path):
         gradient_accumulation_steps=2,
         validation_split=0.34,
     )
-    whole = lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "a"), **told))
+    whole = quick_train(tmp_path / "a", **told)
     shutil.copytree(tmp_path / "a/checkpoint-2", tmp_path / "b/checkpoint-2")
-    rest = lb.train_text_to_image(
-        quick_config(output_dir=str(tmp_path / "b"), resume_from_checkpoint="latest", **told)
-    )
+    rest = quick_train(tmp_path / "b", resume_from_checkpoint="latest", **told)
     first, second = load_file(whole.adapter), load_file(rest.adapter)
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert rest.losses == whole.losses and rest.validation_losses == whole.validation_losses
 
 
 def test_a_checkpoints_adapter_can_be_used_at_once(tmp_path, pipe):
-    lb.train_text_to_image(
-        quick_config(output_dir=str(tmp_path), checkpointing_steps=1, checkpoints_total_limit=2)
-    )
+    quick_train(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
         "checkpoint-2",
         "checkpoint-3",
@@ -172,15 +176,13 @@ def test_a_checkpoints_adapter_can_be_used_at_once(tmp_path, pipe):
 
 
 def test_after_the_last_step_latest_is_at_its_end(tmp_path):
-    first = lb.train_text_to_image(quick_config(output_dir=str(tmp_path)))
-    again = lb.train_text_to_image(
-        quick_config(output_dir=str(tmp_path), resume_from_checkpoint="latest")
-    )
+    first = quick_train(tmp_path)
+    again = quick_train(tmp_path, resume_from_checkpoint="latest")
     assert again.losses == first.losses and again.finished
 
 
 def test_a_run_can_be_made_longer(tmp_path):
-    lb.train_text_to_image(quick_config(output_dir=str(tmp_path)))
+    quick_train(tmp_path)
     longer = quick_config(
         output_dir=str(tmp_path), resume_from_checkpoint="latest", max_train_steps=5
     )
@@ -188,13 +190,11 @@ def test_a_run_can_be_made_longer(tmp_path):
 
 
 def test_other_settings_do_not_go_on_with_a_run(tmp_path):
-    lb.train_text_to_image(quick_config(output_dir=str(tmp_path)))
+    quick_train(tmp_path)
     with pytest.raises(
         ValueError, match="another run: rank is 2 there and 4 here; give the same settings"
     ):
-        lb.train_text_to_image(
-            quick_config(output_dir=str(tmp_path), rank=4, resume_from_checkpoint="latest")
-        )
+        quick_train(tmp_path, rank=4, resume_from_checkpoint="latest")
 
 
 def test_going_on_with_other_steps_under_a_schedule_that_counts_them_says_so(tmp_path):
@@ -210,9 +210,10 @@ def test_going_on_with_other_steps_under_a_schedule_that_counts_them_says_so(tmp
 
 def test_a_fresh_run_puts_the_pictures_of_an_earlier_one_aside(tmp_path):
     (tmp_path / "validation").mkdir()
+    config = quick_config(output_dir=str(tmp_path), validation_prompt="a cat")
     for number in (1, 2):
         (tmp_path / "validation/step-000005_seed-0.png").write_text(str(number))
-        ValidationImages("a cat", [0], tmp_path, None, 0)
+        ValidationImages(config, None, 0)
         assert (
             tmp_path / f"validation/earlier-{number}/step-000005_seed-0.png"
         ).read_text() == str(number)

@@ -1,5 +1,6 @@
 import random
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -7,12 +8,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
+from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-import lorabook as lb
-from conftest import quick_config, quick_dreambooth
-from lorabook.training.devices import components_on, input_casts, read_ahead
+from conftest import quick_train, quick_train_dreambooth
 from lorabook.training.families import StableDiffusion, family_of
 from lorabook.training.validation import ValidationImages
 from lorabook.worlds import DATA
@@ -21,43 +21,33 @@ from lorabook.worlds import DATA
 @pytest.fixture
 def places(monkeypatch):
     """What is away from the training device when the UNet predicts and images are generated."""
-    place, seen, real = {}, [], components_on.__wrapped__
+    place, seen, real = {}, [], StableDiffusion.on_device.__wrapped__
 
-    def record(family, parts, device):
-        before = {part: place.get(part, "device") for part in parts}
-        place.update(dict.fromkeys(parts, "aside" if device == "cpu" else "device"))
-        yield from real(family, parts, device)
+    def record(family, components, device):
+        before = {name: place.get(name, "device") for name in components}
+        place.update(dict.fromkeys(components, "aside" if device == "cpu" else "device"))
+        yield from real(family, components, device)
         place.update(before)
 
-    from contextlib import contextmanager
-
-    for module in ("run", "callbacks", "devices"):
-        monkeypatch.setattr(f"lorabook.training.{module}.components_on", contextmanager(record))
-    predict, draw = StableDiffusion.predict, ValidationImages.generate
-
-    def note(what, call):
-        def noted(*arguments):
-            seen.append(
-                (what, tuple(sorted(part for part, where in place.items() if where == "aside")))
-            )
+    def noted(what, call):
+        def note(*arguments):
+            aside = sorted(name for name, where in place.items() if where == "aside")
+            seen.append((what, tuple(aside)))
             return call(*arguments)
 
-        return noted
+        return note
 
-    monkeypatch.setattr(StableDiffusion, "predict", note("step", predict))
-    monkeypatch.setattr(ValidationImages, "generate", note("picture", draw))
+    monkeypatch.setattr(StableDiffusion, "on_device", contextmanager(record))
+    for owner, name, what in (
+        (StableDiffusion, "predict", "step"),
+        (ValidationImages, "generate", "picture"),
+    ):
+        monkeypatch.setattr(owner, name, noted(what, getattr(owner, name)))
     return seen
 
 
 def test_what_is_encoded_once_leaves_the_device_and_comes_back_for_pictures(tmp_path, places):
-    lb.train_text_to_image(
-        quick_config(
-            output_dir=str(tmp_path),
-            max_train_steps=1,
-            validation_prompt="a cat",
-            num_validation_images=1,
-        )
-    )
+    quick_train(tmp_path, max_train_steps=1, validation_prompt="a cat", num_validation_images=1)
     assert places == [
         ("step", ("text_encoder", "vae")),
         ("picture", ()),
@@ -71,7 +61,7 @@ def test_what_is_encoded_once_leaves_the_device_and_comes_back_for_pictures(tmp_
     [(dict(train_text_encoder=True), ("vae",)), (dict(cache_latents=False), ())],
 )
 def test_what_encodes_or_learns_at_each_step_stays(tmp_path, places, changes, aside):
-    lb.train_dreambooth(quick_dreambooth(output_dir=str(tmp_path), max_train_steps=1, **changes))
+    quick_train_dreambooth(tmp_path, max_train_steps=1, **changes)
     assert places[-1] == ("step", aside)
 
 
@@ -84,14 +74,15 @@ def test_parts_are_elsewhere_inside_the_block_and_back_after_it(pipe):
             "to",
             lambda self, *told: where.append((type(self), *told)) or to(self, *told),
         )
-        with components_on(family, ["text_encoder"], "cpu"):
+        with family.on_device(["text_encoder"], "cpu"):
             where.append("inside")
     assert where == [(CLIPTextModel, "cpu"), "inside", (CLIPTextModel, torch.device("cpu"))]
 
 
 def test_an_input_that_is_not_cast_gives_the_same_numbers_in_half_precision(small):
     def predicted(cast):
-        with input_casts([small.unet], cast), torch.autocast("cpu", torch.bfloat16):
+        casts = disable_input_dtype_casting(small.unet, active=not cast)
+        with casts, torch.autocast("cpu", torch.bfloat16):
             small.unet.zero_grad()
             out = small.unet(
                 torch.ones(1, 4, 16, 16).bfloat16(), 5, torch.ones(1, 8, 128).bfloat16()
@@ -108,37 +99,6 @@ def test_an_input_that_is_not_cast_gives_the_same_numbers_in_half_precision(smal
         torch.equal(one, other)
         for one, other in zip(predicted(True), predicted(False), strict=True)
     )
-
-
-def test_reading_ahead_keeps_the_order_and_the_errors():
-    def numbers():
-        yield from range(5)
-        raise ValueError("at the end")
-
-    found = []
-    with pytest.raises(ValueError, match="at the end"):
-        for number in read_ahead(numbers(), torch.device("cuda")):
-            found.append(number)
-    assert found == [0, 1, 2, 3, 4] and list(read_ahead(iter("abc"), torch.device("cpu"))) == [
-        "a",
-        "b",
-        "c",
-    ]
-
-
-def test_a_run_that_reads_ahead_makes_the_same_adapter(tmp_path, monkeypatch):
-    told = dict(random_flip=True, caption_dropout=0.3)
-    plain = load_file(
-        lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "a"), **told)).adapter
-    )
-    monkeypatch.setattr(
-        "lorabook.training.dataset.read_ahead",
-        lambda items, device: read_ahead(items, torch.device("cuda")),
-    )
-    read = load_file(
-        lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "b"), **told)).adapter
-    )
-    assert all(torch.equal(plain[key], read[key]) for key in plain)
 
 
 def test_a_compiled_run_makes_the_same_adapter_to_rounding(tmp_path, small, monkeypatch):
@@ -158,10 +118,7 @@ def test_a_compiled_run_makes_the_same_adapter_to_rounding(tmp_path, small, monk
         gradient_checkpointing=True,
     )
     plain, fast = (
-        lb.train_text_to_image(
-            quick_config(output_dir=str(tmp_path / str(flag)), compile=flag, **told)
-        )
-        for flag in (False, True)
+        quick_train(tmp_path / str(flag), compile=flag, **told) for flag in (False, True)
     )
     one, other = load_file(plain.adapter), load_file(fast.adapter)
     assert len(compiled) == 1 and all(
@@ -174,11 +131,7 @@ def test_a_run_leaves_the_process_as_it_was(tmp_path):
     own = Accelerator(gradient_accumulation_steps=7)
     torch.backends.cuda.matmul.allow_tf32 = False
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    lb.train_text_to_image(
-        quick_config(
-            output_dir=str(tmp_path), max_train_steps=1, allow_tf32=True, mixed_precision="bf16"
-        )
-    )
+    quick_train(tmp_path, max_train_steps=1, allow_tf32=True, mixed_precision="bf16")
     assert own.mixed_precision == "no" and own.gradient_accumulation_steps == 7
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
     assert (

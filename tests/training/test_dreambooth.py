@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import lorabook as lb
-from conftest import quick_dreambooth, tiny_sdxl
+from conftest import quick_dreambooth, quick_train_dreambooth, tiny_sdxl
 from lorabook.training.config import DreamBoothConfig
 
 
@@ -24,7 +24,7 @@ def prior(tmp_path, **changes):
 
 
 def test_a_run_writes_an_adapter_with_its_trigger_words(tmp_path, pipe):
-    run = lb.train_dreambooth(quick_dreambooth(output_dir=str(tmp_path / "cat")))
+    run = quick_train_dreambooth(tmp_path / "cat")
     with safe_open(run.adapter, "pt") as file:
         metadata = file.metadata()
     assert (
@@ -36,9 +36,7 @@ def test_a_run_writes_an_adapter_with_its_trigger_words(tmp_path, pipe):
 
 
 def test_a_trained_text_encoder_is_saved_by_its_full_keys_and_with_its_alpha(tmp_path, pipe):
-    run = lb.train_dreambooth(
-        quick_dreambooth(output_dir=str(tmp_path / "cat"), train_text_encoder=True, alpha=6.0)
-    )
+    run = quick_train_dreambooth(tmp_path / "cat", train_text_encoder=True, alpha=6.0)
     keys = [key for key in load_file(run.adapter) if key.startswith("text_encoder.")]
     assert keys and all(key.startswith("text_encoder.text_model.encoder.layers.") for key in keys)
     report = lb.load_adapter(pipe, run)
@@ -52,34 +50,28 @@ def test_a_trained_text_encoder_is_saved_by_its_full_keys_and_with_its_alpha(tmp
 
 
 def test_class_images_are_drawn_where_they_are_too_few_and_used_again(tmp_path):
-    lb.train_dreambooth(quick_dreambooth(output_dir=str(tmp_path / "a"), **prior(tmp_path)))
+    quick_train_dreambooth(tmp_path / "a", **prior(tmp_path))
     drawn = {path: path.read_bytes() for path in sorted((tmp_path / "class").iterdir())}
     assert [path.name for path in drawn] == ["class-0000.png", "class-0001.png", "class-0002.png"]
-    lb.train_dreambooth(
-        quick_dreambooth(output_dir=str(tmp_path / "b"), **prior(tmp_path, num_class_images=4))
-    )
+    quick_train_dreambooth(tmp_path / "b", **prior(tmp_path, num_class_images=4))
     assert len(list((tmp_path / "class").iterdir())) == 4
     assert all(path.read_bytes() == content for path, content in drawn.items())
 
 
 def test_drawing_that_was_cut_short_ends_in_the_same_class_images(tmp_path):
     told = prior(tmp_path, num_class_images=4)
-    lb.train_dreambooth(quick_dreambooth(output_dir=str(tmp_path / "a"), max_train_steps=1, **told))
+    quick_train_dreambooth(tmp_path / "a", max_train_steps=1, **told)
     whole = {path: path.read_bytes() for path in (tmp_path / "class").iterdir()}
     for name in ("class-0001.png", "class-0002.png", "class-0003.png"):
         (tmp_path / "class" / name).unlink()
-    lb.train_dreambooth(quick_dreambooth(output_dir=str(tmp_path / "b"), max_train_steps=1, **told))
+    quick_train_dreambooth(tmp_path / "b", max_train_steps=1, **told)
     assert {path: path.read_bytes() for path in (tmp_path / "class").iterdir()} == whole
 
 
 def test_the_prior_counts_by_its_weight(tmp_path):
     losses = [
-        lb.train_dreambooth(
-            quick_dreambooth(
-                output_dir=str(tmp_path / str(weight)),
-                max_train_steps=1,
-                **prior(tmp_path, prior_loss_weight=weight),
-            )
+        quick_train_dreambooth(
+            tmp_path / str(weight), max_train_steps=1, **prior(tmp_path, prior_loss_weight=weight)
         ).losses[0]
         for weight in (0.0, 1.0, 2.0)
     ]
@@ -90,25 +82,15 @@ def test_the_prior_counts_by_its_weight(tmp_path):
 
 
 def test_images_can_have_a_caption_each(tmp_path, creature_folder):
-    run = lb.train_dreambooth(
-        quick_dreambooth(
-            output_dir=str(tmp_path / "out"),
-            instance_data_dir=str(creature_folder),
-            caption_column="text",
-        )
+    run = quick_train_dreambooth(
+        tmp_path / "out", instance_data_dir=str(creature_folder), caption_column="text"
     )
     assert len(run.losses) == 3
 
 
 def test_an_epoch_counts_repeats(tmp_path):
-    run = lb.train_dreambooth(
-        quick_dreambooth(
-            output_dir=str(tmp_path),
-            max_train_steps=None,
-            num_train_epochs=1,
-            repeats=2,
-            train_batch_size=5,
-        )
+    run = quick_train_dreambooth(
+        tmp_path, max_train_steps=None, num_train_epochs=1, repeats=2, train_batch_size=5
     )
     assert len(run.losses) == 2
 
@@ -167,9 +149,7 @@ def test_sdxl_has_the_rates_of_its_reference_script(tmp_path):
     )
     assert run.history[0]["learning_rate"] == 1e-4
     assert (
-        lb.train_dreambooth(
-            quick_dreambooth(output_dir=str(tmp_path / "sd"), max_train_steps=1)
-        ).history[0]["learning_rate"]
+        quick_train_dreambooth(tmp_path / "sd", max_train_steps=1).history[0]["learning_rate"]
         == 5e-4
     )
 
@@ -224,22 +204,16 @@ def test_bad_input_ends_before_training_with_nothing_written(tmp_path, changes, 
     if torch.cuda.is_available() and "mixed_precision" in changes:
         pytest.skip("a GPU takes fp16")
     with pytest.raises(error, match=told) as raised:
-        lb.train_dreambooth(quick_dreambooth(output_dir=str(tmp_path / "out"), **changes))
+        quick_train_dreambooth(tmp_path / "out", **changes)
     assert len(str(raised.value)) <= 400 and "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_images_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no images"):
-        lb.train_dreambooth(
-            quick_dreambooth(output_dir=str(tmp_path / "out"), instance_data_dir=str(tmp_path))
-        )
+        quick_train_dreambooth(tmp_path / "out", instance_data_dir=str(tmp_path))
 
 
 def test_flags_without_effect_say_so(tmp_path):
     with pytest.warns(UserWarning, match="class_labels_conditioning has no effect"):
-        lb.train_dreambooth(
-            quick_dreambooth(
-                output_dir=str(tmp_path), class_labels_conditioning="timesteps", max_train_steps=1
-            )
-        )
+        quick_train_dreambooth(tmp_path, class_labels_conditioning="timesteps", max_train_steps=1)

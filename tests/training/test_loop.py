@@ -4,13 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import lorabook as lb
-from conftest import quick_config
+from conftest import quick_train
 from lorabook.training.callbacks import Callbacks
 
 
 def losses(folder, **changes):
-    return lb.train_text_to_image(quick_config(output_dir=str(folder), **changes)).losses
+    return quick_train(folder, **changes).losses
 
 
 def test_clipping_clips(tmp_path, monkeypatch):
@@ -47,11 +46,7 @@ def test_a_step_of_accumulated_batches_has_their_mean_loss(tmp_path):
 
 def test_a_checkpointed_gradient_is_the_same_gradient(tmp_path):
     plain, saved = (
-        load_file(
-            lb.train_text_to_image(
-                quick_config(output_dir=str(tmp_path / str(flag)), gradient_checkpointing=flag)
-            ).adapter
-        )
+        load_file(quick_train(tmp_path / str(flag), gradient_checkpointing=flag).adapter)
         for flag in (False, True)
     )
     assert all(torch.allclose(plain[key], saved[key], atol=1e-4) for key in plain)
@@ -66,7 +61,7 @@ def test_an_interrupt_waits_for_the_end_of_a_step(tmp_path, monkeypatch):
         steps.append(1)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
-    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), max_train_steps=5))
+    run = quick_train(tmp_path, max_train_steps=5)
     assert not run.finished and len(run.losses) == len(steps) == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -84,6 +79,6 @@ def test_an_interrupt_that_a_destructor_swallows_stops_the_run_all_the_same(tmp_
         Swallows()
 
     monkeypatch.setattr(Callbacks, "after_step", swallow)
-    run = lb.train_text_to_image(quick_config(output_dir=str(tmp_path), max_train_steps=5))
+    run = quick_train(tmp_path, max_train_steps=5)
     assert not run.finished and len(run.losses) == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,11 +1,9 @@
-import importlib.util
 from unittest.mock import Mock
 
 import pytest
 from PIL import Image
 
-import lorabook as lb
-from conftest import quick_config
+from conftest import quick_config, quick_train
 from lorabook.show.grid import ImageGrid
 from lorabook.show.plots import Plot
 from lorabook.training import reports
@@ -74,7 +72,7 @@ def test_a_silent_run_shows_nothing(shown):
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(reports, "get_available_trackers", list)
     with pytest.warns(
         UserWarning,
         match="report_to wandb: it is not installed.*pip install 'lorabook\\[trackers\\]'",
@@ -87,14 +85,12 @@ def test_none_reports_nothing(silent):
 
 
 def test_tensorboard_gets_losses_and_pictures(tmp_path, events):
-    lb.train_text_to_image(
-        quick_config(
-            output_dir=str(tmp_path),
-            report_to="tensorboard",
-            validation_prompt="a red cat",
-            num_validation_images=2,
-            validation_split=0.34,
-        )
+    quick_train(
+        tmp_path,
+        report_to="tensorboard",
+        validation_prompt="a red cat",
+        num_validation_images=2,
+        validation_split=0.34,
     )
     read = events(tmp_path)
     assert [event.step for event in read.Scalars("loss")] == [1, 2, 3]
@@ -103,11 +99,7 @@ def test_tensorboard_gets_losses_and_pictures(tmp_path, events):
 
 
 def test_the_loss_of_each_image_is_reported_by_its_number(tmp_path, events):
-    lb.train_text_to_image(
-        quick_config(
-            output_dir=str(tmp_path), report_to="tensorboard", train_batch_size=1, debug_loss=True
-        )
-    )
+    quick_train(tmp_path, report_to="tensorboard", train_batch_size=1, debug_loss=True)
     tags = events(tmp_path).Tags()["scalars"]
     assert sum(tag.startswith("loss_for_") for tag in tags) == 3
 
@@ -118,7 +110,5 @@ def test_wandb_reports_offline_where_there_is_no_login(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with pytest.warns(UserWarning, match="report_to wandb: no login found, so it reports offline"):
-        run = lb.train_text_to_image(
-            quick_config(output_dir=str(tmp_path / "out"), report_to="wandb", max_train_steps=2)
-        )
+        run = quick_train(tmp_path / "out", report_to="wandb", max_train_steps=2)
     assert run.finished and list((tmp_path / "out/wandb").glob("offline-run-*"))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import lorabook as lb
-from conftest import quick_config, quick_dreambooth
+from conftest import quick_config, quick_dreambooth, quick_train
 from lorabook.training.setup import check_early, set_up
 
 
@@ -49,14 +49,12 @@ def test_flags_that_need_what_is_not_here_say_so(tmp_path):
 def test_a_push_without_a_token_ends_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("lorabook.hub.find_token", lambda token=None: None)
     with pytest.raises(ValueError, match="no token for the Hub; set HF_TOKEN"):
-        lb.train_text_to_image(quick_config(push_to_hub=True, output_dir=str(tmp_path / "out")))
+        quick_train(tmp_path / "out", push_to_hub=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_random_seed_is_told_so_that_the_command_repeats_the_run(tmp_path):
-    run = lb.train_text_to_image(
-        quick_config(seed=None, output_dir=str(tmp_path), max_train_steps=1)
-    )
+    run = quick_train(tmp_path, seed=None, max_train_steps=1)
     assert "--seed=" in run.command and "--max_train_steps=1" in run.command
 
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import lorabook as lb
-from conftest import quick_config
+from conftest import quick_config, quick_train
 from lorabook.training.run import split
 
 
@@ -32,9 +32,7 @@ def test_the_weights_have_changed_and_are_finite(quick_run):
 
 
 def test_the_file_tells_rank_alpha_base_model_and_settings(tmp_path):
-    run = lb.train_text_to_image(
-        quick_config(output_dir=str(tmp_path), alpha=6.0, max_train_steps=1)
-    )
+    run = quick_train(tmp_path, alpha=6.0, max_train_steps=1)
     with safe_open(run.adapter, "pt") as file:
         metadata = file.metadata()
     settings = json.loads(metadata["lora_adapter_metadata"])
@@ -42,18 +40,8 @@ def test_the_file_tells_rank_alpha_base_model_and_settings(tmp_path):
     assert metadata["base_model"] == "tiny-sd" and json.loads(metadata["training"])["alpha"] == 6.0
 
 
-def test_alpha_survives_reloading(tmp_path, pipe):
-    run = lb.train_text_to_image(
-        quick_config(output_dir=str(tmp_path / "a"), alpha=6.0, max_train_steps=1)
-    )
-    assert lb.load_adapter(pipe, run).alpha == (6.0,)
-
-
 def test_the_same_seed_gives_the_same_weights(tmp_path):
-    first, second = (
-        load_file(lb.train_text_to_image(quick_config(output_dir=str(tmp_path / name))).adapter)
-        for name in ("a", "b")
-    )
+    first, second = (load_file(quick_train(tmp_path / name).adapter) for name in ("a", "b"))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -61,9 +49,7 @@ def test_every_target_trains_and_loads(tmp_path, pipe):
     layers = [
         lb.load_adapter(
             pipe,
-            lb.train_text_to_image(
-                quick_config(output_dir=str(tmp_path / name), target=target, max_train_steps=1)
-            ),
+            quick_train(tmp_path / name, target=target, max_train_steps=1),
             name,
         ).layers["unet"]
         for name, target in (("few", "attention"), ("more", "attention+ff"), ("most", "all"))
@@ -72,13 +58,11 @@ def test_every_target_trains_and_loads(tmp_path, pipe):
 
 
 def test_pictures_and_validation_loss_come_with_the_run(tmp_path):
-    run = lb.train_text_to_image(
-        quick_config(
-            output_dir=str(tmp_path / "pets"),
-            validation_split=0.34,
-            validation_prompt="a red cat",
-            num_validation_images=1,
-        )
+    run = quick_train(
+        tmp_path / "pets",
+        validation_split=0.34,
+        validation_prompt="a red cat",
+        num_validation_images=1,
     )
     assert len(run.validation_losses) >= 2
     assert list(run.grid.columns) == ["step 0", "step 2", "step 3"] and not np.array_equal(
@@ -93,99 +77,50 @@ def test_own_images_of_any_shape_can_be_learned_with_random_crops(tmp_path, pict
     for number, size in enumerate([(90, 64), (70, 120), (300, 200)]):
         picture("blue", size).save(folder / f"{number}.jpg")
         (folder / f"{number}.txt").write_text("a blue wall")
-    run = lb.train_text_to_image(
-        quick_config(
-            dataset_name=None,
-            train_data_dir=str(folder),
-            random_flip=True,
-            output_dir=str(tmp_path / "out"),
-            caption_dropout=0.5,
-            snr_gamma=5.0,
-        )
+    run = quick_train(
+        tmp_path / "out",
+        dataset_name=None,
+        train_data_dir=str(folder),
+        random_flip=True,
+        caption_dropout=0.5,
+        snr_gamma=5.0,
     )
     assert len(run.losses) == 3
 
 
 def test_half_precision_trains_float32_weights_and_leaves_the_pipeline_usable(tmp_path):
-    run = lb.train_text_to_image(
-        quick_config(
-            output_dir=str(tmp_path),
-            mixed_precision="bf16",
-            validation_prompt="a red cat",
-            num_validation_images=1,
-        )
+    run = quick_train(
+        tmp_path, mixed_precision="bf16", validation_prompt="a red cat", num_validation_images=1
     )
     assert {value.dtype for value in load_file(run.adapter).values()} == {torch.float32}
     assert not np.array_equal(run.grid.images[0][0], run.grid.images[0][-1])
 
 
-def test_accumulation_makes_a_step_of_several_batches(tmp_path):
-    run = lb.train_text_to_image(
-        quick_config(output_dir=str(tmp_path), gradient_accumulation_steps=3, max_train_steps=2)
-    )
-    assert [record["step"] for record in run.history] == [1, 2]
+COMMAND = """-m accelerate.commands.launch {} -m lorabook.training.text_to_image
+    --pretrained_model_name_or_path=tiny-sd --dataset_name=creatures --max_train_samples=8
+    --max_train_steps=2 --train_batch_size=2 --rank=2 --output_dir={}"""
 
 
-def test_the_command_line_trains(tmp_path):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--cpu --num_processes=1",
+        "--multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no --dynamo_backend=no "
+        "--main_process_port=0",
+    ],
+)
+def test_the_command_line_trains_in_one_and_in_two_processes(tmp_path, flags):
+    cpu = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--cpu",
-            "--num_processes=1",
-            "-m",
-            "lorabook.training.text_to_image",
-            "--pretrained_model_name_or_path=tiny-sd",
-            "--dataset_name=creatures",
-            "--max_train_samples=4",
-            "--max_train_steps=2",
-            "--train_batch_size=2",
-            "--rank=2",
-            f"--output_dir={tmp_path}/cli",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (
-        "2 steps in" in done.stdout
-        and (tmp_path / "cli/pytorch_lora_weights.safetensors").is_file()
-    )
-
-
-def test_two_processes_train_together_and_end(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes=2",
-            "--num_machines=1",
-            "--mixed_precision=no",
-            "--dynamo_backend=no",
-            "--main_process_port=0",
-            "-m",
-            "lorabook.training.text_to_image",
-            "--pretrained_model_name_or_path=tiny-sd",
-            "--dataset_name=creatures",
-            "--max_train_samples=8",
-            "--max_train_steps=2",
-            "--train_batch_size=2",
-            "--rank=2",
-            f"--output_dir={tmp_path}/two",
-        ],
+        [sys.executable, *COMMAND.format(flags, tmp_path).split()],
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env=os.environ | cpu,
     )
     assert done.returncode == 0, done.stderr
-    assert (
-        done.stdout.count("2 steps in") == 1
-        and (tmp_path / "two/pytorch_lora_weights.safetensors").is_file()
-    )
+    assert done.stdout.count("2 steps in") == 1
+    assert (tmp_path / "pytorch_lora_weights.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -204,27 +139,20 @@ def test_two_processes_train_together_and_end(tmp_path):
 )
 def test_bad_input_ends_before_training_with_nothing_written(tmp_path, changes, error, told):
     with pytest.raises(error, match=told) as raised:
-        lb.train_text_to_image(quick_config(output_dir=str(tmp_path / "out"), **changes))
+        quick_train(tmp_path / "out", **changes)
     assert len(str(raised.value)) <= 400 and "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_nothing_written(tmp_path):
     with pytest.raises(FloatingPointError, match="learning rate"):
-        lb.train_text_to_image(
-            quick_config(
-                output_dir=str(tmp_path / "out"),
-                learning_rate=1e30,
-                max_grad_norm=1e30,
-                max_train_steps=8,
-            )
-        )
+        quick_train(tmp_path / "out", learning_rate=1e30, max_grad_norm=1e30, max_train_steps=8)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_last_images_are_kept_out():
     images = lb.load_captioned_images("creatures")
-    learned, held_out = split(images, 0.1)
+    learned, held_out = split(images, quick_config(validation_split=0.1))
     assert (len(learned), len(held_out)) == (270, 30) and held_out[-1]["text"] == images[-1]["text"]
 
 
