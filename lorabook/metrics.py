@@ -1,10 +1,8 @@
 """Images in numbers: similarity by a CLIP model, and what is equal to rounding."""
 
 import os
-import re
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +10,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from lorabook.checks import first_line
-from lorabook.pipelines import whole_weights
-from lorabook.upstream import quiet
-from lorabook.worlds import DATA, bundled, world
+from lorabook.pipelines import load_components
+from lorabook.worlds import world
 
 try:  # from transformers 5 on, the default image processor needs torchvision
     from transformers import CLIPImageProcessorPil as ImageProcessor
@@ -99,21 +95,9 @@ def _name_of(model: str | os.PathLike | None) -> str:
 
 @lru_cache(maxsize=2)
 def _load(model: str) -> tuple[CLIPModel, AutoTokenizer, ImageProcessor]:
-    source = str(bundled(model) or model)
-    where = f"no folder {Path(model).absolute()}, none in the bundled {DATA}"
-    not_found = f"CLIP model {model!r} not found: {where}, and"
-    if not Path(source).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
-        raise FileNotFoundError(f"{not_found} it is not a Hub id of the form owner/name")
-    with whole_weights(source), quiet():
-        try:
-            return (
-                CLIPModel.from_pretrained(source).eval().requires_grad_(False),
-                AutoTokenizer.from_pretrained(source),
-                ImageProcessor.from_pretrained(source),
-            )
-        except OSError as error:
-            reason = first_line(error, 120)
-            raise FileNotFoundError(f"{not_found} the Hub did not give it: {reason}") from error
+    loaders = (CLIPModel, AutoTokenizer, ImageProcessor)
+    clip, tokenizer, processor = load_components("CLIP model", model, *loaders)
+    return clip.eval().requires_grad_(False), tokenizer, processor
 
 
 def _vectors(output: Tensor | object) -> Tensor:

@@ -13,6 +13,7 @@ from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+from lorabook.checks import first_line
 from lorabook.schedulers import scheduler_like, scheduler_named
 from lorabook.upstream import DTYPE, loading_infos, quiet
 from lorabook.worlds import BUNDLED, DATA, HUB, World, bundled, world
@@ -138,6 +139,21 @@ def check_hub(repo_id: str, revision=None, token=None, cache_dir=None) -> None:
             f"model {repo_id!r} not found: no folder {Path(repo_id).absolute()}, not in the Hub "
             f"cache, and {reasons.get(type(error), unreachable)}"
         ) from error
+
+
+def load_components(kind: str, name: str, *loaders: type, **kwargs) -> list:
+    """What each class has in a folder, a bundled model or the Hub's; errors say where it looked."""
+    source = str(bundled(name) or name)
+    where = f"no folder {Path(name).absolute()}, none in the bundled {DATA}"
+    missing = f"{kind} {name!r} not found: {where}, and"
+    if not Path(source).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        raise FileNotFoundError(f"{missing} it is not a Hub id of the form owner/name")
+    with whole_weights(source), quiet():
+        try:
+            return [loader.from_pretrained(source, **kwargs) for loader in loaders]
+        except (OSError, ValueError) as error:
+            reason = first_line(error, 120)
+            raise FileNotFoundError(f"{missing} the Hub did not give it: {reason}") from error
 
 
 @contextmanager

@@ -164,8 +164,8 @@ class _Loader:
             captions = FolderCaptions(folder)
             pairs = captions.find(self.wanted.caption_column)[: self.wanted.max_samples]
             self.notes += captions.notes
-            empty = [os.path.relpath(path, folder) for path, text in pairs if not text.strip()]
-            self._report_empty(empty, len(pairs), folder, captions.look_alikes)
+            texts = {os.path.relpath(path, folder): text for path, text in pairs}
+            self._check_captions(texts, folder, captions.look_alikes)
         else:
             pairs = [(path, self.wanted.prompt) for path in image_files(folder)]
         if not pairs:
@@ -191,7 +191,7 @@ class _Loader:
         contents = [content for _, content in self._stored(images(), "what was given")]
         if not texts:
             raise ValueError("what was given is empty; it needs at least one picture")
-        self._report_empty_rows(texts, "what was given")
+        self._check_captions(_by_row(texts), "what was given")
         return _dataset(contents, texts)
 
     def _from_dataset(self, dataset: datasets.Dataset, name: str) -> datasets.Dataset:
@@ -214,7 +214,7 @@ class _Loader:
             text := self.wanted.column_of_captions(columns, column, name)
         ):
             texts = [as_caption(t, f"{name}, row {n}") for n, t in enumerate(dataset[text])]
-            self._report_empty_rows(texts, name)
+            self._check_captions(_by_row(texts), name)
         raw = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
         raw = raw if column == "image" else raw.rename_column(column, "image")
         values = ((f"row {number}", row["image"] or {}) for number, row in enumerate(raw))
@@ -255,14 +255,10 @@ class _Loader:
                 f"{some(odd)}"
             )
 
-    def _report_empty_rows(self, texts: list[str], where) -> None:
-        empty = [f"row {number}" for number, text in enumerate(texts) if not text.strip()]
-        if self.wanted.prompt is None:
-            self._report_empty(empty, len(texts), where)
-
-    def _report_empty(self, empty: list[str], count: int, where, look_alikes=()) -> None:
+    def _check_captions(self, texts: dict[str, str], where, look_alikes=()) -> None:
         """Name the images without a caption, and the files that may hold captions."""
-        if not empty or self.wanted.allow_empty:
+        empty, count = [label for label, text in texts.items() if not text.strip()], len(texts)
+        if not empty or self.wanted.allow_empty or self.wanted.prompt is not None:
             return
         remedy = "write metadata.jsonl, or a .txt beside each, or say allow_empty_captions"
         if look_alikes and len(empty) == count:
@@ -274,6 +270,10 @@ class _Loader:
             f"{len(empty)} of {count} images in {where} have no caption and get an empty one: "
             f"{some(sorted(empty))}; {remedy}"
         )
+
+
+def _by_row(texts: list[str]) -> dict[str, str]:
+    return {f"row {number}": text for number, text in enumerate(texts)}
 
 
 def _dataset(contents: Iterable[dict | None], texts: Iterable[str]) -> datasets.Dataset:

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import random
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,14 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer
 
-from lorabook.checks import first_line
 from lorabook.hub import client, open_repository
-from lorabook.pipelines import check_hub, default_device, find_model, load_pipeline, whole_weights
+from lorabook.pipelines import (
+    check_hub,
+    default_device,
+    find_model,
+    load_components,
+    load_pipeline,
+)
 from lorabook.training.config import TrainingConfig
 from lorabook.training.families import StableDiffusion, check_trainable, family_of
 from lorabook.training.lora import target_layers
@@ -166,10 +170,10 @@ def _pipeline(
     """The base pipeline, with the VAE, the tokenizer and the attention that the config names."""
     components = {}
     if vae := config.pretrained_vae_model_name_or_path:
-        with whole_weights(vae):
-            components["vae"] = _component(AutoencoderKL, vae, "VAE", torch_dtype=dtype)
+        (components["vae"],) = load_components("VAE", vae, AutoencoderKL, torch_dtype=dtype)
     if name := config.tokenizer_name:
-        components["tokenizer"] = _component(AutoTokenizer, name, "tokenizer", use_fast=False)
+        loaded = load_components("tokenizer", name, AutoTokenizer, use_fast=False)
+        components["tokenizer"] = loaded[0]
     pipe = load_base(config, device, dtype, **components)
     if getattr(pipe, "safety_checker", None):  # the LoRA would learn the images that it blackens
         pipe.safety_checker = None
@@ -212,18 +216,6 @@ def load_base(
 
 def _warn_without_effect(flag: str, reason: str) -> None:
     warnings.warn(f"{flag} has no effect, {reason}", stacklevel=7)
-
-
-def _component(loader: type, name: str, kind: str, **kwargs):
-    missing = f"{kind} {name!r} not found: no folder {Path(name).absolute()}, and"
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise FileNotFoundError(f"{missing} it is not a Hub id of the form owner/name")
-    try:
-        return loader.from_pretrained(name, **kwargs)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{missing} the Hub did not give it: {first_line(error, 120)}"
-        ) from error
 
 
 def _checked_resolution(family: StableDiffusion, wanted: int | None) -> int:
