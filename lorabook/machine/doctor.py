@@ -56,9 +56,7 @@ class Checkup(tuple):
 
     def _summary(self) -> str:
         counts = Counter(check.verdict for check in self)
-        parts = [
-            f"{verdict}: {counts[verdict]}" for verdict in (TROUBLE, WARNING) if counts[verdict]
-        ]
+        parts = [f"{kind}: {counts[kind]}" for kind in (TROUBLE, WARNING) if counts[kind]]
         return ", ".join(parts) or "all is well"
 
     def __str__(self):
@@ -133,9 +131,7 @@ def _package(name: str, wrong: Sequence[Misfit]) -> Check:
 
 
 def _ipywidgets(version: str) -> Check:
-    """ipywidgets 7 shows no slider beside a part for JupyterLab that was made for 8; Colab has its
-    own.
-    """
+    """ipywidgets 7 shows no slider beside JupyterLab's part for 8; Colab has its own."""
     part = version_of("jupyterlab_widgets")
     if not version.startswith("7.") or not part or part.startswith("1.") or place():
         return Check("ipywidgets", version)
@@ -159,10 +155,8 @@ def _gpu() -> Check:
 
 def _cuda(torch) -> Check:
     name = torch.cuda.get_device_name()
-    for dtype in (
-        torch.float16,
-        torch.float32,
-    ):  # images are generated in the first, a LoRA learns in both
+    # images are generated in the first, a LoRA learns in both
+    for dtype in (torch.float16, torch.float32):
         try:
             # a sum also works where torch, or the cuDNN beside it, has no code for this GPU
             images = torch.ones((1, 4, 8, 8), device="cuda", dtype=dtype)

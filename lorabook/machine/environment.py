@@ -19,12 +19,9 @@ def place() -> str | None:
 
 
 def secret(name: str) -> tuple[str | None, str]:
-    """A secret that the user keeps at Colab or Kaggle.
+    """A secret that the user keeps at Colab or Kaggle, and "".
 
-    Args:
-        name: For example "HF_TOKEN".
-    Returns:
-        The secret and ""; or None and a sentence that says why there is none, "" outside both.
+    Or None and a sentence that says why there is none, which is "" outside both.
     """
     here = place()
     if here is None:
@@ -67,10 +64,12 @@ def results_folder(save_to: str | os.PathLike | None = None) -> Path:
         save_to: "drive" for the folder lorabook of Google Drive, for which Colab asks permission;
             "kaggle" for /kaggle/working/lorabook, which Kaggle keeps with a saved version; any
             other folder; None for the folder runs beside the notebook.
+
     Returns:
         The folder, which is there.
+
     Raises:
-        ValueError: if that place cannot be reached from here, or the folder cannot be made.
+        ValueError: If that place cannot be reached from here, or the folder cannot be made.
     """
     if save_to == "drive":
         folder = _drive() / "lorabook"
