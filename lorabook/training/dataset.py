@@ -3,8 +3,10 @@
 import io
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
 import numpy as np
@@ -25,6 +27,7 @@ from lorabook.training.sampler import BatchIndex, BatchSampler
 
 PROMPTS_AT_ONCE = 64
 PIXELS_AT_ONCE = 2**18  # one image of 512 x 512, which takes less memory than a step of training
+T = TypeVar("T")
 MIDDLE = (0.5, 0.5)
 
 
@@ -156,6 +159,19 @@ class EncodedImages:
         replaced by the empty one.
         """
         device = self.family.device
+        for batch in read_ahead(self._read(sampler, start, stop, workers, dropout), device):
+            batch.geometry = to_device(batch.geometry, device)
+            batch.moments = to_device(batch.moments, device)
+            if self.moments is None:  # so far it was pixels
+                batch.moments = self.family.encode_images(batch.moments)
+            if batch.prompts:
+                batch.prompts = tuple(to_device(part, device) for part in batch.prompts)
+            yield batch
+
+    def _read(
+        self, sampler: BatchSampler, start: int, stop: int, workers: int, dropout: float
+    ) -> Iterator[Batch]:
+        """The batches in the CPU's memory; pixels in the place of moments that are not cached."""
         indices = sampler.indices(start, stop, self.transform.random_flip)
         if self.moments is None:
             read = DataLoader(
@@ -168,17 +184,10 @@ class EncodedImages:
             if dropout:
                 stays = sampler.rng(index.number, purpose=1).uniform() >= dropout
                 captions = captions.where(stays, 0)
+            prompts = self.embeddings and tuple(part[captions] for part in self.embeddings)
             geometry = [self.transform.geometry(self.sizes[row], *more) for row, *more in index]
-            yield Batch(
-                index.number,
-                index.rows,
-                self.family.encode_images(values)
-                if self.moments is None
-                else to_device(values, device),
-                captions,
-                None if self.embeddings is None else self.prompts(captions),
-                to_device(torch.tensor(geometry), device),
-            )
+            geometry = torch.tensor(geometry)
+            yield Batch(index.number, index.rows, values, captions, prompts, geometry)
 
     def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Moments and geometry of images as they are, cropped in the middle; see `Batch`."""
@@ -234,3 +243,19 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
+
+
+def read_ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
+    """The same items, each read by a thread while the device uses the one before it.
+
+    A CPU that trains has no core free for that, so there they come as they are.
+    """
+    if device.type == "cpu":
+        yield from items
+        return
+    end = object()
+    with ThreadPoolExecutor(1, "reads-ahead") as reader:
+        coming = reader.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = reader.submit(next, items, end)
+            yield item

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from conftest import quick_train, quick_train_dreambooth
+from lorabook.training.dataset import read_ahead
 from lorabook.training.families import StableDiffusion, family_of
 from lorabook.training.validation import ValidationImages
 from lorabook.worlds import DATA
@@ -94,6 +95,29 @@ def test_an_input_that_is_not_cast_gives_the_same_numbers_in_half_precision(smal
         torch.equal(one, other)
         for one, other in zip(predicted(True), predicted(False), strict=True)
     )
+
+
+def test_reading_ahead_keeps_the_order_and_the_errors():
+    def numbers():
+        yield from range(5)
+        raise ValueError("at the end")
+
+    read = []
+    with pytest.raises(ValueError, match="at the end"):
+        for number in read_ahead(numbers(), torch.device("cuda")):
+            read.append(number)
+    assert read == [0, 1, 2, 3, 4]
+
+
+def test_a_run_that_reads_ahead_makes_the_same_adapter(tmp_path, monkeypatch):
+    settings = dict(random_flip=True, caption_dropout=0.3)
+    plain = load_file(quick_train(tmp_path / "a", **settings).adapter)
+    monkeypatch.setattr(
+        "lorabook.training.dataset.read_ahead",
+        lambda items, device: read_ahead(items, torch.device("cuda")),
+    )
+    ahead = load_file(quick_train(tmp_path / "b", **settings).adapter)
+    assert all(torch.equal(plain[key], ahead[key]) for key in plain)
 
 
 def test_a_compiled_run_makes_the_same_adapter_to_rounding(tmp_path, small, monkeypatch):
