@@ -20,6 +20,7 @@ _GREY = "#8a8a8a"
 _KEY = re.compile(r"(?P<block>(?:down|up)\.\d+|mid)(?:\.(?P<part>\w+))?")
 # Widths of cells: beside the UNet, of a whole block, of the drawing. A part of a block has 1.
 _BESIDE, _WHOLE, _ALL = 2.5, 2, 18
+Place = tuple[float, float, float]  # x, y and width of a cell
 
 
 def plot_blocks(
@@ -65,13 +66,7 @@ def plot_adapter(
     shares: Mapping[str, float],
     spectra: Mapping[str, Sequence[float]],
 ) -> Plot:
-    """Where an adapter changes a UNet, and in how many directions, in one figure.
-
-    Args:
-        norms: ‖ΔW‖ by part of a block.
-        shares: Each block's share of all ‖ΔW‖².
-        spectra: Falling singular values by block; none leave their half of the figure out.
-    """
+    """‖ΔW‖ by part of a block, and spectra by block, if any; `shares` are of all ‖ΔW‖²."""
     heights = [blocks_height(norms)] + [3.4] * bool(spectra)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, sum(heights)))
@@ -123,18 +118,17 @@ def draw_blocks(
         for column, part in enumerate(parts[side]):
             if part in blocks.get(block, {}):
                 place = left[side] + column, row, 1 if part else width[side]
-                _draw_cell(axes, place, _part_name(part), blocks[block][part], colors)
+                name = part.replace("resnets", "res").replace("attentions", "attn")
+                _draw_cell(axes, place, name, blocks[block][part], colors)
         if block not in blocks:
             axes.add_patch(_box((left[side], row, width[side]), fill=False, linestyle=":"))
-        outside = (
-            (left[side] + width[side] + 0.15, "left")
-            if side == "up"
-            else (left[side] - 0.15, "right")
-        )
         name = f"{block}\n{notes[block]}" if block in notes else block
-        axes.text(outside[0], row + 0.5, name, ha=outside[1], va="center", fontsize=9.5)
+        x, aligned = left[side] - 0.15, "right"
+        if side == "up":
+            x, aligned = left[side] + width[side] + 0.15, "left"
+        axes.text(x, row + 0.5, name, ha=aligned, va="center", fontsize=9.5)
     for row, (name, value) in enumerate(beside.items()):
-        words = name.replace("_", " ") + (f" · {notes[name]}" if name in notes else "")
+        words = f"{name} · {notes[name]}" if name in notes else name
         _draw_cell(axes, (0, row * 1.1, _BESIDE), words, value, colors)
 
     right = left["up"] + width["up"] + 1.3 if depth else _BESIDE
@@ -202,30 +196,20 @@ def _parts(blocks: Mapping[str, Mapping[str, float]], side: str) -> list[str]:
     return sorted(names, key=order) or [""]
 
 
-def _part_name(part: str) -> str:
-    return part.replace("resnets", "res").replace("attentions", "attn").replace("_", " ")
-
-
-def _box(place: tuple[float, float, float], **look) -> Rectangle:
+def _box(place: Place, **look) -> Rectangle:
     x, y, width = place
     return Rectangle((x + 0.03, y + 0.03), width - 0.06, 0.94, edgecolor=_GREY, **look)
 
 
-def _draw_cell(
-    axes: Axes,
-    place: tuple[float, float, float],
-    name: str,
-    value: float,
-    colors: ScalarMappable,
-) -> None:
-    """A coloured box at `place` (x, y, width) with its number, and its name below."""
+def _draw_cell(axes: Axes, place: Place, name: str, value: float, colors: ScalarMappable) -> None:
+    """A coloured box with its number, and its name below."""
     x, y, width = place
     color = colors.to_rgba(value) if math.isfinite(value) else to_rgb("#d9d9d9")
     brightness = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
     look = {"ha": "center", "va": "center", "color": "black" if brightness > 0.5 else "white"}
     axes.add_patch(_box(place, facecolor=color, linewidth=0.5))
     axes.text(x + width / 2, y + (0.68 if name else 0.5), _number(value), fontsize=9, **look)
-    axes.text(x + width / 2, y + 0.28, name, fontsize=8, **look)
+    axes.text(x + width / 2, y + 0.28, name.replace("_", " "), fontsize=8, **look)
 
 
 def _colors(values: Mapping[str, float]) -> ScalarMappable:
@@ -260,8 +244,6 @@ def _in_words(values: Mapping[str, float], label: str) -> str:
     finite = {key: value for key, value in values.items() if math.isfinite(value)}
     if not finite:
         return f"{label} by block; none is finite."
-    low, high = min(finite, key=finite.get), max(finite, key=finite.get)
-    return (
-        f"{label} by block, {len(values)} in all: from {_number(finite[low])} in {low} to "
-        f"{_number(finite[high])} in {high}."
-    )
+    ends = [min(finite, key=finite.get), max(finite, key=finite.get)]
+    low, high = (f"{_number(finite[block])} in {block}" for block in ends)
+    return f"{label} by block, {len(values)} in all: from {low} to {high}."

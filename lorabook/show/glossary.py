@@ -1,12 +1,11 @@
 """The words of the book, a sentence each, and the notebook that explains them: glossary.csv."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pandas import read_csv
 
 
-class Glossary(Mapping):
+class Glossary(dict):
     """Terms and what they mean, `glossary["rank"]`; shows itself as a table.
 
     Attributes:
@@ -15,19 +14,10 @@ class Glossary(Mapping):
 
     def __init__(self):
         self.table = read_csv(Path(__file__).with_name("glossary.csv"))
-        self._meanings = dict(zip(self.table.term, self.table.meaning, strict=True))
-
-    def __getitem__(self, term: str) -> str:
-        return self._meanings[term]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._meanings)
-
-    def __len__(self) -> int:
-        return len(self._meanings)
+        super().__init__(zip(self.table.term, self.table.meaning, strict=True))
 
     def __repr__(self) -> str:
-        return "\n".join(f"{term}: {self[term]}" for term in self)
+        return "\n".join(f"{term}: {meaning}" for term, meaning in self.items())
 
     def _repr_markdown_(self) -> str:
         rows = [

@@ -12,12 +12,11 @@ from functools import cache, partial
 from pathlib import Path
 
 import matplotlib
-from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
-from lorabook.show.display import bundle
+from lorabook.show.display import KEY, bundle, png_of, write
 
 SMALLEST, LARGEST = 128, 320  # pixels of a cell's longer side, when shown
-KEY = "lorabook"  # of the text in a PNG that holds a grid's settings
 _TEXT, _PAPER, _FRAME = (40, 40, 44), (255, 255, 255), (225, 225, 228)
 _GAP, _MARGIN = 6, 10
 
@@ -45,11 +44,11 @@ class ImageGrid:
         lengths = [len(row) for row in self.images]
         if len(set(lengths)) > 1:
             raise ValueError(f"every row of an ImageGrid needs as many images; got {lengths}")
-        counts = (("columns", self.columns, lengths[0]), ("rows", self.rows, len(lengths)))
-        for name, labels, count in counts:
-            if labels and len(labels) != count:
+        for name, count in (("columns", lengths[0]), ("rows", len(lengths))):
+            labels = len(getattr(self, name))
+            if labels not in (0, count):
                 raise ValueError(
-                    f"an ImageGrid with {count} {name} was given {len(labels)} labels for them"
+                    f"an ImageGrid with {count} {name} was given {labels} labels for them"
                 )
 
     @property
@@ -60,28 +59,27 @@ class ImageGrid:
     @property
     def alt(self) -> str:
         """What the grid shows in a sentence of at most 300 letters, for those who do not see it."""
-        rows, columns = len(self.images), len(self.images[0])
-        sizes = [image.size for image in self._present()]
-        pixels = "no pixels yet"
-        if sizes:
-            pixels = " × ".join(str(max(edges)) for edges in zip(*sizes, strict=True)) + " pixels"
+        rows, columns, pixels = len(self.images), len(self.images[0]), "no pixels yet"
+        if sizes := [image.size for image in self._present()]:
+            width, height = map(max, zip(*sizes, strict=True))
+            pixels = f"{width} × {height} pixels"
+        counts = f"{rows} row{'s' * (rows != 1)} and {columns} column{'s' * (columns != 1)}"
         labels = {"": [self.title.rstrip(".")], "columns: ": self.columns, "rows: ": self.rows}
-        parts = [
+        content = "; ".join(
             name + textwrap.shorten(", ".join(texts), 70, placeholder=" …")
             for name, texts in labels.items()
             if any(texts)
-        ]
-        counts = f"{rows} row{'s' * (rows != 1)} and {columns} column{'s' * (columns != 1)}"
-        content = ": " + "; ".join(parts) if parts else ""
-        return f"Pictures in {counts}, {pixels} each{content}."
+        )
+        return f"Pictures in {counts}, {pixels} each{': ' if content else ''}{content}."
 
-    def picture(self, *, reduced: bool = True) -> Image.Image:
+    def picture(self, *, reduced: bool = True, smallest: int = SMALLEST) -> Image.Image:
         """The whole grid as one image; small images are enlarged, pixel for pixel.
 
         Args:
             reduced: Make large images smaller; False leaves them as they are.
+            smallest: Pixels of a cell's longer side at least, or nearly.
         """
-        return self._layout(reduced)[0]
+        return self._layout(reduced, smallest)[0]
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the grid as a PNG that `load` reads; returns the path.
@@ -96,12 +94,7 @@ class ImageGrid:
             "title": self.title,
             "places": places,
         }
-        text = PngImagePlugin.PngInfo()
-        text.add_itxt(KEY, json.dumps(content))
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, "PNG", pnginfo=text)
-        return path
+        return write(path, png_of(sheet, content))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ImageGrid":
@@ -147,29 +140,29 @@ class ImageGrid:
             path: Where to write it, or None.
             seconds: How long each column is shown.
         """
-        frames = [
-            ImageGrid(
-                [[row[x]] for row in self.images], self.columns[x : x + 1], self.rows, self.title
-            ).picture()
-            for x in range(len(self.images[0]))
-        ]
-        size = tuple(max(edges) for edges in zip(*(f.size for f in frames), strict=True))
+        frames = []
+        for number, column in enumerate(zip(*self.images, strict=True)):
+            label = self.columns[number : number + 1]
+            grid = ImageGrid([[image] for image in column], label, self.rows, self.title)
+            frames.append(grid.picture())
+        size = tuple(map(max, zip(*(frame.size for frame in frames), strict=True)))
         first, *others = (ImageOps.pad(f, size, color=_PAPER, centering=(0.5, 1)) for f in frames)
         encoded = io.BytesIO()
         looped = {"save_all": True, "duration": round(1000 * seconds), "loop": 0}
         first.save(encoded, "GIF", append_images=others, **looped)
         gif = Gif(encoded.getvalue(), f"An animation, one column after another. {self.alt}")
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_bytes(gif.data)
+            write(path, gif.data)
         return gif
 
     def _present(self) -> list[Image.Image]:
         return [image for row in self.images for image in row if image]
 
-    def _layout(self, reduced: bool) -> tuple[Image.Image, list]:
+    def _layout(self, reduced: bool, smallest: int = SMALLEST) -> tuple[Image.Image, list]:
         """The sheet, and each image's place on it: its four edges, and its own width and height."""
-        shown = [[image and _resized(image, reduced) for image in row] for row in self.images]
+        shown = [
+            [image and _resized(image, reduced, smallest) for image in row] for row in self.images
+        ]
         sizes = [image.size for row in shown for image in row if image] or [(SMALLEST, SMALLEST)]
         width, height = (max(edges) for edges in zip(*sizes, strict=True))
         font = _font(max(12, min(width, LARGEST) // 11))
@@ -186,14 +179,14 @@ class ImageGrid:
 
         sheet = Image.new("RGB", (right, bottom), _PAPER)
         draw = ImageDraw.Draw(sheet)
-        write = partial(draw.multiline_text, fill=_TEXT, font=font)
-        write((_MARGIN, _MARGIN), title)
+        put = partial(draw.multiline_text, fill=_TEXT, font=font)
+        put((_MARGIN, _MARGIN), title)
         xs = [left + x * (width + _GAP) for x in range(len(self.images[0]))]
         ys = [top + y * (height + _GAP) for y in range(len(self.images))]
         for x, head in zip(xs, heads, strict=False):
-            write((x + width / 2, top - _GAP), head, anchor="md", align="center")
+            put((x + width / 2, top - _GAP), head, anchor="md", align="center")
         for y, side in zip(ys, sides, strict=False):
-            write((left - _GAP, y + height / 2), side, anchor="rm", align="right")
+            put((left - _GAP, y + height / 2), side, anchor="rm", align="right")
         places = [[None] * len(xs) for _ in ys]
         for row, y in enumerate(ys):
             for column, x in enumerate(xs):
@@ -208,12 +201,11 @@ class ImageGrid:
         return sheet, places
 
     def _repr_png_(self) -> bytes:
-        encoded, picture = io.BytesIO(), self.picture()
+        picture = self.picture()
         if min((max(image.size) for image in self._present()), default=0) < SMALLEST:
             # Enlarged drawings: 256 colours hold them in a third of the bytes.
             picture = picture.quantize(256, dither=Image.Dither.NONE)
-        picture.save(encoded, "PNG", optimize=True)
-        return encoded.getvalue()
+        return png_of(picture, optimize=True)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         return bundle(self._repr_png_(), self.alt)
@@ -242,12 +234,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
-def _resized(image: Image.Image, reduced: bool) -> Image.Image:
+def _resized(image: Image.Image, reduced: bool, smallest: int) -> Image.Image:
     """The image at the size in which it is shown."""
     longer = max(image.size)
     if longer > LARGEST and reduced:
         return ImageOps.contain(image.convert("RGB"), (LARGEST, LARGEST), Image.LANCZOS)
-    zoom = max(1, round(SMALLEST / longer))
+    zoom = max(1, round(smallest / longer))
     return image.convert("RGB").resize((image.width * zoom, image.height * zoom), Image.NEAREST)
 
 

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from pandas import Series
 
-from lorabook.show.display import bundle
+from lorabook.show.display import bundle, write
 
 # Ink and paper are both named: a figure reads on a dark page, and under a dark style, too.
 STYLE = {
@@ -50,10 +50,7 @@ class Plot:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the figure as a PNG; returns the path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self._repr_png_())
-        return path
+        return write(path, self._repr_png_())
 
     def _repr_png_(self) -> bytes:
         encoded = io.BytesIO()
