@@ -54,9 +54,8 @@ class Axis:
     def check(self, value: object) -> None:
         """Raise ValueError for a value that cannot be."""
         if not self.accepts(value):
-            raise ValueError(
-                f"{self.place}: the values of {self.name!r} are {self.takes}, not {value!r:.60}"
-            )
+            rule = f"the values of {self.name!r} are {self.takes}"
+            raise ValueError(f"{self.place}: {rule}, not {value!r:.60}")
 
     def label(self, value: object) -> str:
         """The words above a column or beside a row."""

@@ -4,9 +4,10 @@ A LoRA layer adds `output × scaling`. A scaling with one number for each sample
 every sample its own.
 """
 
+import inspect
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -53,12 +54,14 @@ class Passes:
         present: The adapters on it before the sweep.
         call: Further arguments of the pipeline's call.
         on_steps: Gets how many steps of how many images were taken, multiplied.
+        encoded: Embeddings of prompts, kept from pass to pass.
     """
 
     pipe: DiffusionPipeline
     present: Present
     call: Mapping[str, object]
     on_steps: Callable[[int], None] = lambda count: None
+    encoded: dict[tuple, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def can_batch(self) -> bool:
@@ -72,12 +75,7 @@ class Passes:
     def generate(
         self, cells: Mapping[int, Cell], on_images: Callable[[dict[int, Image.Image]], None]
     ) -> None:
-        """Generate cells, in as few passes as possible; a pass that does not fit is halved.
-
-        Args:
-            cells: By number.
-            on_images: Gets the images of a pass, by the cells' numbers.
-        """
+        """Generate cells in as few passes as fit; `on_images` gets each pass's, by number."""
         size = self._first_size() if self.can_batch else 1
         groups: dict[Hashable, list[int]] = {}
         for number, cell in cells.items():
@@ -98,11 +96,7 @@ class Passes:
                     waiting = waiting[len(now) :]
 
     def generate_pass(self, cells: Sequence[Cell]) -> list[Image.Image]:
-        """One image for each cell, each as by an ordinary call with its scales.
-
-        Args:
-            cells: With the same steps, guidance scale and scheduler, and prompts of as many chunks.
-        """
+        """One image for each cell, each as by an ordinary call; the cells are of one group."""
         pipe, layers = self.pipe, lora_layers(self.pipe)
         scales = [self.present.scales_in(pipe, cell) for cell in cells]
         active = [n for n in adapter_names(pipe) if any(any(each[n].values()) for each in scales)]
@@ -116,13 +110,9 @@ class Passes:
             _write_sample_scales(pipe, layers["unet"], scales, 2 if is_guided(pipe, call) else 1)
             call.pop("clip_skip", None)
             call["generator"] = [_generator(cell.call["seed"]) for cell in cells]
-
-            def after_step(*arguments):
-                self.on_steps(len(cells))
-                return arguments[-1]
-
+            call["callback_on_step_end"] = self._counting(len(cells))
             with without_progress_bar(pipe):
-                return pipe(**embeddings, **call, callback_on_step_end=after_step).images
+                return pipe(**embeddings, **call).images
 
     def _generate_alone(self, cell: Cell, scales: Mapping, layers: LoraLayers) -> Image.Image:
         """The image of a cell by an ordinary call of any pipeline."""
@@ -131,15 +121,23 @@ class Passes:
         seed, prompts = call.pop("seed"), (call.pop("prompt"), call.pop("negative_prompt", None))
         call.pop("scheduler", None)
         call |= prompt_arguments(self.pipe, *prompts, call)
-        image = generate_image(self.pipe, seed=seed, **call)
-        self.on_steps(call["num_inference_steps"])
-        return image
+        if "callback_on_step_end" in inspect.signature(type(self.pipe).__call__).parameters:
+            call.setdefault("callback_on_step_end", self._counting(1))
+        return generate_image(self.pipe, seed=seed, **call)
+
+    def _counting(self, count: int) -> Callable:
+        """A callback that counts each step of so many images."""
+
+        def after_step(*arguments):
+            self.on_steps(count)
+            return arguments[-1]
+
+        return after_step
 
     def _embeddings(
         self, cells: Sequence[Cell], scales: Sequence, layers: LoraLayers, call: Mapping
     ) -> dict[str, Tensor]:
         """The prompts', each encoded once at each setting of the text encoders' scales."""
-        encoded: dict[tuple, dict[str, Tensor]] = {}
         rows = []
         for cell, adapters in zip(cells, scales, strict=True):
             text_scales = {
@@ -147,11 +145,11 @@ class Passes:
                 for name, named in adapters.items()
             }
             prompts = cell.call["prompt"], cell.call.get("negative_prompt")
-            key = *prompts, repr(text_scales)
-            if key not in encoded:
+            key = *prompts, repr(text_scales), is_guided(self.pipe, call)
+            if key not in self.encoded:
                 _write_scales(layers, text_scales)
-                encoded[key] = prompt_arguments(self.pipe, *prompts, call)
-            rows.append(encoded[key])
+                self.encoded[key] = prompt_arguments(self.pipe, *prompts, call)
+            rows.append(self.encoded[key])
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def _first_size(self) -> int:

@@ -45,8 +45,7 @@ class Cell:
     ) -> "Cell":
         """The cell with an adapter's scales, as in `set_scales`; two for one layer multiply.
 
-        Args:
-            whole: Whether they hold for all layers, or only for those that they name.
+        They hold for the whole adapter, or only for the layers that they name.
         """
         scales = resolve_scales(pipe, scales, adapter)
         zeros = _flat(layer_scales(pipe, adapter, 0.0 if whole else _zeros(scales)))
@@ -73,14 +72,22 @@ class Present:
         scales = {name: _flat(layers) for name, layers in scales_of(pipe).items()}
         return cls(active_adapters(pipe), scales, steps_on(pipe))
 
-    def weights(self, cell: Cell) -> Mapping[str, Scales]:
-        """What a cell blends, by adapter: the two of a ratio, or all active ones at their scales.
+    def scales_of(self, name: str) -> Scales:
+        """An active adapter's scales and schedule, as `set_scales` takes them."""
+        by_component: dict[str, dict[str, float]] = {}
+        for (component, module), scale in self.scales[name].items():
+            by_component.setdefault(component, {})[module] = scale
+        scales = {component: _as_one(layers) for component, layers in by_component.items()}
+        if steps := self.steps.get(name):
+            return {**scales, "steps": steps}
+        return _as_one(scales)
 
-        Raises: ValueError if that is fewer than two.
-        """
+    def weights(self, cell: Cell) -> Mapping[str, Scales]:
+        """What a cell blends: the two of a ratio, or all active adapters at their scales."""
         if cell.method is None:
             return {}
-        weights = cell.ratio or {name: as_scales(self.scales[name]) for name in self.active}
+        unscheduled = replace(self, steps={})
+        weights = cell.ratio or {name: unscheduled.scales_of(name) for name in self.active}
         if len(weights) < 2:
             raise ValueError(
                 f"'method' blends at least two adapters; {listed(weights)} takes part. Load "
@@ -107,16 +114,6 @@ class Present:
         return {name: list(shares) for name, shares in steps.items() if shares}
 
 
-def as_scales(layers: LayerScales) -> Scales:
-    """Scales, as `set_scales` takes them: a number, where it is the same for all layers."""
-    if len(set(layers.values())) < 2:
-        return next(iter(layers.values()), 1.0)
-    scales: dict[str, dict[str, float]] = {}
-    for (component, module), scale in layers.items():
-        scales.setdefault(component, {})[module] = scale
-    return scales
-
-
 def scales_at(path: str, value: object) -> Scales:
     """Scales that say `value` at a path: ("unet.up", 0.5) is {"unet": {"up": 0.5}}."""
     component, _, rest = path.partition(".")
@@ -140,6 +137,13 @@ def as_schedule(value: object) -> Sequence:
         shares = [0, start, 0.0], [start, end, 1.0], [end, 1, 0.0]
         return [share for share in shares if share[0] != share[1]]
     return value
+
+
+def _as_one(scales: Mapping[str, Scales]) -> Scales:
+    """The one number that all of these are, or else these."""
+    first = next(iter(scales.values()))
+    is_one = is_number(first) and all(scale == first for scale in scales.values())
+    return first if is_one else scales
 
 
 def _flat(layers: Mapping[str, Mapping]) -> dict:

@@ -9,10 +9,10 @@ from diffusers import DiffusionPipeline
 from IPython.display import HTML, display
 from pandas import DataFrame
 
-from lorabook.blocks import block_map
+from lorabook.blocks import group_by_block
 from lorabook.live.blend import BlendReport, blend
 from lorabook.live.inject import adapter_of
-from lorabook.live.layers import adapter_names, layers_of
+from lorabook.live.layers import layers_of
 from lorabook.live.manage import remove_adapter
 from lorabook.live.state import check_known, locked, preserve_scales
 from lorabook.lora.layer_stats import layer_table, norm_of
@@ -25,6 +25,8 @@ from lorabook.show.plots import Plot
 from lorabook.show.tables import Report
 from lorabook.sweeps.sweep import sweep
 from lorabook.types import Scales
+
+_NAME = "blend_under_comparison"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,22 +82,21 @@ def compare_blends(
     Raises: ValueError as `blend` and `sweep`.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    name, before, reports, columns = "blend_under_comparison", adapter_names(pipe), {}, []
     call |= {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    blending = {"density": density, "rank": rank, "seed": seed, "new_name": name}
+    blending = {"density": density, "rank": rank, "seed": seed, "new_name": _NAME}
+    reports, columns = {}, []
     with preserve_scales(pipe):
-        try:
-            for method in methods:
-                reports[method] = blend(pipe, weights, method=method, **blending)
-                axis = {"prompt": prompts}
-                grid = sweep(pipe, columns=axis, scales={name: 1}, seed=seed, **call)
-                if not grid.is_whole:  # a sweep keeps the images before an interrupt
-                    raise KeyboardInterrupt
-                columns.append(grid.images[0])
-                remove_adapter(pipe, name)
-        finally:
-            if name not in before and name in adapter_names(pipe):
-                remove_adapter(pipe, name)
+        for method in methods:
+            reports[method] = blend(pipe, weights, method=method, **blending)
+            try:
+                grid = sweep(
+                    pipe, columns={"prompt": prompts}, scales={_NAME: 1}, seed=seed, **call
+                )
+            finally:
+                remove_adapter(pipe, _NAME)
+            if not grid.is_whole:  # a sweep keeps the images before an interrupt
+                raise KeyboardInterrupt
+            columns.append(grid.images[0])
     labels = [f"{method}\nerror {report.error['total']:.2g}" for method, report in reports.items()]
     rows = [list(row) for row in zip(*columns, strict=True)]
     return BlendComparison(reports, ImageGrid(rows, labels, prompts))
@@ -123,12 +124,7 @@ class BlockEffects(Report):
         "pixels": "change in the picture",
         "likeness": "change to CLIP's eye",
     }
-    formats = {
-        "norm": "{:.3g}",
-        "spectrum": "{:.1%}",
-        "pixels": "{:.3f}",
-        "likeness": "{:.3f}",
-    }
+    formats = {"norm": "{:.3g}", "spectrum": "{:.1%}", "pixels": "{:.3f}", "likeness": "{:.3f}"}
 
     @property
     def blocks(self) -> dict[str, tuple]:
@@ -136,15 +132,16 @@ class BlockEffects(Report):
         return {row.block: row for row in self.table.itertuples(index=False, name="BlockEffect")}
 
     @property
-    def ranks(self) -> dict[str, dict[str, int]]:
+    def ranks(self) -> DataFrame:
         """Each block's place, 1 the strongest, by "norm", "spectrum" and "pixels"."""
-        return self._ranks().to_dict()
+        measures = self.table.set_index("block")[["norm", "spectrum", "pixels"]]
+        return measures.rank(ascending=False, method="first").astype(int)
 
     @property
     def agreement(self) -> dict[str, float]:
         """Spearman's correlation of each two measures: 1 the same order, −1 the reverse."""
         pairs = (("norm", "spectrum"), ("norm", "pixels"), ("spectrum", "pixels"))
-        correlation = self._ranks().corr().fillna(1.0)  # of a single block
+        correlation = self.ranks.corr().fillna(1.0)  # of a single block
         return {f"{one} and {other}": float(correlation[one][other]) for one, other in pairs}
 
     @property
@@ -155,17 +152,13 @@ class BlockEffects(Report):
 
     def plot(self) -> Plot:
         """The change in the image on the UNet's shape; below each name the block's places."""
-        places = self._ranks().astype(str).agg(" · ".join, axis=1)
+        places = self.ranks.astype(str).agg(" · ".join, axis=1)
         return plot_blocks(
             dict(zip(self.table.block, self.table.pixels, strict=True)),
             notes=places.to_dict(),
             title=f"{self.adapter}: each block alone (places by norm · spectrum · picture)",
             label="change in the picture, root mean square",
         )
-
-    def _ranks(self) -> DataFrame:
-        measures = self.table.set_index("block")[["norm", "spectrum", "pixels"]]
-        return measures.rank(ascending=False, method="first").astype(int)
 
     def _ipython_display_(self):
         display(HTML(self._repr_html_()), self.plot(), self.grid)
@@ -193,42 +186,27 @@ def block_effects(
     check_known(pipe, [adapter])
     weights, layers = layer_table(adapter_of(pipe, adapter)), layers_of(pipe, adapter)
     sums = weights["spectrum"].map(lambda spectrum: float(spectrum.sum()))
-    blocks = _modules_by_block(layers)
+    blocks = group_by_block((name, module) for name in layers for module in layers[name])
     alone = [
         {
             component: {module: float((component, module) in inside) for module in modules}
             for component, modules in layers.items()
         }
-        for inside in blocks.values()
+        for inside in map(set, blocks.values())
     ]
     columns = {adapter: [0.0, *alone, 1.0]}
     grid = sweep(pipe, prompt, columns=columns, rows={"seed": list(seeds)}, **call)
     grid.columns = ["base", *(f"{block} alone" for block in blocks), "all blocks"]
     rows = []
-    for number, block in enumerate(blocks, 1):
-        base, changed = [row[0] for row in grid.images], [row[number] for row in grid.images]
+    base, *others = zip(*grid.images, strict=True)
+    for block, changed in zip(blocks, others, strict=False):
         mine = weights["block"] == block
         alike = image_similarity(changed, base, model=world_of(pipe).judge).diagonal()
-        rows.append(
-            {
-                "block": block,
-                "norm": norm_of(weights[mine]),
-                "spectrum": sums[mine].sum() / sums.sum(),
-                "pixels": float(np.mean(list(map(_root_mean_square, changed, base)))),
-                "likeness": 1 - float(alike.mean()),
-            }
-        )
-    return BlockEffects(adapter, DataFrame(rows), grid)
-
-
-def _modules_by_block(layers: Mapping[str, Mapping]) -> dict[str, set[tuple[str, str]]]:
-    """(component, module) by block; a text encoder is one block."""
-    blocks = {}
-    for component, modules in layers.items():
-        is_text = component.startswith("text_encoder")
-        named = {component: modules} if is_text else block_map(modules)
-        blocks |= {block: {(component, m) for m in inside} for block, inside in named.items()}
-    return blocks
+        norm, share = norm_of(weights[mine]), sums[mine].sum() / sums.sum()
+        pixels = float(np.mean(list(map(_root_mean_square, changed, base))))
+        rows.append((block, norm, share, pixels, 1 - float(alike.mean())))
+    table = DataFrame(rows, columns=["block", *BlockEffects.heads])
+    return BlockEffects(adapter, table, grid)
 
 
 def _root_mean_square(one, other) -> float:

@@ -23,7 +23,7 @@ from lorabook.show.display import in_notebook
 from lorabook.show.grid import ImageGrid
 from lorabook.sweeps.axes import INSTEAD, KINDS, Axis, RatioAxis, ScaleAxis, check_seed
 from lorabook.sweeps.batched import Passes
-from lorabook.sweeps.cells import Cell, Present, as_scales
+from lorabook.sweeps.cells import Cell, Present
 from lorabook.types import Scales
 
 MANY = 150  # images that nobody asks for by a slip
@@ -105,25 +105,22 @@ def sweep(
     _check_call(pipe, call, names)
     if prompt is None and "prompt" not in names:
         raise ValueError('sweep needs a prompt, or an axis {"prompt": [...]}')
-    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-        if text is not None:
-            check_prompt(text, name, INSTEAD)
     count = math.prod(len(axis.values) for axis in axes)
     if count > MANY and not confirm:
         raise ValueError(
             f"this sweep would draw {count} pictures; give fewer values, or confirm=True if that "
             "is meant"
         )
-    world = world_of(pipe)
-    fixed = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
+    world, fixed = world_of(pipe), {"prompt": prompt, "negative_prompt": negative_prompt}
+    for name, text in fixed.items():
+        if text is not None:
+            check_prompt(text, name, INSTEAD)
+    steps, guidance = num_inference_steps, guidance_scale
+    fixed |= {
         "seed": seed,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
+        "num_inference_steps": world.num_inference_steps if steps is None else steps,
+        "guidance_scale": world.guidance_scale if guidance is None else guidance,
     }
-    for name in ("num_inference_steps", "guidance_scale"):
-        fixed[name] = getattr(world, name) if fixed[name] is None else fixed[name]
     call = {name: value for name, value in call.items() if name not in _REFUSED}
     convert_doras(pipe, adapter_names(pipe))
     with preserve_scales(pipe):
@@ -139,17 +136,11 @@ def sweep(
 
 
 def read_axis(pipe: DiffusionPipeline, axis: Mapping[str, Sequence], place: str) -> Axis:
-    """An axis as it was given to `sweep`, checked.
-
-    Args:
-        axis: What varies and its values, one entry.
-        place: "columns" or "rows", for errors.
-    Raises: ValueError for an axis that is none, is empty, or has a value that cannot be.
-    """
+    """An axis as it was given to `sweep` as `place`, "columns" or "rows", checked."""
     if not isinstance(axis, Mapping) or len(axis) != 1:
-        example = '{"seed": [0, 1, 2]}'
         raise ValueError(
-            f"{place} must be a dictionary with one entry, as {example}; got {axis!r:.120}"
+            f'{place} must be a dictionary with one entry, as {{"seed": [0, 1, 2]}}; '
+            f"got {axis!r:.120}"
         )
     ((name, values),) = axis.items()
     if not isinstance(name, str):
@@ -277,14 +268,7 @@ class _Progress:
 
 def _settings(fixed: Mapping, axes: Sequence[Axis], present: Present, title: str) -> dict:
     """The arguments that repeat the sweep, as far as JSON can hold them."""
-    scales = {}
-    for name in present.active:
-        scales[name] = as_scales(present.scales[name])
-        if present.steps.get(name):
-            if not isinstance(scales[name], Mapping):
-                components = {component for component, _ in present.scales[name]}
-                scales[name] = dict.fromkeys(components, scales[name])
-            scales[name] = {**scales[name], "steps": present.steps[name]}
+    scales = {name: present.scales_of(name) for name in present.active}
     settings = {name: value for name, value in fixed.items() if value is not None}
     settings |= {axis.place: {axis.name: list(axis.values)} for axis in axes}
     settings |= {"scales": scales} if scales else {}

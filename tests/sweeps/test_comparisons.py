@@ -124,12 +124,10 @@ def test_the_picture_of_a_block_is_that_of_its_scale_alone(pipe):
 def test_the_ranks_agree_as_spearman_says(pipe):
     lb.load_adapter(pipe, "ink")
     effects = lb.block_effects(pipe, "ink", "a red cat", seeds=(0,), num_inference_steps=2)
+    ranks = effects.ranks
     for measure in ("norm", "spectrum", "pixels"):
-        assert sorted(effects.ranks[measure].values()) == list(range(1, len(effects.blocks) + 1))
-    gaps = [
-        effects.ranks["norm"][block] - effects.ranks["pixels"][block] for block in effects.blocks
-    ]
-    n = len(gaps)
+        assert sorted(ranks[measure]) == list(range(1, len(effects.blocks) + 1))
+    gaps, n = ranks["norm"] - ranks["pixels"], len(ranks)
     assert effects.agreement["norm and pixels"] == pytest.approx(
         1 - 6 * sum(gap**2 for gap in gaps) / (n * (n**2 - 1))
     )
