@@ -167,7 +167,8 @@ class StudioGenerator:
             components = models_of(self.pipe)
             active = {name: one for name, one in settings.adapters.items() if one.on}
             set_scales(self.pipe, {name: one.scales(components) for name, one in active.items()})
-            disable_adapters(self.pipe, settings.adapters.keys() - active.keys())
+            if off := settings.adapters.keys() - active.keys():
+                disable_adapters(self.pipe, off)
 
     def _base_images(self, call: StudioSettings, stopped: Callable[[], bool]) -> list[Image.Image]:
         """The images without adapters; the same ones again as long as nothing else changes."""

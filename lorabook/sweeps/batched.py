@@ -96,23 +96,23 @@ class Passes:
                     waiting = waiting[len(now) :]
 
     def generate_pass(self, cells: Sequence[Cell]) -> list[Image.Image]:
-        """One image for each cell, each as by an ordinary call; the cells are of one group."""
+        """One image for each cell of a group, each as by an ordinary call; its scales stay."""
         pipe, layers = self.pipe, lora_layers(self.pipe)
-        scales = [self.present.scales_in(pipe, cell) for cell in cells]
-        active = [n for n in adapter_names(pipe) if any(any(each[n].values()) for each in scales)]
-        with preserve_scales(pipe):
-            activate(pipe, active, layers)
-            if not self.can_batch:
-                return [self._generate_alone(cells[0], scales[0], layers)]
-            shared = {key: cells[0].call[key] for key in ("num_inference_steps", "guidance_scale")}
-            call = shared | self.call
-            embeddings = self._embeddings(cells, scales, layers, call)
-            _write_sample_scales(pipe, layers["unet"], scales, 2 if is_guided(pipe, call) else 1)
-            call.pop("clip_skip", None)
-            call["generator"] = [_generator(cell.call["seed"]) for cell in cells]
-            call["callback_on_step_end"] = self._counting(len(cells))
-            with without_progress_bar(pipe):
-                return pipe(**embeddings, **call).images
+        scales = [self.present.scales_in(layers, cell) for cell in cells]
+        names = adapter_names(pipe, layers)
+        active = [name for name in names if any(any(each[name].values()) for each in scales)]
+        activate(pipe, active, layers)
+        if not self.can_batch:
+            return [self._generate_alone(cells[0], scales[0], layers)]
+        shared = {key: cells[0].call[key] for key in ("num_inference_steps", "guidance_scale")}
+        call = shared | self.call
+        embeddings = self._embeddings(cells, scales, layers, call)
+        _write_sample_scales(pipe, layers["unet"], scales, 2 if is_guided(pipe, call) else 1)
+        call.pop("clip_skip", None)
+        call["generator"] = [_generator(cell.call["seed"]) for cell in cells]
+        call["callback_on_step_end"] = self._counting(len(cells))
+        with without_progress_bar(pipe):
+            return pipe(**embeddings, **call).images
 
     def _generate_alone(self, cell: Cell, scales: Mapping, layers: LoraLayers) -> Image.Image:
         """The image of a cell by an ordinary call of any pipeline."""

@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 
 from lorabook.checks import is_number, listed
 from lorabook.live.expand import steps_of
-from lorabook.live.layers import active_adapters, adapter_names, layers_of
+from lorabook.live.layers import LoraLayers, active_adapters
 from lorabook.live.scale_schedule import steps_on
 from lorabook.live.scales import layer_scales, resolve_scales, scales_of
 from lorabook.types import Scales
@@ -95,17 +95,20 @@ class Present:
             )
         return weights
 
-    def scales_in(self, pipe: DiffusionPipeline, cell: Cell) -> dict[str, LayerScales]:
-        """The scale of every layer of every adapter on the pipeline, for one cell."""
-        scales, blended = {}, self.weights(cell)
-        for name in adapter_names(pipe):
+    def scales_in(self, layers: LoraLayers, cell: Cell) -> dict[str, LayerScales]:
+        """The scale of each of these layers in every adapter on the pipeline, for one cell."""
+        blended, scales = self.weights(cell), {}
+        for (component, module), layer in _flat(layers).items():
+            for name in layer.scaling:
+                scales.setdefault(name, {})[component, module] = 1.0
+        for name, trained in scales.items():
             is_active = cell.only in (None, name) and name not in blended
-            before = self.scales.get(name)
-            if before is None or (cell.only == name and name not in self.active):
-                before = dict.fromkeys(_flat(layers_of(pipe, name)), 1.0)
-            layers = {**before, **cell.scales.get(name, {})}
+            before = self.scales.get(name, trained)
+            if cell.only == name and name not in self.active:
+                before = trained
             factor = cell.factor if is_active else 0.0
-            scales[name] = {key: scale * factor for key, scale in layers.items()}
+            numbers = {**before, **cell.scales.get(name, {})}
+            scales[name] = {key: scale * factor for key, scale in numbers.items()}
         return scales
 
     def schedule_in(self, cell: Cell) -> dict[str, list]:
