@@ -7,7 +7,7 @@ https://github.com/hako-mikan/sd-webui-lora-block-weight.
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from diffusers import DiffusionPipeline
 
@@ -27,27 +27,17 @@ NAMES = {
 _BLOCKS = {"sd": (4, (0, 1, 2)), "sdxl": (3, (1, 2))}
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Scales with a name; the rest is at 0 where the name says "only" or "blocks", else at 1.
+class Preset(NamedTuple):
+    """Scales with a name; the rest is at 0 where the name says "only" or "blocks", else at 1."""
 
-    Attributes:
-        unet: scales of the UNet by family, "sd" and "sdxl".
-        text: the scale of the text encoders.
-        why: what the preset is good for, and who says so.
-    """
-
-    unet: Mapping[str, Scales]
-    text: float
-    why: str
-
-
-def _alike(scales: Scales) -> dict[str, Scales]:
-    return {"sd": scales, "sdxl": scales}
+    why: str  # what it is good for, and who says so
+    text: float  # the scale of the text encoders
+    unet: Scales
+    sdxl: Scales | None = None  # the UNet's in SDXL, where they are others
 
 
 def _only(kind: str) -> dict[str, Scales]:
-    return _alike({other: 0.0 for other in KINDS if other != kind})
+    return {other: 0.0 for other in KINDS if other != kind}
 
 
 def _one_attention(side: str, block: int, index: int) -> dict[str, Scales]:
@@ -68,47 +58,50 @@ _INNER = {
 _OUTER_UP = {"down": 0.0, "mid": 0.0, "up": {"block_0": 0.0, "block_1": 0.0}, "embedding": 0.0}
 
 PRESETS = {
-    "unet only": Preset(_alike(1.0), 0.0, "the picture's side without the changed words"),
-    "text encoder only": Preset(_alike(0.0), 1.0, "the changed words without the picture's side"),
+    "unet only": Preset("the picture's side without the changed words", 0.0, 1.0),
+    "text encoder only": Preset("the changed words without the picture's side", 1.0, 0.0),
     "cross-attention only": Preset(
-        _only("cross-attention"),
-        0.0,
         "where words meet the picture, and what fine-tuning changes most: Custom Diffusion, "
         "arXiv:2212.04488",
+        0.0,
+        _only("cross-attention"),
     ),
     "self-attention only": Preset(
-        _only("attention"),
-        0.0,
         "how the parts of a picture are laid out: Plug-and-Play Diffusion, arXiv:2211.12572",
+        0.0,
+        _only("attention"),
     ),
     "feed-forward only": Preset(
-        _only("feed-forward"), 0.0, "what each place becomes by itself, to compare with attention"
+        "what each place becomes by itself, to compare with attention", 0.0, _only("feed-forward")
     ),
     "resnets only": Preset(
-        _only("resnet"), 0.0, "the convolutions that LoCon adds to LoRA: LyCORIS, arXiv:2309.14859"
+        "the convolutions that LoCon adds to LoRA: LyCORIS, arXiv:2309.14859", 0.0, _only("resnet")
     ),
     "no resnets": Preset(
-        _alike({"resnet": 0.0}), 1.0, "a LoCon without its convolutions in resnets, as a LoRA is"
+        "a LoCon without its convolutions in resnets, as a LoRA is", 1.0, {"resnet": 0.0}
     ),
     "style blocks": Preset(
-        {"sd": _OUTER_UP, "sdxl": _one_attention("up", 0, 1)},
-        0.0,
         "SDXL: up.block_0 attentions.1 carries colour, material and atmosphere (InstantStyle, "
         "arXiv:2404.02733; B-LoRA, arXiv:2403.14572); SD: fine outer layers carry appearance (P+, "
         "arXiv:2303.09522), OUT06 to OUT11",
+        0.0,
+        _OUTER_UP,
+        _one_attention("up", 0, 1),
     ),
     "layout blocks": Preset(
-        {"sd": _INNER, "sdxl": _one_attention("down", 2, 1)},
-        0.0,
         "SDXL: down.block_2 attentions.1 carries structure and composition (InstantStyle, "
         "arXiv:2404.02733); SD: coarse inner layers carry structure (P+, arXiv:2303.09522), IN07 "
         "to OUT05",
+        0.0,
+        _INNER,
+        _one_attention("down", 2, 1),
     ),
     "content blocks": Preset(
-        {"sd": _INNER, "sdxl": _one_attention("up", 0, 0)},
-        0.0,
         "SDXL: up.block_0 attentions.0 carries what is shown (B-LoRA, arXiv:2403.14572); SD: as "
         "the layout blocks",
+        0.0,
+        _INNER,
+        _one_attention("up", 0, 0),
     ),
 }
 # the numbers that the extension comes with, for the 17 names
@@ -132,24 +125,16 @@ def family_of(pipe: DiffusionPipeline) -> str:
 
 
 def preset(name: str, family: str = "sd") -> dict[str, Scales]:
-    """The scales that a name stands for.
-
-    Args:
-        name: one of `PRESETS`, or of the extension's `VECTORS`. A vector's 17 numbers mean what
-            they mean in the extension: a block that they do not name gets 0, so that on SDXL they
-            switch off OUT00 to OUT02.
-        family: "sd" or "sdxl".
-    Returns: scales, as `set_scales` takes them for one adapter.
-    Raises: ValueError for an unknown name, listing the nearest, or an unknown family.
-    """
+    """The scales of one adapter that a name of `PRESETS` or `VECTORS` stands for."""
     _check_family(family)
     if name in VECTORS:
         return from_block_weights(VECTORS[name], family=family)
     if name not in PRESETS:
         hint = nearest(name, [*PRESETS, *VECTORS], "the presets are")
         raise ValueError(f"unknown preset {name!r}; {hint}")
-    text = dict.fromkeys(TEXT_ENCODERS[family], PRESETS[name].text)
-    return text | {"unet": deepcopy(PRESETS[name].unet[family])}
+    _, text, unet, sdxl = deepcopy(PRESETS[name])
+    is_other = family == "sdxl" and sdxl is not None
+    return dict.fromkeys(TEXT_ENCODERS[family], text) | {"unet": sdxl if is_other else unet}
 
 
 def from_block_weights(numbers: Sequence[float], *, family: str | None = None) -> dict[str, Scales]:
@@ -163,8 +148,12 @@ def from_block_weights(numbers: Sequence[float], *, family: str | None = None) -
     Args:
         numbers: 17 or 26 (Stable Diffusion: LoRA, LoCon), 12 or 20 (SDXL: LoRA, LoCon).
         family: "sd" or "sdxl", whose blocks are named; None takes what the count was made for.
-    Returns: scales, as `set_scales` takes them for one adapter.
-    Raises: ValueError for another count or family, or an entry that is not a finite number.
+
+    Returns:
+        Scales, as `set_scales` takes them for one adapter.
+
+    Raises:
+        ValueError: For another count or family, or an entry that is not a finite number.
     """
     numbers = list(numbers)
     _check_count(len(numbers))
@@ -196,40 +185,31 @@ def to_block_weights(scales: Mapping[str, Mapping[str, float]], count: int) -> l
     """The scales of an adapter's layers as a vector of block weights.
 
     Args:
-        scales: of each layer that the adapter has, by component and module, as `set_scales` gives
+        scales: Of each layer that the adapter has, by component and module, as `set_scales` gives
             them back: `table["ink"]`.
         count: 17, 26, 12 or 20.
-    Returns: the numbers; 1 where the adapter has no layer in a block.
-    Raises: ValueError, naming the block, where one number a block cannot say it: layers of a block
-        that differ, a layer outside the blocks that is not at 1, or a block that the vector does
-        not name and that is not at 0.
+
+    Returns:
+        The numbers; 1 where the adapter has no layer in a block.
+
+    Raises:
+        ValueError: Naming the layer, where one number a block cannot say its scale.
     """
     _check_count(count)
-    if not all(isinstance(layers, Mapping) for layers in scales.values()):
-        raise ValueError(
-            "to_block_weights reads the scale of each layer, as set_scales gives them back: "
-            'table = set_scales(pipe, {"ink": 0.5}), then table["ink"]'
-        )
-    by_name: dict[str, tuple[str, float]] = {}
-    layers = [(part, *layer) for part, modules in scales.items() for layer in modules.items()]
-    for component, module, scale in layers:
-        name, layer = _name_of(component, module), f"{component}.{module}"
-        first, same = by_name.setdefault(name, (layer, scale))
-        if name is None and not math.isclose(scale, 1):
-            raise ValueError(
-                f"{layer} is at {scale:g}; block weights leave what is outside the blocks at 1"
-            )
-        if name and name not in NAMES[count] and scale != 0:
-            raise ValueError(
-                f"{count} block weights leave {name} at 0, where {layer} is at {scale:g}; use "
-                f"{'26' if count in (17, 26) else '20 or 26'} of them"
-            )
-        if name and not math.isclose(scale, same, rel_tol=1e-9, abs_tol=1e-12):
-            raise ValueError(
-                f"block weights have one number for {name}, where {first} is at {same:g} and "
-                f"{layer} at {scale:g}"
-            )
-    return [float(by_name[name][1]) if name in by_name else 1.0 for name in NAMES[count]]
+    weights: dict[str, float] = {}
+    for component, modules in scales.items():
+        for module, scale in modules.items():
+            name, layer = _name_of(component, module), f"{component}.{module}"
+            if name not in NAMES[count]:  # layers outside the blocks keep 1, other blocks get 0
+                expected, where = (0.0, f"in {name}") if name else (1.0, "outside the blocks")
+            else:
+                expected, where = weights.setdefault(name, scale), f"in {name}, as its first layer"
+            if not math.isclose(scale, expected, rel_tol=1e-9, abs_tol=1e-12):
+                raise ValueError(
+                    f"{layer} is at {scale:g}, where {count} block weights have {expected:g} for "
+                    f"all that is {where}; give all of it that scale, or try 26 of them"
+                )
+    return [float(weights.get(name, 1.0)) for name in NAMES[count]]
 
 
 def _name_of(component: str, module: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -27,33 +27,20 @@ _NAMED_BY_FOLDER = (WEIGHT_NAME, "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class Mention:
-    """An adapter as a prompt names it.
+    """An adapter as a prompt names it."""
 
-    Attributes:
-        name: as written.
-        text_encoder, unet: the weights.
-        blocks: a preset's name, a vector of block weights, or None.
-        phrase: the whole of it, as written.
-        start, stop: the denoising step with which the adapter begins to act on the UNet, and the
-            one with which it ends, counted from 0; between 0 and 1 a share of the steps; None is
-            from the first and to the last.
-    """
-
-    name: str
+    name: str  # as written
     text_encoder: float = 1.0
     unet: float = 1.0
-    blocks: str | tuple[float, ...] | None = None
-    phrase: str = ""
+    blocks: str | tuple[float, ...] | None = None  # a preset's name, or a vector of block weights
+    phrase: str = ""  # the whole of it, as written
+    # the denoising steps with which it begins to act on the UNet, and with which it ends, counted
+    # from 0; between 0 and 1 a share of the steps
     start: float | None = None
     stop: float | None = None
 
     def scales(self, family: str, steps: int) -> Scales:
-        """The scales that the mention asks for, as `set_scales` takes them.
-
-        Args:
-            family: "sd" or "sdxl".
-            steps: of the denoising, of which `start` and `stop` are some.
-        """
+        """The scales that the mention asks for, as `set_scales` takes them for one adapter."""
         scales = self._weights(family)
         start = 0 if self.start is None else _whole_step(self.start, steps)
         stop = steps if self.stop is None else _whole_step(self.stop, steps)
@@ -74,29 +61,21 @@ class Mention:
         if self.blocks is None and self.text_encoder == self.unet:
             return self.unet
         blocks = dict.fromkeys((*TEXT_ENCODERS[family], "unet"), 1.0)
-        if isinstance(self.blocks, str):
-            blocks = preset(self.blocks, family)
-        elif self.blocks is not None:
-            blocks = from_block_weights(self.blocks, family=family)
+        if self.blocks is not None:
+            blocks = _block_scales(self.blocks, family)
         unet = blocks.pop("unet")
         unet = {"*": self.unet} | unet if isinstance(unet, dict) else self.unet * unet
         return {text: self.text_encoder * scale for text, scale in blocks.items()} | {"unet": unet}
 
 
 def parse_prompt(prompt: str) -> tuple[str, list[Mention]]:
-    """A prompt without the adapters that it names, and these.
+    """A prompt without the adapters that it names, and these in their order.
 
     A phrase is `<lora:name>`, `<lora:name:weight>` or `<lora:name:text encoder's weight:unet's>`,
     then `te=`, `unet=`, `lbw=` or `w=` (a vector of block weights or a preset's name), `start=`,
-    `stop=` and `step=5-10` (the denoising steps between which it acts, see `Mention`). `lyco` for
-    `lora` means the same, blanks beside the colons mean nothing. Without a weight it is 1; without
-    one for the UNet it is the text encoder's. Only the phrase is taken out: commas and blanks
-    beside it stay, as in A1111.
+    `stop=` and `step=5-10` (see `Mention`). `lyco` means `lora`. Commas and blanks beside a phrase
+    stay, as in A1111. A phrase that cannot be parsed is a ValueError that names it.
 
-    Args:
-        prompt: positive or negative.
-    Returns: (prompt, mentions in their order).
-    Raises: ValueError, naming the phrase, where it cannot be parsed.
     Source: AUTOMATIC1111/stable-diffusion-webui, modules/extra_networks.py and
         extensions-builtin/Lora; lbw and steps are those of hako-mikan/sd-webui-lora-block-weight.
     """
@@ -107,22 +86,20 @@ def parse_prompt(prompt: str) -> tuple[str, list[Mention]]:
         if match["kind"].lower() in KINDS:
             if not is_whole:
                 raise _phrase_error(prompt[match.start() :], "it should read <lora:name:weight>")
-            mentions.append(_parse_phrase(match[0], match["rest"][1:].split(":")))
+            try:
+                mentions.append(_parse_phrase(match[0], match["rest"][1:].split(":")))
+            except ValueError as error:
+                raise _phrase_error(match[0], str(error)) from None
             return ""
         if is_whole:
-            raise _phrase_error(
-                match[0], f"a phrase in angle brackets begins with one of: {', '.join(KINDS)}"
-            )
+            raise _phrase_error(match[0], f"such a phrase begins with one of: {', '.join(KINDS)}")
         return match[0]
 
     return _PHRASE.sub(take_out, prompt), mentions
 
 
 def merged(mentions: Iterable[Mention]) -> dict[str, Mention]:
-    """One mention for each name; the weights of an adapter that is named several times add up.
-
-    Raises: ValueError where such mentions have different block weights or steps.
-    """
+    """One mention for each name; the weights of an adapter that is named several times add up."""
     by_name: dict[str, Mention] = {}
     for mention in mentions:
         first = by_name.get(mention.name)
@@ -132,8 +109,7 @@ def merged(mentions: Iterable[Mention]) -> dict[str, Mention]:
         if (first.blocks, first.start, first.stop) != (mention.blocks, mention.start, mention.stop):
             raise _phrase_error(
                 mention.phrase,
-                f"{mention.name!r} is named before with other block weights or other steps; name "
-                "it once",
+                f"{mention.name!r} is named before with other block weights or other steps",
             )
         by_name[mention.name] = replace(
             first,
@@ -147,11 +123,8 @@ def find_adapters(folder: str | PathLike) -> dict[str, Path]:
     """The adapters in a folder and the folders in it, by every name that a prompt may call them.
 
     An adapter's name is its file's, or its folder's where the file has diffusers' or PEFT's usual
-    name; where two have the same, the path from the folder on ("old/ink"). A folder with one file,
-    and the name that Kohya's training was given (`ss_output_name` in the metadata), are names too
-    where nothing else has them.
-
-    Raises: FileNotFoundError if there is no such folder.
+    name; where two have the same, the path from the folder on ("old/ink"). Kohya's `ss_output_name`
+    is a name too where nothing else has it.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -161,16 +134,12 @@ def find_adapters(folder: str | PathLike) -> dict[str, Path]:
         for file in folder.rglob("*.safetensors")
         if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
-    in_folder = Counter(file.parent for file in files)
     first_names, other_names = defaultdict(list), defaultdict(list)
     for file in files:
         name = file.parent.name if file.name in _NAMED_BY_FOLDER else file.stem
         first_names[name].append(file)
-        others = {_trained_as(file)}
-        if file.parent != folder and in_folder[file.parent] == 1:
-            others.add(file.parent.name)
-        for other in others - {name, ""}:
-            other_names[other].append(file)
+        if (trained_as := _trained_as(file)) not in (name, ""):
+            other_names[trained_as].append(file)
     adapters = {}
     for name, same in first_names.items():
         for file in same:
@@ -189,66 +158,49 @@ def _parse_phrase(phrase: str, items: list[str]) -> Mention:
     named: dict[str, str] = {}
     for item in rest:
         key, equals, value = (part.strip() for part in item.partition("="))
-        if not equals:
-            continue
-        if key in _REFUSED:
-            raise _phrase_error(phrase, f"{key}= ({_REFUSED[key]}) is not supported; leave it out")
-        if key not in _ARGUMENTS or key in named:
+        if key in _REFUSED and equals:
+            raise ValueError(f"{key}= ({_REFUSED[key]}) is not supported; leave it out")
+        if equals and (key not in _ARGUMENTS or key in named):
             known = "=, ".join(_ARGUMENTS)
-            raise _phrase_error(phrase, f"{key}= is given twice or not known; known are: {known}=")
-        named[key] = value
-    if "w" in named and "lbw" in named:
-        raise _phrase_error(phrase, "lbw= and w= are the same; give one of them")
+            raise ValueError(f"{key}= is given twice or not known; known are: {known}=")
+        if equals:
+            named[key] = value
+    if {"w", "lbw"} <= named.keys():
+        raise ValueError("lbw= and w= are the same; give one of them")
     if not name:
-        raise _phrase_error(phrase, "it names no adapter")
+        raise ValueError("it names no adapter")
     blocks = named.get("lbw", named.get("w"))
     # before lbw= there was the vector or preset in the UNet's place
-    if len(weights) > 1 and blocks is None and not _is_number(weights[-1]):
+    if blocks is None and len(weights) > 1 and re.match("[A-Za-z]|.*,", weights[-1]):
         blocks = weights.pop()
     if len(weights) > 2:
-        raise _phrase_error(
-            phrase, "it has more than two weights, the text encoder's and the UNet's"
-        )
+        raise ValueError("it has more than two weights, the text encoder's and the UNet's")
     text = named.get("te", weights[0] if weights else "1")
     unet = named.get("unet", weights[1] if len(weights) > 1 else text)
-    return Mention(
-        name,
-        _number(phrase, text),
-        _number(phrase, unet),
-        None if blocks is None else _blocks(phrase, blocks),
-        phrase,
-        *_steps(phrase, named),
-    )
+    if blocks is not None:
+        blocks = tuple(map(_number, blocks.split(","))) if "," in blocks else blocks
+        _block_scales(blocks)  # what is wrong with them is said here
+    return Mention(name, _number(text), _number(unet), blocks, phrase, *_steps(named))
 
 
-def _steps(phrase: str, named: dict[str, str]) -> tuple[float | None, float | None]:
+def _steps(named: dict[str, str]) -> tuple[float | None, float | None]:
     """start= and stop=, or the two of step=."""
     texts = [named.get("start"), named.get("stop")]
     if "step" in named:
         if texts != [None, None] or named["step"].count("-") != 1:
-            raise _phrase_error(
-                phrase, "step= is two steps, as step=5-10, in place of start= and stop="
-            )
+            raise ValueError("step= is two steps, as step=5-10, in place of start= and stop=")
         texts = named["step"].split("-")
-    start, stop = (None if text is None else _number(phrase, text) for text in texts)
+    start, stop = (None if text is None else _number(text) for text in texts)
     for number in (start, stop):
         if number is not None and (number < 0 or number >= 1 and number % 1):
-            raise _phrase_error(
-                phrase,
-                f"{number:g} is no step; give a whole number from 0, or a share of the steps "
-                "below 1",
-            )
+            raise ValueError(f"{number:g} is no step; give a whole number, or a share below 1")
     return start, stop
 
 
-def _blocks(phrase: str, text: str) -> str | tuple[float, ...]:
-    """A preset's name or block weights, checked."""
-    numbers = tuple(_number(phrase, item) for item in text.split(",")) if "," in text else text
-    try:
-        preset(text) if numbers == text else from_block_weights(numbers)
-    except ValueError as error:
-        raise _phrase_error(phrase, str(error)) from error
-    return numbers
+def _block_scales(blocks: str | tuple[float, ...], family: str | None = None) -> dict[str, Scales]:
+    if isinstance(blocks, str):
+        return preset(blocks, family or "sd")
+    return from_block_weights(blocks, family=family)
 
 
 def _whole_step(number: float, steps: int) -> int:
@@ -256,17 +208,14 @@ def _whole_step(number: float, steps: int) -> int:
     return max(1, round(number * steps)) if 0 < number < 1 else int(number)
 
 
-def _number(phrase: str, text: str) -> float:
-    if not _is_number(text):
-        raise _phrase_error(phrase, f"{text.strip()!r} is no finite number")
-    return float(text)
-
-
-def _is_number(text: str) -> bool:
+def _number(text: str) -> float:
     try:
-        return math.isfinite(float(text))
+        number = float(text)
     except ValueError:
-        return False
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{text.strip()!r} is no finite number")
+    return number
 
 
 def _phrase_error(phrase: str, reason: str) -> ValueError:
@@ -278,8 +227,5 @@ def _trained_as(file: Path) -> str:
     try:
         with safe_open(file, "pt") as weights:
             return (weights.metadata() or {}).get("ss_output_name", "")
-    except (
-        SafetensorError,
-        OSError,
-    ):  # the file has its other names; loading it says what is wrong
+    except (SafetensorError, OSError):  # loading it says what is wrong; it has its other names
         return ""

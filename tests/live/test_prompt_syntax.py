@@ -210,7 +210,6 @@ def test_adapters_are_found_by_file_folder_and_trained_name(folder):
         "new/cat": "new/cat.safetensors",
         "old/cat": "old/cat.safetensors",
         "two": "new/two.safetensors",
-        "old": "old/cat.safetensors",
     }
 
 
