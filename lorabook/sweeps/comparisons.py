@@ -15,7 +15,7 @@ from lorabook.live.inject import adapter_of
 from lorabook.live.layers import layers_of
 from lorabook.live.manage import remove_adapter
 from lorabook.live.state import check_known, locked, preserve_scales
-from lorabook.lora.layer_stats import layer_table, norm_of
+from lorabook.lora.inspect import layer_table, norm_of
 from lorabook.lora.merge import METHODS
 from lorabook.metrics import image_similarity
 from lorabook.pipelines import world_of

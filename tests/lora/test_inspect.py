@@ -43,9 +43,9 @@ def bundled():
 
 def test_a_bundled_adapter_is_described(bundled):
     assert (bundled.format, bundled.base_model) == ("diffusers", "tiny-sd")
-    assert bundled.ranks == bundled.alphas == {8: 295}
+    assert bundled.ranks == {8: 295}
     assert bundled.numbers == 805_888 and bundled.size == bundled.path.stat().st_size
-    assert bundled.scalings == {"text_encoder": {1.0: 16}, "unet": {1.0: 279}}
+    assert re.search(r"alpha +8\n", str(bundled)) and re.search(r"rank +1\n", str(bundled))
     assert (
         bundled.trigger_words == ("a drawing of sks cat",)
         and bundled.training["learning_rate"] == "0.002"
