@@ -1,7 +1,6 @@
-"""Adapters written: in any form, at any rank, with or without the scales they have now."""
+"""Adapters of a pipeline, or from anywhere, written in any form and at any rank."""
 
 import html
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,16 +17,9 @@ from lorabook.live.scales import scales_of
 from lorabook.live.state import check_known, locked, original_weight
 from lorabook.live.upstream import check_weights_available
 from lorabook.lora.adapter import Adapter, Bases, Layer
-from lorabook.lora.formats.keys import METADATA_KEY, WEIGHT_NAME, text_name
-from lorabook.lora.formats.write import (
-    FORMATS,
-    as_written,
-    to_diffusers,
-    to_kohya,
-    to_peft,
-    write_adapter,
-)
-from lorabook.lora.metadata import outgoing, public_name, shareable
+from lorabook.lora.formats.keys import text_name
+from lorabook.lora.formats.write import as_written, write
+from lorabook.lora.metadata import public_name
 from lorabook.lora.resize import ResizeReport, difference, resize
 from lorabook.lora.shapes import as_lora
 from lorabook.lora.source import read_source
@@ -35,21 +27,13 @@ from lorabook.lora.source import read_source
 
 @dataclass(frozen=True, repr=False)
 class SaveReport(os.PathLike):
-    """What was written; stands for its path wherever a path is wanted.
+    """What was written; stands for its path wherever a path is wanted."""
 
-    Attributes:
-        path: The file or folder that `load_adapter` reads.
-        format: "diffusers", "peft" or "kohya".
-        kinds: Of the layers in it.
-        rank: The largest.
-        resized: What a smaller rank cost, or None where ΔW is exactly what it was.
-    """
-
-    path: Path
-    format: str
-    kinds: tuple[str, ...]
-    rank: int
-    resized: ResizeReport | None = None
+    path: Path  # the file or folder that `load_adapter` reads
+    format: str  # "diffusers", "peft" or "kohya"
+    kinds: tuple[str, ...]  # of the layers in it
+    rank: int  # the largest
+    resized: ResizeReport | None = None  # what a smaller rank cost
 
     @property
     def error(self) -> float:
@@ -94,24 +78,21 @@ def save_adapter(
         name: Which adapter of the pipeline, where it has several.
         rank: Approximate layers of a larger rank by this one.
         bake_scales: With a pipeline, write the adapter with its scales of now multiplied in.
-        **find: For a source that is no pipeline, as in `load_adapter` (weight_name, revision,
-            allow_pickle …).
+        **find: For a source that is no pipeline, as in `load_adapter`.
 
     Returns:
-        A SaveReport, which shows itself.
+        A SaveReport, which stands for the path.
 
     Raises:
         ValueError: For an unknown format or adapter, scales that change over the denoising, a DoRA
             that the form cannot hold without its base model, or a source that is not readable.
-            Nothing is written then.
     """
-    _check_format(format)
     adapter, bases = _read(source, name, bake_scales, find)
     resized = None
     if rank is not None:
         adapter, resized = resize(adapter, rank=rank, bases=bases)
     adapter = as_written(adapter, format, bases)
-    path = _write(adapter, Path(target), format)
+    path = write(adapter, Path(target), format)
     return SaveReport(path, format, adapter.kinds, adapter.rank, resized)
 
 
@@ -132,22 +113,17 @@ def resize_adapter(
         source: As in `save_adapter`, like `target`, `format`, `name` and `find`.
         target: A folder, or a file where it ends in .safetensors.
         rank: The largest rank of a layer.
-        energy: Instead, the share of ‖ΔW‖² that each layer keeps, above 0, up to 1; each takes the
-            smallest rank for it.
-        format: As in `save_adapter`.
-        name: As in `save_adapter`.
-        **find: As in `save_adapter`.
+        energy: Instead, the share of ‖ΔW‖² that each layer keeps, above 0, up to 1.
 
     Returns:
-        A ResizeReport with the energy kept by layer, which shows itself.
+        A ResizeReport with the energy kept by layer.
 
     Raises:
         ValueError: Unless one of rank and energy is given, and as `save_adapter`.
     """
-    _check_format(format)
     adapter, bases = _read(source, name, False, find)
     smaller, report = resize(adapter, rank=rank, energy=energy, bases=bases)
-    _write(as_written(smaller, format, bases), Path(target), format)
+    write(as_written(smaller, format, bases), Path(target), format)
     return report
 
 
@@ -166,12 +142,10 @@ def extract_adapter(
         tuned: A pipeline; adapters and what is fused are left out of both.
         base: Another of the same architecture.
         rank: Of every layer.
-        target: As in `save_adapter`; None writes nothing.
-        format: As in `save_adapter`.
+        target: As in `save_adapter`, like `format`; None writes nothing.
 
     Returns:
-        The SaveReport, or without a target the Adapter itself, which `load_adapter` and
-        `save_adapter` take.
+        The SaveReport, or without a target the Adapter, which `load_adapter` takes.
 
     Raises:
         ValueError: For a rank below 1, pipelines whose layers differ, or two that are the same.
@@ -181,8 +155,8 @@ def extract_adapter(
         raise ValueError(
             f"the pipelines differ: one has {', '.join(before)}, the other {', '.join(after)}"
         )
-    pairs = {name: difference(after[name], before[name], rank) for name in before}
-    layers = {component: layers for component, (layers, _) in pairs.items() if layers}
+    layers = {name: difference(after[name], before[name], rank) for name in before}
+    layers = {component: modules for component, modules in layers.items() if modules}
     if not layers:
         raise ValueError("the two pipelines have the same weights, so there is nothing to extract")
     base_model = public_name(base.config.get("_name_or_path") or "") or None
@@ -191,12 +165,7 @@ def extract_adapter(
 
 
 def by_layer(adapter: Adapter, scales: Mapping[str, Mapping[str, float]]) -> dict[str, dict]:
-    """A scale for each layer of an adapter, 1 where none is named.
-
-    Args:
-        adapter: With the full names of its layers.
-        scales: By component and module, a text encoder's with or without `text_model.`.
-    """
+    """A scale for each layer of an adapter, 1 where none is named, with or without `text_model.`"""
     numbers: dict[str, dict[str, float]] = {component: {} for component in adapter.layers}
     for component, module in adapter.flat:
         named = scales.get(component, {})
@@ -205,7 +174,7 @@ def by_layer(adapter: Adapter, scales: Mapping[str, Mapping[str, float]]) -> dic
     return numbers
 
 
-def baked(adapter: Adapter, scales: Mapping[str, Mapping[str, float]], bases: Bases) -> Adapter:
+def _baked(adapter: Adapter, scales: Mapping[str, Mapping[str, float]], bases: Bases) -> Adapter:
     """The adapter with scales multiplied into its weights; what cannot carry one becomes a LoRA."""
     numbers = by_layer(adapter, scales)
 
@@ -222,18 +191,11 @@ def baked(adapter: Adapter, scales: Mapping[str, Mapping[str, float]], bases: Ba
     return adapter.map(scaled)
 
 
-def _check_format(format: str) -> None:
-    if format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}; the formats are: {', '.join(FORMATS)}")
-
-
 def _read(source, name: str | None, bake_scales: bool, find: dict) -> tuple[Adapter, Bases]:
     """The adapter, and its pipeline's own weights where there is one."""
     if not isinstance(source, DiffusionPipeline):
         if bake_scales or name:
-            raise ValueError(
-                "name and bake_scales speak of a pipeline's adapter; the source here is a file"
-            )
+            raise ValueError("name and bake_scales are for a pipeline; the source here is a file")
         return read_source(source, **find).adapter, {}
     names = adapter_names(source)
     if name is None and len(names) != 1:
@@ -242,15 +204,14 @@ def _read(source, name: str | None, bake_scales: bool, find: dict) -> tuple[Adap
     check_known(source, [name])
     adapter = adapter_of(source, name)
     bases = base_weights(source, adapter)
-    if bake_scales:
-        table = scales_of(source)
-        if name in table.steps:
-            raise ValueError(
-                f"the scales of {name!r} change over the denoising, which no file holds; "
-                "set them anew"
-            )
-        adapter = baked(adapter, table[name], bases)
-    return adapter, bases
+    if not bake_scales:
+        return adapter, bases
+    table = scales_of(source)
+    if name in table.steps:
+        raise ValueError(
+            f"the scales of {name!r} change over the denoising; set them without steps"
+        )
+    return _baked(adapter, table[name], bases), bases
 
 
 def _weights(pipe: DiffusionPipeline) -> dict[str, dict[str, Tensor]]:
@@ -263,38 +224,3 @@ def _weights(pipe: DiffusionPipeline) -> dict[str, dict[str, Tensor]]:
             name = text_name(module) if component.startswith("text_encoder") else module
             weights[component][name] = original_weight(model, module, base_weight(layer))
     return weights
-
-
-def _write(adapter: Adapter, target: Path, format: str) -> Path:
-    about = {"trigger_words": list(adapter.trigger_words), "base_model": adapter.base_model}
-    about = {key: value for key, value in about.items() if value} | adapter.metadata
-    about = outgoing(
-        {
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in about.items()
-            if key not in (METADATA_KEY, "format")
-        }
-    )
-    is_file = target.suffix == ".safetensors"
-    if format == "peft":
-        return _write_peft(adapter, target, is_file, about)
-    name = WEIGHT_NAME if format == "diffusers" else f"{target.name}.safetensors"
-    weights, config = to_diffusers(adapter) if format == "diffusers" else (to_kohya(adapter), {})
-    write_adapter(target if is_file else target / name, weights, config=config, about=about)
-    return target
-
-
-def _write_peft(adapter: Adapter, target: Path, is_file: bool, about: dict[str, str]) -> Path:
-    has_several = len(adapter.layers) > 1
-    if is_file and has_several:
-        raise ValueError(
-            f"{target}: PEFT keeps {' and '.join(adapter.layers)} in a folder each; give a folder"
-        )
-    for component, layers in adapter.layers.items():
-        folder = target / component if has_several else target
-        path = target if is_file else folder / "adapter_model.safetensors"
-        weights, config = to_peft(layers)
-        config.base_model_name_or_path = shareable(adapter.base_model)
-        write_adapter(path, weights, config={}, about=about)
-        config.save_pretrained(path.parent)
-    return target

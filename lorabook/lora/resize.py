@@ -1,7 +1,7 @@
 """Adapters at a smaller rank, and the difference of two models as an adapter, by SVD."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from typing import ClassVar
 
@@ -19,21 +19,13 @@ from lorabook.show.tables import Report
 
 @dataclass(frozen=True)
 class Resized:
-    """What became of one layer, or of several.
+    """What became of one layer, or of several."""
 
-    Attributes:
-        before: Its rank before: what it takes to hold the layer exactly. Of several the largest.
-        after: Its rank after.
-        energy: ‖ΔW‖² before.
-        lost: ‖ΔW − ΔW after‖².
-        numbers: How many its tensors held before and hold after.
-    """
-
-    before: int
+    before: int  # its rank: what it takes to hold it exactly; of several the largest
     after: int
-    energy: float
-    lost: float
-    numbers: tuple[int, int]
+    energy: float  # ‖ΔW‖² before
+    lost: float  # ‖ΔW − ΔW after‖²
+    numbers: tuple[int, int]  # how many its tensors held before and hold after
 
     @classmethod
     def total(cls, rows: Iterable["Resized"]) -> "Resized":
@@ -60,13 +52,9 @@ class Resized:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ResizeReport(Report):
-    """What a smaller rank cost an adapter; shows itself as a table by block.
+    """What a smaller rank cost an adapter; shows itself as a table by block."""
 
-    Attributes:
-        layers: A Resized by component and module.
-    """
-
-    layers: Mapping[str, Mapping[str, Resized]]
+    layers: Mapping[str, Mapping[str, Resized]]  # by component and module
     formats: ClassVar = {
         "numbers_before": "{:,}",
         "numbers_after": "{:,}",
@@ -81,9 +69,7 @@ class ResizeReport(Report):
 
     def by_block(self) -> dict[str, Resized]:
         """The layers of each block as one; a text encoder is a block."""
-        places = [
-            (component, module) for component in self.layers for module in self.layers[component]
-        ]
+        places = [(part, module) for part, modules in self.layers.items() for module in modules]
         return {
             block: Resized.total(self.layers[component][module] for component, module in inside)
             for block, inside in group_by_block(places).items()
@@ -109,17 +95,11 @@ def resize(
     energy: float | None = None,
     bases: Bases | None = None,
 ) -> tuple[Adapter, ResizeReport]:
-    """An adapter with each layer at the best approximation of a rank.
+    """An adapter with each layer at the best approximation of a rank, or with a share of its ‖ΔW‖².
 
     Layers become plain LoRA of scaling 1 (alpha = rank), in the number format they had; what
     rounding to it costs is not in the report. A plain layer that is small enough stays as it is,
     bit for bit.
-
-    Args:
-        adapter: Of any kind.
-        rank: The largest rank of a layer.
-        energy: Instead, the share of ‖ΔW‖² that each layer keeps, above 0, up to 1.
-        bases: Needed for DoRA; they also tell a weight's shape.
     """
     _check(rank, energy)
     shapes = shapes_of(adapter, bases)
@@ -130,8 +110,8 @@ def resize(
         up, down = layer.factors(base)
         if not (up.isfinite().all() and down.isfinite().all()):
             raise ValueError(
-                f"layer {component}.{module} has weights that are not finite, so it has no rank; "
-                "its training failed, use an earlier checkpoint"
+                f"layer {component}.{module} has weights that are not finite; its training failed, "
+                "use an earlier checkpoint"
             )
         layer, rows[component][module] = _resize_layer(
             layer, up, down, shapes[component][module], rank, energy
@@ -143,23 +123,19 @@ def resize(
 
 def difference(
     tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], rank: int
-) -> tuple[dict[str, Layer], dict[str, Resized]]:
-    """The difference of two models' weights as LoRA layers, each the best of its rank.
+) -> dict[str, Layer]:
+    """The difference of two models' weights as LoRA layers, each the best of its rank, by module.
 
-    Returns:
-        Plain layers in float32, of scaling 1, and what became of each difference, by module.
-        Modules that do not differ are left out.
+    Modules that do not differ are left out.
     """
     _check(rank, None)
     _check_alike(tuned, base)
-    layers, rows = {}, {}
+    layers = {}
     for module, weight in tuned.items():
         delta = weight.float() - base[module].to(weight.device, torch.float32)
         if delta.any():
-            layers[module], rows[module] = _cut(
-                svd(delta.flatten(1)), tuple(weight.shape), rank, weight.numel()
-            )
-    return layers, rows
+            layers[module] = _cut(svd(delta.flatten(1)), tuple(weight.shape), rank)
+    return layers
 
 
 def _resize_layer(
@@ -173,25 +149,22 @@ def _resize_layer(
     if layer.is_plain and layer.rank <= rank:
         whole = inner_product((up, down), (up, down))
         return layer, Resized(up.shape[1], layer.rank, whole, 0.0, (numbers, numbers))
-    small, row = _cut(decomposed, shape, rank, numbers)
     dtype = next(iter(layer.tensors.values())).dtype
-    return small.map(lambda tensor: tensor.to(dtype)), replace(row, before=up.shape[1])
-
-
-def _cut(decomposed: Svd, shape: Shape, rank: int, numbers: int) -> tuple[Layer, Resized]:
-    """The layer of a rank from a decomposition, in float32, and what became of it."""
-    energy = decomposed[1].square()
-    layer = as_lora(*(half.float() for half in truncated(*decomposed, rank)), shape)
+    layer = _cut(decomposed, shape, rank).map(lambda tensor: tensor.to(dtype))
+    squares = decomposed[1].square()
+    whole, lost = float(squares.sum()), float(squares[rank:].sum())
     after = sum(tensor.numel() for tensor in layer.tensors.values())
-    lost = float(energy[rank:].sum())
-    return layer, Resized(len(energy), layer.rank, float(energy.sum()), lost, (numbers, after))
+    return layer, Resized(up.shape[1], layer.rank, whole, lost, (numbers, after))
+
+
+def _cut(decomposed: Svd, shape: Shape, rank: int) -> Layer:
+    """The layer of a rank from a decomposition, in float32."""
+    return as_lora(*(half.float() for half in truncated(*decomposed, rank)), shape)
 
 
 def _check(rank, energy) -> None:
     if (rank is None) == (energy is None):
-        raise ValueError(
-            "give one of rank (a whole number) and energy (a share), not both and not neither"
-        )
+        raise ValueError("give one of rank (a whole number) and energy (a share), not both")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1):
         raise ValueError(f"rank must be a whole number of 1 or more, not {rank!r}")
     if energy is not None and not (is_number(energy) and 0 < energy <= 1):
@@ -199,18 +172,10 @@ def _check(rank, energy) -> None:
 
 
 def _check_alike(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
+    shapes = [{name: tuple(w.shape) for name, w in weights.items()} for weights in (tuned, base)]
     for module in [*tuned, *base]:
-        if module not in tuned or module not in base:
-            raise ValueError(
-                f"layer {module} is in one of the two models only; both must be of one architecture"
-            )
-        one, other = tuple(tuned[module].shape), tuple(base[module].shape)
+        one, other = (of_model.get(module, "absent") for of_model in shapes)
         if one != other:
-            raise ValueError(
-                f"layer {module} is {one} in the tuned model and {other} in the base; "
-                "both must be of one architecture"
-            )
+            raise ValueError(f"layer {module} is {one} in the tuned model and {other} in the base")
         if not all(weights[module].float().isfinite().all() for weights in (tuned, base)):
-            raise ValueError(
-                f"layer {module} has weights that are not finite; there is nothing to take from it"
-            )
+            raise ValueError(f"layer {module} has weights that are not finite; load the model anew")

@@ -14,35 +14,29 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorabook.lora.adapter import Adapter, Layer
-from lorabook.lora.formats.keys import METADATA_KEY, flat_name
+from lorabook.lora.adapter import Adapter, Bases, Layer
+from lorabook.lora.formats.keys import METADATA_KEY, PEFT_NAME, WEIGHT_NAME, flat_name
+from lorabook.lora.metadata import outgoing, shareable
 from lorabook.lora.shapes import as_lora, is_large, shapes_of
 
 FORMATS = ("diffusers", "peft", "kohya")
 _KOHYA_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 _KOHYA_ROLES = {"lora": "lora_{}.weight", "loha": "hada_{}", "lokr": "lokr_{}", "full": "{}"}
-Bases = Mapping[str, Mapping[str, Tensor]]
 
 
 def as_written(adapter: Adapter, form: str, bases: Bases | None = None) -> Adapter:
     """The adapter with layers that a form can hold; the others become plain LoRA with the same ΔW.
 
-    Args:
-        adapter: Any.
-        form: One of `FORMATS`. Kohya's holds all kinds. The others hold plain LoRA, and DoRA where
-            all layers of a component are DoRA. None holds PiSSA and OLoRA.
-        bases: The model's own weights, from which a DoRA, PiSSA or OLoRA becomes a LoRA.
-
-    Raises:
-        ValueError: For an unknown form, a layer that lacks its base weights, and a transformer in
-            Kohya's form.
+    Kohya's holds all kinds, the others plain LoRA, and DoRA where all layers of a component are
+    DoRA; none holds PiSSA and OLoRA. ValueError for a layer that lacks its base weights, and a
+    transformer in Kohya's form.
     """
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}; the formats are: {', '.join(FORMATS)}")
     if form == "kohya" and (nameless := sorted(adapter.layers.keys() - _KOHYA_PREFIXES)):
         raise ValueError(
-            f"Kohya's form has no names for layers of a {' or a '.join(nameless)} as diffusers "
-            "names them; save it as 'diffusers' or 'peft'"
+            f"Kohya's form has no names for layers of a {' or a '.join(nameless)}; save it as "
+            "'diffusers' or 'peft'"
         )
     shapes = shapes_of(adapter, bases)
     written: dict[str, dict[str, Layer]] = {}
@@ -59,6 +53,42 @@ def as_written(adapter: Adapter, form: str, bases: Bases | None = None) -> Adapt
                 layer = _shaped(layer, shape)
             written.setdefault(component, {})[module] = layer
     return replace(adapter, layers=written)
+
+
+def write(adapter: Adapter, target: Path, form: str) -> Path:
+    """Write what `as_written` gives to a folder, or a file where it ends in .safetensors."""
+    about = {"trigger_words": list(adapter.trigger_words), "base_model": adapter.base_model}
+    about = {key: value for key, value in about.items() if value} | adapter.metadata
+    about = outgoing(
+        {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in about.items()
+            if key not in (METADATA_KEY, "format")
+        }
+    )
+    is_file = target.suffix == ".safetensors"
+    if form == "peft":
+        _write_peft(adapter, target, is_file, about)
+        return target
+    name = WEIGHT_NAME if form == "diffusers" else f"{target.name}.safetensors"
+    weights, config = to_diffusers(adapter) if form == "diffusers" else (to_kohya(adapter), {})
+    write_adapter(target if is_file else target / name, weights, config=config, about=about)
+    return target
+
+
+def _write_peft(adapter: Adapter, target: Path, is_file: bool, about: dict[str, str]) -> None:
+    has_several = len(adapter.layers) > 1
+    if is_file and has_several:
+        raise ValueError(
+            f"{target}: PEFT keeps {' and '.join(adapter.layers)} in a folder each; give a folder"
+        )
+    for component, layers in adapter.layers.items():
+        folder = target / component if has_several else target
+        path = target if is_file else folder / PEFT_NAME
+        weights, config = to_peft(layers)
+        config.base_model_name_or_path = shareable(adapter.base_model)
+        write_adapter(path, weights, config={}, about=about)
+        config.save_pretrained(path.parent)
 
 
 def to_diffusers(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, dict]]:
@@ -114,15 +144,20 @@ def config_of(layers: Mapping[str, Layer]) -> LoraConfig:
     short = {module.removeprefix("text_model."): layer for module, layer in layers.items()}
     ranks = {module: layer.rank for module, layer in short.items()}
     alphas = {module: _int_if_whole(layer.alpha) for module, layer in short.items()}
+    use_dora = any(layer.magnitude is not None for layer in layers.values())
+    settings = rank_settings(ranks, alphas)
+    return LoraConfig(target_modules=sorted(short), use_dora=use_dora, **settings)
+
+
+def rank_settings(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict:
+    """PEFT's settings of modules with these ranks and alphas: the usual, and patterns."""
     rank, alpha = (Counter(of.values()).most_common(1)[0][0] for of in (ranks, alphas))
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=sorted(short),
-        rank_pattern={module: value for module, value in ranks.items() if value != rank},
-        alpha_pattern={module: value for module, value in alphas.items() if value != alpha},
-        use_dora=any(layer.magnitude is not None for layer in layers.values()),
-    )
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {module: value for module, value in ranks.items() if value != rank},
+        "alpha_pattern": {module: value for module, value in alphas.items() if value != alpha},
+    }
 
 
 def write_adapter(
@@ -133,8 +168,7 @@ def write_adapter(
     Args:
         path: The file.
         weights: Tensors by key.
-        config: Fields of PEFT's LoraConfig by component, as {"unet": {"r": 4, "lora_alpha": 4}};
-            empty where the keys say it.
+        config: Fields of PEFT's LoraConfig by component; empty where the keys say it.
         about: What else the file should hold (base model, trigger words, training settings).
     """
     path = Path(path)
@@ -150,21 +184,15 @@ def write_adapter(
     for key, value in about.items():
         metadata[key] = value if isinstance(value, str) else json.dumps(value)
     unfinished = path.with_name(f"{path.name}.part")
+    contiguous = {key: value.detach().to("cpu").contiguous() for key, value in weights.items()}
     try:
-        save_tensors(unfinished, weights, metadata)
+        save_file(contiguous, unfinished, metadata)
         os.replace(unfinished, path)
+    except SafetensorError as error:  # a full disk is an OSError, as with any other file
+        raise OSError(f"{path.name} cannot be written: {error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
     return path
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file; a full disk is an OSError, as with any other file."""
-    contiguous = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
-    try:
-        save_file(contiguous, path, metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path.name} cannot be written: {error}") from error
 
 
 def _is_pefts_dora(layer: Layer) -> bool:
