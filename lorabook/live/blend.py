@@ -23,23 +23,14 @@ from lorabook.types import Scales
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlendReport(Report):
-    """What a blend is and how far it is from the sum of what it blends.
-
-    Attributes:
-        name: The blend's name.
-        method: One of `lorabook.lora.merge.METHODS`.
-        weights: By adapter, a number, or numbers by component and module.
-        ranks: The largest rank in each adapter.
-        rank: The largest rank in the blend.
-        error: As `relative_error` gives it: "total", components, blocks.
-    """
+    """What a blend is and how far it is from the sum of what it blends."""
 
     name: str
-    method: str
-    weights: Weights
-    ranks: Mapping[str, int]
-    rank: int
-    error: Mapping[str, float]
+    method: str  # one of `lorabook.lora.merge.METHODS`
+    weights: Weights  # by adapter, a number, or numbers by component and module
+    ranks: Mapping[str, int]  # the largest in each adapter
+    rank: int  # the largest in the blend
+    error: Mapping[str, float]  # as `relative_error` gives it: "total", components, blocks
     formats: ClassVar = {"relative_error": "{:.2g}"}
 
     @property
@@ -72,14 +63,13 @@ def blend(
 ) -> BlendReport:
     """Make one adapter of several; it is active in their place, and they stay on the pipeline.
 
-    Adapters that are not in the blend stay as they are: active ones go on beside it.
+    Active adapters that are not in the blend go on beside it.
 
     Args:
         pipe: A pipeline with the adapters.
         weights: By adapter's name a number, or scales as in `set_scales`; they weigh ΔW as trained.
-        method: "cat" (exact), "linear", "svd", "ties", "ties_svd", "dare_linear",
-            "dare_linear_svd", "dare_ties", "dare_ties_svd", "magnitude_prune",
-            "magnitude_prune_svd", with their meaning in PEFT; see `merge`.
+        method: "cat" (exact), "linear", "svd", "ties", "dare_linear", "dare_ties",
+            "magnitude_prune", and these four with "_svd" behind; as in PEFT, see `merge`.
         new_name: Of the blend.
         density: Share of values that the pruning methods keep, 0 to 1; None is 0.5.
         rank: What "svd" and the "_svd" methods cut to; None is the adapters' largest rank.
@@ -90,13 +80,13 @@ def blend(
         A BlendReport with the relative error against the sum of ΔW.
 
     Raises:
-        ValueError: For unknown adapters, methods or blocks, a name in use, a fused adapter,
+        ValueError: For an unknown adapter, method or block, a name in use, a fused adapter,
             different base models, or a number out of range. Nothing is changed then.
     """
     if not (isinstance(weights, Mapping) and isinstance(new_name, str) and isinstance(seed, int)):
         raise ValueError(
-            "a blend takes weights by adapter's name, as {'ink': 0.5, 'creatures': 0.5}, a text "
-            "as its new_name and a whole number as its seed"
+            "a blend takes weights by adapter's name, as {'ink': 0.5}, a text as its new_name and "
+            "a whole number as its seed"
         )
     check_known(pipe, weights)
     new_name = module_name(new_name)
@@ -131,8 +121,8 @@ def interference(a, b, *, pipe: DiffusionPipeline | None = None) -> Interference
         pipe: Needed for DoRA, whose ΔW depends on the base weights.
 
     Returns:
-        An Interference, which shows itself: by block, the cosine of the two ΔW and the principal
-        angles of the spaces in which they work.
+        An Interference: by block, the cosine of the two ΔW and the principal angles of the spaces
+        in which they work.
 
     Raises:
         ValueError: As `load_adapter`, or for layers whose shapes differ.
@@ -160,8 +150,7 @@ def _numbers(pipe: DiffusionPipeline, adapter: Adapter, name: str, weight: Scale
         return scales
     if "steps" in scales:
         raise ValueError(
-            f"the weight of {name!r} changes over the denoising, which a blend cannot; "
-            "leave out its steps"
+            f"a blend's weight of {name!r} cannot change over the denoising; leave out steps"
         )
     return by_layer(adapter, layer_scales(pipe, name, scales))
 
@@ -171,6 +160,6 @@ def _check_base_models(adapters: Mapping[str, Adapter]) -> None:
     for name, base_model in named:
         if base_model != named[0][1]:
             raise ValueError(
-                f"{named[0][0]!r} was made for {named[0][1]} and {name!r} for {base_model}; blend "
-                "adapters of one base model, or give across_bases=True if the two are near enough"
+                f"{named[0][0]!r} was made for {named[0][1]} and {name!r} for {base_model}; give "
+                "across_bases=True if the two are near enough"
             )

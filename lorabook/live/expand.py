@@ -22,11 +22,7 @@ def expand(
     what: str = "the adapter",
     touched: Mapping[str, Iterable[str]] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """One number for each layer.
-
-    All that a dictionary says of a layer multiplies: its component's number, its block's, its
-        kind's,
-    and that of each glob that its name fits. Where it says nothing, it is 1.
+    """One number for each layer, by component: all that a dictionary says of it multiplied, else 1.
 
     Args:
         scales: a number, or {"unet": …, "text_encoder": …, "text_encoder_2": …}. For a UNet: a
@@ -40,9 +36,6 @@ def expand(
         modules: all layers of the model by component, which decide what names there are.
         what: the adapter's name, for errors.
         touched: the layers to give a number; None takes all.
-    Returns: numbers by component and layer, for those touched.
-    Raises: ValueError for a number that is none, or a name that the model does not have; it lists
-        those it has.
     """
     names = {component: list(layers) for component, layers in modules.items()}
     touched = names if touched is None else touched
@@ -70,65 +63,49 @@ def expand(
 
 
 def steps_of(scales: Scales, what: str = "the adapter") -> list[tuple[float, float, float]]:
-    """The schedule over the denoising, (from, to, factor) each; empty where the scales have none.
-
-    Shares of the run, half-open; at what they leave out, the factor is 1.
-    Raises: ValueError for shares outside 0 to 1, backwards, or overlapping.
-    """
+    """The schedule over the denoising, (from, to, factor) in half-open shares, if any."""
     entries = scales.get(STEPS, []) if isinstance(scales, Mapping) else []
     if not _is_list(entries):
-        raise ValueError(
-            f"{what}.steps must be a list of [from, to, factor], as [[0, 0.4, 1.0]], not "
-            f"{entries!r:.80}"
-        )
+        raise ValueError(f"{what}.steps must be a list, as [[0, 0.4, 1.0]], not {entries!r:.80}")
     steps = []
     for entry in entries:
         if not _is_list(entry) or len(entry) != 3:
-            raise ValueError(
-                f"{what}.steps: {entry!r:.80} is not [from, to, factor], as [0, 0.4, 1.0]"
-            )
+            raise ValueError(f"{what}.steps: {entry!r:.80} is not [from, to, factor]")
         start, end, factor = (_number(value, f"{what}.steps") for value in entry)
         if not 0 <= start < end <= 1:
             raise ValueError(
-                f"{what}.steps: from {start:g} to {end:g} is no share of the run; give "
-                "0 ≤ from < to ≤ 1"
+                f"{what}.steps: {start:g} to {end:g} is no share of the run; give 0 ≤ from < to ≤ 1"
             )
         steps.append((start, end, factor))
     steps.sort()
     for (_, end, _), (start, _, _) in zip(steps, steps[1:], strict=False):
         if start < end:
             raise ValueError(
-                f"{what}.steps: the shares overlap at {start:g}; let each begin where the last ends"
+                f"{what}.steps: the shares overlap at {start:g}; let none begin earlier"
             )
     return steps
 
 
 @dataclass
 class _Group:
-    """Layers that scales can name together.
-
-    Attributes:
-        layers: all of them.
-        groups: smaller groups in this one, by name.
-        each: what a list is for: each of the "groups", or each of the "parts" of a block.
-        has_kinds: whether kinds and globs name layers too.
-    """
+    """Layers that scales can name together."""
 
     layers: list[str]
-    groups: dict[str, "_Group"] = field(default_factory=dict)
-    each: str = ""
-    has_kinds: bool = False
+    groups: dict[str, "_Group"] = field(default_factory=dict)  # smaller ones in this one, by name
+    each: str = ""  # what a list is for: each of the "groups", or each of the "parts" of a block
+    has_kinds: bool = False  # whether kinds and globs name layers too
 
     def named(self, key: Any, what: str) -> "_Group":
         """The layers of a smaller group, a kind or a glob."""
         if key in self.groups:
             return self.groups[key]
-        layers = []
-        if self.has_kinds and key in KINDS:
-            return _Group([layer for layer in self.layers if kind_of(layer) == key])
-        if self.has_kinds and isinstance(key, str):
-            layers = [layer for layer in self.layers if fnmatchcase(layer, key)]
-        if not layers:
+        fits = self.has_kinds and isinstance(key, str)
+        layers = [
+            layer
+            for layer in self.layers
+            if fits and (kind_of(layer) == key or fnmatchcase(layer, key))
+        ]
+        if not layers and not (fits and key in KINDS):
             kinds = f"; the kinds are {listed(KINDS)}; a glob of layer names must fit one"
             raise ValueError(
                 f"{what}: the model has no {key!r:.60}; it has: {listed(list(self.groups)[:12])}"
@@ -141,8 +118,7 @@ def _spread(value: Scales, group: _Group, what: str) -> Iterator[tuple[list[str]
     """Pairs of layers and a number that they get."""
     if group.each and not group.layers:
         raise ValueError(
-            f"{what}: the model has no {what.split('.')[-1]!r} blocks; a number, kinds and globs "
-            "of names reach its layers"
+            f"{what}: the model has no {what.split('.')[-1]!r} blocks; scale it by kinds or globs"
         )
     if isinstance(value, Mapping) and (group.groups or group.has_kinds):
         for key, inner in value.items():

@@ -11,19 +11,17 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from lorabook.live.expand import steps_of
+from lorabook.live.expand import LayerScales, steps_of
 from lorabook.live.inject import convert_doras, entries_of, loaded_adapter
 from lorabook.live.layers import (
     active_adapters,
     adapter_names,
     layers_of,
     models_of,
-    read_scale,
     trained_scaling,
 )
 from lorabook.live.merged_weights import exchange
-from lorabook.live.scale_schedule import steps_on
-from lorabook.live.scales import layer_scales, resolve_scales
+from lorabook.live.scales import layer_scales, resolve_scales, scales_of
 from lorabook.live.state import (
     FusedAdapter,
     FusedLayer,
@@ -39,17 +37,11 @@ from lorabook.types import Scales
 
 @dataclass(frozen=True, repr=False)
 class FuseReport:
-    """What `fuse` or `unfuse` did.
+    """What `fuse` or `unfuse` did."""
 
-    Attributes:
-        fused: the adapters that are in the weights now.
-        layers: how many weights were changed.
-        rounded: the 8-bit formats that the fused weights are kept in, as after
-            `enable_layerwise_casting`; small ΔW are lost in them.
-    """
-
-    fused: tuple[str, ...]
-    layers: int
+    fused: tuple[str, ...]  # the adapters that are in the weights now
+    layers: int  # how many weights were changed
+    # the 8-bit formats that fused weights are kept in (`enable_layerwise_casting`), losing small ΔW
     rounded: tuple[str, ...] = ()
 
     def __str__(self):
@@ -75,49 +67,48 @@ def fuse(
 
     The originals are kept on the CPU until `unload_adapters` lets them go; what is fused then stays
     for good. Fused adapters cannot be scaled, swapped or removed, nor by a call's
-    `cross_attention_kwargs={"scale": …}`, which warns once; others can be loaded, scaled and
-    removed meanwhile. After an error or an interruption everything is as before.
+    `cross_attention_kwargs={"scale": …}`, which warns once. After an error or an interruption
+    everything is as before. Where the model keeps 8-bit weights, the sums are rounded, with a
+    warning.
 
     Args:
-        pipe: a pipeline with adapters.
-        scales: as in `set_scales`, in place of the present ones; None fuses the active adapters at
+        pipe: A pipeline with adapters.
+        scales: As in `set_scales`, in place of the present ones; None fuses the active adapters at
             their present scales.
         components: "unet", "text_encoder" …; None takes all. What is not fused of an adapter stays
             on as it is.
-    Returns: a FuseReport.
-    Raises: ValueError for an unknown adapter or component, one that is fused already, scales that
-        change over the denoising, weights that are not finite, or a model that is offloaded or
-        quantised. Then nothing is changed.
-    Warns: where the model keeps its weights in 8 bits, to which the sums are rounded.
+
+    Raises:
+        ValueError: For an unknown adapter or component, one that is fused already, scales that
+            change over the denoising, weights that are not finite, or a model that is offloaded or
+            quantised.
     """
     if scales is not None and not isinstance(scales, Mapping):
         raise ValueError(
-            "scales must be a dictionary by adapter's name, as {'ink': 0.8}, or None; "
-            f"not {scales!r:.80}"
+            f"scales must be a dictionary, as {{'ink': 0.8}}, or None; not {scales!r:.80}"
         )
     models = _chosen_models(pipe, components)
     names = list(scales or ())
     if scales is None:
         names = [name for name in active_adapters(pipe) if name not in fused_names(pipe)]
     _check_fusible(pipe, names, models)
-    scales_by_layer = {}
+    table = scales_of(pipe)
+    numbers, steps = dict(table), dict(table.steps)
+    for name, value in (scales or {}).items():
+        resolved = resolve_scales(pipe, value, name)
+        numbers[name], steps[name] = layer_scales(pipe, name, resolved), steps_of(resolved, name)
     for name in names:
-        changing = name in steps_on(pipe)
-        if scales is not None:
-            resolved = resolve_scales(pipe, scales[name], name)
-            changing = steps_of(resolved, name)
-            scales_by_layer[name] = layer_scales(pipe, name, resolved)
-        if changing:
+        if steps.get(name):
             raise ValueError(
                 f"the scales of {name!r} change over the denoising, and fused weights cannot; set "
                 "them without steps"
             )
     convert_doras(pipe, names)
-    change: dict[str, dict[str, FusedAdapter]] = {component: {} for component in models}
-    for name in names:
-        adapters = _to_fuse(pipe, name, models, scales_by_layer.get(name))
-        for component, adapter in adapters.items():
-            change[component][name] = adapter
+    fusing = {name: _to_fuse(pipe, name, models, numbers[name]) for name in names}
+    change = {
+        component: {name: parts[component] for name, parts in fusing.items() if component in parts}
+        for component in models
+    }
     report = _report(pipe, exchange(pipe, change, into_weights=True))
     if report.rounded:
         warnings.warn(
@@ -134,11 +125,12 @@ def unfuse(pipe: DiffusionPipeline, names: str | Iterable[str] | None = None) ->
     """Take fused adapters out of the weights and put them on the pipeline as they were before.
 
     Args:
-        names: one name or several, in any order; None takes all.
-    Returns: a FuseReport. When nothing is fused any more, `base_checksum` is what it was before.
-    Raises: ValueError where nothing, or not that adapter, is fused, where the originals were let
-        go, or where the model is offloaded. Nothing is changed then, nor by an error or an
-        interruption on the way.
+        pipe: A pipeline; when nothing is fused any more, its `base_checksum` is what it was before.
+        names: One name or several, in any order; None takes all.
+
+    Raises:
+        ValueError: Where nothing, or not that adapter, is fused, where the originals were let go,
+            or where the model is offloaded. Nothing is changed then.
     """
     models = models_of(pipe)
     known = fused_names(pipe)
@@ -149,13 +141,10 @@ def unfuse(pipe: DiffusionPipeline, names: str | Iterable[str] | None = None) ->
     lost = [name for name in (names or for_good) if name in for_good and name not in known]
     if lost:
         raise ValueError(
-            f"adapter {lost[0]!r} is fused for good: unload_adapters let the originals go; load "
-            "the model anew"
+            f"adapter {lost[0]!r} is fused for good by unload_adapters; load the model anew"
         )
     if not known:
-        raise ValueError(
-            "nothing is fused, so there is nothing to unfuse; fuse(pipe) fuses the active adapters"
-        )
+        raise ValueError("nothing is fused, so there is nothing to unfuse; fuse(pipe) fuses")
     for name in names:
         if name not in known:
             raise ValueError(f"adapter {name!r} is not fused; fused are: {', '.join(known)}")
@@ -222,16 +211,13 @@ def _chosen_models(
     for component in chosen:
         if component not in models:
             raise ValueError(
-                f"{component!r} is no component of this pipeline that carries adapters; it has: "
-                f"{', '.join(models)}"
+                f"{component!r} is no component with adapters; there are: {', '.join(models)}"
             )
     return {component: models[component] for component in chosen}
 
 
 def _check_fusible(
-    pipe: DiffusionPipeline,
-    names: list[str],
-    models: Mapping[str, nn.Module],
+    pipe: DiffusionPipeline, names: list[str], models: Mapping[str, nn.Module]
 ) -> None:
     for name in names:
         if name in fused_names(pipe):
@@ -241,9 +227,7 @@ def _check_fusible(
     check_known(pipe, names)
     check_weights_available(models_of(pipe))
     if not names:
-        raise ValueError(
-            "no adapter is active, so there is nothing to fuse; load one, or name it with its scale"
-        )
+        raise ValueError("no adapter is active, so there is nothing to fuse; load or name one")
     for name in names:
         components = layers_of(pipe, name)
         if not components.keys() & models.keys():
@@ -254,16 +238,9 @@ def _check_fusible(
 
 
 def _to_fuse(
-    pipe: DiffusionPipeline,
-    name: str,
-    models: Mapping[str, nn.Module],
-    scales: Mapping[str, Mapping[str, float]] | None,
+    pipe: DiffusionPipeline, name: str, models: Mapping[str, nn.Module], scales: LayerScales
 ) -> dict[str, FusedAdapter]:
-    """An adapter as it is on these models, by component.
-
-    Args:
-        scales: to fuse it at, by component and module; None for the present ones.
-    """
+    """An adapter as it is on these models, by component, at these scales."""
     before = [one for model in models_of(pipe).values() for one in state_of(model).fused.values()]
     order = [other for one in before for other in one.order] + adapter_names(pipe)
     adapters = {}
@@ -272,16 +249,14 @@ def _to_fuse(
             continue
         fused_layers = {}
         for module, layer in layers.items():
-            own = read_scale(layer, name)
-            scale = own if scales is None else scales[component][module]
+            scale = scales[component][module]
             up, down = (half[name].weight.detach() for half in (layer.lora_B, layer.lora_A))
-            scaling = scale * trained_scaling(layer, name)
-            entries = entries_of(layer, name)
+            scaling, entries = scale * trained_scaling(layer, name), entries_of(layer, name)
             fused_layers[module] = FusedLayer(layer, entries, up, down, scale, scaling)
             if not (up.float().isfinite().all() and down.float().isfinite().all()):
                 raise ValueError(
-                    f"adapter {name!r} has weights that are not finite in layer {module}; load it "
-                    "anew"
+                    f"adapter {name!r} has weights that are not finite in layer {module}; load "
+                    "it anew"
                 )
         adapters[component] = FusedAdapter(
             fused_layers,

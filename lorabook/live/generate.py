@@ -40,21 +40,23 @@ def generate(
 
     The adapters that either prompt names (see `parse_prompt`) are taken from the pipeline where it
     has them, else from the folder, and act on both prompts; emphasis is A1111's (see `encode`).
-    Afterwards the pipeline is as it was, after an error too: what was loaded is removed, scales and
-    state are back. Unlike in A1111, adapters that are on the pipeline and not named stay as they
-    are.
+    Afterwards the pipeline is as it was, after an error too. Unlike in A1111, adapters that are on
+    the pipeline and not named stay as they are.
 
     Args:
-        pipe: a Stable Diffusion or SDXL pipeline; others take prompts without emphasis.
-        prompt, negative_prompt: texts.
-        adapters_folder: where the named adapters are (see `find_adapters`); None is lorabook's own,
-            of tiny-sd.
-        seed: of the noise, which is drawn on the CPU; None leaves it to chance or to a `generator`.
-        **call: the pipeline's own arguments (num_inference_steps, guidance_scale, clip_skip …).
-    Returns: what the pipeline returns.
-    Raises: ValueError for a phrase that cannot be parsed, or an adapter that does not fit;
-        FileNotFoundError for one that is not found, with the nearest names. Nothing is generated
-        then.
+        pipe: A Stable Diffusion or SDXL pipeline; others take prompts without emphasis.
+        prompt: A text.
+        negative_prompt: A text.
+        adapters_folder: Where the named adapters are (see `find_adapters`); None is lorabook's own.
+        seed: Of the noise, which is drawn on the CPU; None leaves it to chance or to a `generator`.
+        **call: The pipeline's own arguments (num_inference_steps, guidance_scale, clip_skip …).
+
+    Returns:
+        What the pipeline returns.
+
+    Raises:
+        ValueError: For a phrase that cannot be parsed, or an adapter that does not fit.
+        FileNotFoundError: For an adapter that is not found, with the nearest names.
     """
     check_call(pipe, call, "generate")
     if seed is not None:
@@ -69,9 +71,7 @@ def generate(
             raise ValueError(f"generate draws one {what}, a text, not {text!r:.100}")
         texts[what], more = parse_prompt(text)
         mentions += more
-        parse_emphasis(
-            texts[what]
-        )  # what is wrong with it is better said before anything is loaded
+        parse_emphasis(texts[what])  # what is wrong is better said before anything is loaded
     family, steps = family_of(pipe), step_count(pipe, call)
     scales = {name: one.scales(family, steps) for name, one in merged(mentions).items()}
     missing = _missing(pipe, scales, adapters_folder)
@@ -92,12 +92,7 @@ def prompt_arguments(
 ) -> dict[str, Any]:
     """The prompts as a pipeline's call takes them: embeddings, or texts where it makes them itself.
 
-    Args:
-        prompt, negative_prompt: texts without adapters' phrases; None is what it is to the
-            pipeline.
-        call: the other arguments (guidance_scale, clip_skip, cross_attention_kwargs …); one of
-            `OTHER_PROMPTS` among them, which only a text can stand beside.
-    Raises: ValueError as `encode`; where the pipeline takes texts also where a prompt weighs words.
+    One of `OTHER_PROMPTS` in the call stands beside texts only, which weigh no words.
     """
     if takes_embeddings(pipe, call):
         return encode(
@@ -114,13 +109,9 @@ def prompt_arguments(
 
 
 def check_prompt(prompt: str, what: str, instead: str) -> str:
-    """A prompt without syntax of adapters, for a place where scales are set otherwise.
+    """A prompt's text, where scales are set otherwise; ValueError if it names adapters.
 
-    Args:
-        what: "prompt" or "negative_prompt", for errors.
-        instead: where to say an adapter's scale; {name} and {weight} stand for those of its phrase.
-    Raises: ValueError, naming the phrase, for what `parse_prompt` or `parse_emphasis` cannot read,
-        or an adapter's phrase.
+    `what` is "prompt" or "negative_prompt"; `instead` says, with {name} and {weight}, where to.
     """
     if not isinstance(prompt, str):
         raise ValueError(f"a {what} is a text, not {prompt!r:.80}")
@@ -138,9 +129,7 @@ def check_call(
 ) -> None:
     """Raise ValueError for an argument that the pipeline does not know, or that the prompts make.
 
-    Args:
-        who: what hands the arguments on, for the error.
-        texts: those of `OTHER_PROMPTS` that it hands on too.
+    `texts` are those of `OTHER_PROMPTS` that `who` hands on too.
     """
     parameters = list(inspect.signature(type(pipe).__call__).parameters.values())[1:]
     known = [parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD]
@@ -166,17 +155,16 @@ def takes_embeddings(pipe: DiffusionPipeline, call: Iterable[str]) -> bool:
 
 def is_guided(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> bool:
     """Whether a call uses the negative prompt too."""
-    scale = call.get("guidance_scale", _default(pipe, "guidance_scale", 1))
-    unet = getattr(pipe, "unet", None)
-    return scale > 1 and getattr(getattr(unet, "config", None), "time_cond_proj_dim", None) is None
+    config = getattr(getattr(pipe, "unet", None), "config", None)
+    is_distilled = getattr(config, "time_cond_proj_dim", None) is not None
+    return _with_defaults(pipe, call).get("guidance_scale", 1) > 1 and not is_distilled
 
 
 def step_count(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> int:
     """How many denoising steps a call takes."""
-    own = call.get("timesteps") or call.get("sigmas")
-    if own:
+    if own := call.get("timesteps") or call.get("sigmas"):
         return len(own)
-    return call.get("num_inference_steps", _default(pipe, "num_inference_steps", 50))
+    return _with_defaults(pipe, call).get("num_inference_steps", 50)
 
 
 def chunks_of(
@@ -199,18 +187,17 @@ def words_of(prompt: str) -> str:
     return " ".join("".join(text for text, _ in part) for part in parse_emphasis(prompt))
 
 
-def _default(pipe: DiffusionPipeline, name: str, otherwise: float) -> Any:
-    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
-    return otherwise if parameter is None else parameter.default
+def _with_defaults(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    return {name: parameter.default for name, parameter in parameters.items()} | dict(call)
 
 
 def _unweighted(pipe: DiffusionPipeline, prompt: str) -> str:
     parts = parse_emphasis(prompt)
     if len(parts) > 1 or any(weight != 1 for _, weight in parts[0]):
         raise ValueError(
-            f"{type(pipe).__name__} weighs no words and knows no BREAK, which the prompt "
-            f"{prompt!r:.100} asks for; take the brackets out, or write \\( and \\) for brackets "
-            "that are meant"
+            f"{type(pipe).__name__} weighs no words and knows no BREAK, as {prompt!r:.100} has; "
+            "take the brackets out, or write \\( and \\) for brackets that are meant"
         )
     return parts[0][0][0]
 

@@ -1,7 +1,5 @@
 """Adapters put on a pipeline as PEFT's LoRA layers, taken off again, and read back from there."""
 
-import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,7 +25,7 @@ from lorabook.live.layers import (
     walk,
     write_scale,
 )
-from lorabook.live.match import LoraWeights, Weights, match_layers
+from lorabook.live.match import Weights, match_layers
 from lorabook.live.state import FusedAdapter, LoadedAdapter, keep_over_calls, state_of
 from lorabook.live.upstream import (
     BaseTunerLayer,
@@ -38,29 +36,18 @@ from lorabook.live.upstream import (
     unmark_adapted,
 )
 from lorabook.lora.adapter import Adapter, Layer, lora
-from lorabook.lora.files import shareable_address
 from lorabook.lora.formats.keys import COMPONENTS, text_name
+from lorabook.lora.formats.write import rank_settings
 from lorabook.upstream import quiet
 
 
 def add_adapter(
-    pipe: DiffusionPipeline,
-    name: str,
-    weights: Weights,
-    adapter: Adapter,
-    *,
-    rank: int | None = None,
-    source: Any = None,
+    pipe: DiffusionPipeline, name: str, weights: Weights, adapter: Adapter, rank: int | None = None
 ) -> None:
-    """Add an adapter, at scale 1 and active, beside those that are there.
+    """Add an adapter from `match_layers`, at scale 1 and active, beside those that are there.
 
-    Args:
-        name: not in use.
-        weights: from `match_layers`.
-        adapter: as it was loaded, remembered for `adapter_of`.
-        rank: pad every layer to this rank and keep its scale in a tensor, so that a compiled model
-            can have another adapter swapped in without compiling again.
-        source: where it came from, remembered for `source_of`.
+    With a rank every layer is padded to it and its scale kept in a tensor, so that a compiled model
+    can have another adapter swapped in without compiling again.
     """
     active = active_adapters(pipe)
     for component, model in models_of(pipe).items():
@@ -73,11 +60,11 @@ def add_adapter(
         modules = dict(walk(model))
         for module, own in weights[component].items():
             layer = modules[module]
-            _write_layer(layer, name, own.padded(rank) if rank else own)
+            _write_layer(layer, name, own, rank or own.rank)
             write_scale(layer, name, 1.0)
             if rank:
                 layer.scaling[name] = torch.tensor(float(layer.scaling[name]))
-        _remember(model, name, weights[component], adapter.only([component]), source)
+        _remember(model, name, weights[component], adapter.only([component]))
         renew_group_offloading(model)
     activate(pipe, list(dict.fromkeys([*active, name])))
     keep_over_calls(pipe)
@@ -86,10 +73,7 @@ def add_adapter(
 def delete_adapter(
     pipe: DiffusionPipeline, name: str, components: Iterable[str] = COMPONENTS
 ) -> None:
-    """Take an adapter off, or that of some components; layers that carry none are plain again.
-
-    The other adapters keep scale and state.
-    """
+    """Take an adapter off; layers that carry none are plain again, others keep their scales."""
     active = active_adapters(pipe)
     activate(pipe, [other for other in active if other != name])
     models = models_of(pipe)
@@ -142,20 +126,11 @@ def entries_of(layer: LoraLayer, name: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def write_weights(
-    pipe: DiffusionPipeline,
-    name: str,
-    weights: Weights,
-    adapter: Adapter,
-    *,
-    padded: bool = False,
-    source: Any = None,
+    pipe: DiffusionPipeline, name: str, weights: Weights, adapter: Adapter, *, padded: bool = False
 ) -> None:
     """Give an adapter's layers other weights; scales stay, layers without weights are zeroed.
 
-    Args:
-        padded: fill each layer up to the rank that it has, in place, so that a compiled model need
-            not be compiled again; `why_not_swapped` tells whether that can be done.
-        weights, adapter, source: as in `add_adapter`.
+    Padded to the rank that each layer has, a compiled model need not be compiled again.
     """
     for component, layers in layers_of(pipe, name).items():
         own = weights.get(component, {})
@@ -163,9 +138,9 @@ def write_weights(
             if module not in own:
                 layer.lora_B[name].weight.zero_()
                 continue
-            rank = layer.lora_A[name].weight.shape[0]
-            _write_layer(layer, name, own[module].padded(rank) if padded else own[module])
-        _remember(models_of(pipe)[component], name, own, adapter.only([component]), source)
+            rank = layer.lora_A[name].weight.shape[0] if padded else own[module].rank
+            _write_layer(layer, name, own[module], rank)
+        _remember(models_of(pipe)[component], name, own, adapter.only([component]))
     keep_over_calls(pipe)
 
 
@@ -183,7 +158,7 @@ def convert_doras(
         if any(is_dora(layer, name) for layer in flat(layers)):
             adapter = adapter_of(pipe, name)
             weights = match_layers(pipe, adapter, f"adapter {name!r}")
-            write_weights(pipe, name, weights, adapter, source=source_of(pipe, name))
+            write_weights(pipe, name, weights, adapter)
 
 
 def is_dora(layer: LoraLayer, name: str) -> bool:
@@ -192,10 +167,7 @@ def is_dora(layer: LoraLayer, name: str) -> bool:
 
 
 def adapter_of(pipe: DiffusionPipeline, name: str) -> Adapter:
-    """An adapter read back from a pipeline, as trained: scales are not part of it.
-
-    Raises: ValueError where weights are offloaded.
-    """
+    """An adapter read back from a pipeline, as trained: scales are not part of it."""
     check_weights_available(models_of(pipe))
     layers: dict[str, dict[str, Layer]] = {}
     first = None
@@ -220,13 +192,17 @@ def original_adapter(pipe: DiffusionPipeline, component: str, name: str) -> Adap
 def source_of(pipe: DiffusionPipeline, name: str) -> str | None:
     """Where an adapter came from, as `load_adapter` was given it; None where nothing is known."""
     loaded = [loaded_adapter(model, name) for model in models_of(pipe).values()]
-    return next((each.source for each in loaded if each and each.source), None)
+    return next((each.adapter.source for each in loaded if each and each.adapter.source), None)
 
 
-def _write_layer(layer: LoraLayer, name: str, weights: LoraWeights) -> None:
-    """Weights, rank and alpha of a plain LoRA into a layer with the adapter; its scale stays."""
+def _write_layer(layer: LoraLayer, name: str, weights: Layer, rank: int) -> None:
+    """A plain LoRA into a layer with the adapter, with zeros up to the rank; its scale stays."""
     scale = read_scale(layer, name)
-    halves = ((layer.lora_A[name], weights.down), (layer.lora_B[name], weights.up))
+    up, down = weights.tensors["up"], weights.tensors["down"]
+    if more := rank - weights.rank:
+        down = torch.cat([down, down.new_zeros(more, *down.shape[1:])])
+        up = torch.cat([up, up.new_zeros(len(up), more, *up.shape[2:])], dim=1)
+    halves = ((layer.lora_A[name], down), (layer.lora_B[name], up))
     for half, value in halves:
         if half.weight.shape == value.shape and not half.weight.is_meta:
             half.weight.data.copy_(value)
@@ -234,9 +210,9 @@ def _write_layer(layer: LoraLayer, name: str, weights: LoraWeights) -> None:
             value = value.clone(memory_format=torch.contiguous_format)
             half.weight = nn.Parameter(value, requires_grad=False)
     width = "channels" if isinstance(halves[0][0], nn.Conv2d) else "features"
-    setattr(layer.lora_A[name], f"out_{width}", weights.rank)
-    setattr(layer.lora_B[name], f"in_{width}", weights.rank)
-    layer.r[name], layer.lora_alpha[name] = weights.rank, weights.alpha
+    setattr(layer.lora_A[name], f"out_{width}", rank)
+    setattr(layer.lora_B[name], f"in_{width}", rank)
+    layer.r[name], layer.lora_alpha[name] = rank, weights.scaling * rank
     layer.use_rslora[name] = layer.use_dora[name] = False
     layer.lora_variant.pop(name, None)
     if name in layer.lora_magnitude_vector:
@@ -267,34 +243,15 @@ def loaded_adapter(model: nn.Module, name: str) -> LoadedAdapter | None:
     return loaded if loaded and loaded.config is _configs(model).get(name) else None
 
 
-def _remember(
-    model: nn.Module,
-    name: str,
-    weights: Mapping[str, LoraWeights],
-    adapter: Adapter,
-    source: Any,
-) -> None:
-    """Ranks and alphas in PEFT's config, as its files have them, and where the adapter is from.
-
-    Args:
-        source: of `load_adapter`; kept where it is a path or an address, of which no query is kept.
-    """
+def _remember(model: nn.Module, name: str, weights: Mapping[str, Layer], adapter: Adapter) -> None:
+    """Ranks and alphas in PEFT's config, as its files have them, and where the adapter is from."""
     config = _configs(model)[name]
     if weights:
         ranks = {module: own.rank for module, own in weights.items()}
         alphas = {module: own.alpha for module, own in weights.items()}
-        config.r, config.lora_alpha = (
-            Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas)
-        )
-        config.rank_pattern = {m: rank for m, rank in ranks.items() if rank != config.r}
-        config.alpha_pattern = {
-            m: alpha for m, alpha in alphas.items() if alpha != config.lora_alpha
-        }
+        vars(config).update(rank_settings(ranks, alphas))
     unlike = {
         component: {module: layer for module, layer in layers.items() if not layer.is_plain}
         for component, layers in adapter.layers.items()
     }
-    source = getattr(source, "adapter", source)  # a TrainingRun's file
-    known = isinstance(source, (str, os.PathLike))
-    address = shareable_address(os.fsdecode(source)) if known else None
-    state_of(model).loaded[name] = LoadedAdapter(config, replace(adapter, layers=unlike), address)
+    state_of(model).loaded[name] = LoadedAdapter(config, replace(adapter, layers=unlike))

@@ -86,9 +86,6 @@ def activate(
     """Let exactly these adapters be active, at the scales they have; nothing becomes trainable.
 
     One that waits on another device (`move_adapter`) comes back to its model.
-
-    Args:
-        layers: as in `adapter_names`.
     """
     names = list(names)
     for layer in flat(lora_layers(pipe) if layers is None else layers):
@@ -96,11 +93,8 @@ def activate(
             layer.enable_adapters(True)
         if list(layer.active_adapters) != names:
             home = device_of(layer)
-            for name in names:
-                if name in layer.lora_A and home not in (
-                    layer.lora_A[name].weight.device,
-                    torch.device("meta"),
-                ):
+            for name in names if home.type != "meta" else ():
+                if name in layer.lora_A and layer.lora_A[name].weight.device != home:
                     move_weights(layer, name, home)
             layer.set_adapter(names, inference_mode=True)
 
@@ -168,9 +162,6 @@ def move_weights(layer: LoraLayer, name: str, device: torch.device) -> None:
 
 
 def module_name(text: str) -> str:
-    """A name that torch takes for a module: no dots or blanks, no attribute of ModuleDict.
-
-    «train», «half» and the like get «_lora» behind them.
-    """
+    """A name that torch takes for a module: no dots, no attribute of ModuleDict («train»)."""
     name = re.sub(r"\W", "_", text) or "adapter"
     return f"{name}_lora" if hasattr(nn.ModuleDict(), name) else name

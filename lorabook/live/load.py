@@ -18,7 +18,7 @@ from lorabook.lora.files import brief
 from lorabook.lora.formats.keys import COMPONENTS
 from lorabook.lora.formats.unread import embedding_notes
 from lorabook.lora.source import Source, read_source, sha256_of
-from lorabook.show.tables import Report, as_html
+from lorabook.show.tables import Report
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,24 +26,23 @@ class LoadReport(Report):
     """What `load_adapter` loaded.
 
     Attributes:
-        name: the adapter's name on the pipeline.
-        path: the file or folder; None for weights in memory.
+        name: The adapter's name on the pipeline.
+        path: The file or folder; None for weights in memory.
         format: "diffusers", "diffusers, old" (attention processors), "PEFT", "Kohya", "LyCORIS",
             "ComfyUI" or "OMI".
         kinds: "LoRA", "LoCon" (convolutions too), "LoHa", "LoKr", "DoRA", "PiSSA", "OLoRA", "full".
-        base_model: the model it was made for, as it says itself, or None.
-        components: by component, counts of layers by (rank, alpha, effective scale = alpha / rank),
+        base_model: The model it was made for, as it says itself, or None.
+        components: By component, counts of layers by (rank, alpha, effective scale = alpha / rank),
             as the file has them.
-        ranks: number of layers by the rank they have on the pipeline; more than the file's where
+        ranks: Number of layers by the rank they have on the pipeline; more than the file's where
             the kind is no plain LoRA.
-        alpha: the file's alphas that occur.
-        layers: number of adapted layers by component.
-        matched: how many weights of the file were used.
-        ignored: keys that were not: no layer's weights, or of components that were not asked for.
-        missing: what the file lacks and was assumed, a sentence each.
-        trigger_words: what the prompt should hold.
-        notes: what was passed over or ignored and why, a sentence each; of an embedding in the file
-            the calls that load it.
+        alpha: The file's alphas that occur.
+        layers: Number of adapted layers by component.
+        matched: How many weights of the file were used.
+        ignored: Keys that were not: no layer's weights, or of components that were not asked for.
+        missing: What the file lacks and was assumed, a sentence each.
+        trigger_words: What the prompt should hold.
+        notes: What was passed over and why, a sentence each, and the calls for an embedding.
     """
 
     name: str
@@ -81,7 +80,8 @@ class LoadReport(Report):
         ]
         return DataFrame(rows, columns=["component", "rank", "alpha", "scale", "layers"])
 
-    def _lines(self) -> list[tuple[str, str]]:
+    def cells(self) -> DataFrame:
+        """What people read of it: labels and texts."""
         layers: dict[str, list[str]] = {}
         for row in self.table.itertuples():
             layers.setdefault(row.component, []).append(
@@ -98,17 +98,9 @@ class LoadReport(Report):
             ("weights", matched),
             *[("assumed", text) for text in self.missing],
             *[("note", text) for text in self.notes],
+            *[("trigger words", ", ".join(self.trigger_words))] * bool(self.trigger_words),
         ]
-        if self.trigger_words:
-            lines.append(("trigger words", ", ".join(self.trigger_words)))
-        return lines
-
-    def __str__(self) -> str:
-        lines = "; ".join(f"{label}: {text}" for label, text in self._lines())
-        return f"adapter {self.name!r}: {lines}"
-
-    def _repr_html_(self) -> str:
-        return as_html([], [("adapter", self.name), *self._lines()])
+        return DataFrame(lines, columns=["adapter", self.name])
 
 
 @locked
@@ -117,15 +109,9 @@ def load_adapter(
     source: object,
     name: str | None = None,
     *,
-    weight_name: str | None = None,
-    subfolder: str | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | None = None,
-    local_files_only: bool = False,
     components: Iterable[str] | None = None,
-    allow_pickle: bool = False,
     hotswap_rank: int | None = None,
+    **find,
 ) -> LoadReport:
     """Load an adapter onto a pipeline, at scale 1, beside those that are there.
 
@@ -135,41 +121,32 @@ def load_adapter(
     the same ΔW, at the rank that needs.
 
     Args:
-        pipe: a diffusers pipeline that can carry LoRA.
-        source: a file, a folder (PEFT's too), a bundled name ("creatures"), a Hub id, an https
+        pipe: A diffusers pipeline that can carry LoRA.
+        source: A file, a folder (PEFT's too), a bundled name ("creatures"), a Hub id, an https
             address, a TrainingRun, or weights by key.
-        name: the adapter's name; None takes the file's or folder's, with dots replaced (see
-            `module_name`).
-        weight_name, subfolder, revision, token, cache_dir, local_files_only: as in
-            `from_pretrained`; for an address the token is its site's.
-        components: which of "unet", "transformer", "text_encoder", "text_encoder_2" to take; None
+        name: The adapter's name; None takes the file's or folder's, with dots replaced.
+        components: Which of "unet", "transformer", "text_encoder", "text_encoder_2" to take; None
             takes all the file has.
-        allow_pickle: read an old .bin, .pt or .ckpt with `torch.load(weights_only=True)`.
-        hotswap_rank: the largest rank that `swap_adapter` will bring; prepares a model to be
+        hotswap_rank: The largest rank that `swap_adapter` will bring; prepares a model to be
             compiled once.
-    Returns: a LoadReport, which shows itself.
-    Raises: FileNotFoundError if there is no such adapter; ValueError for a pickle file, a damaged
-        one, weights that are not finite, a name in use, or an adapter made for another
-        architecture. The pipeline is then as before.
+        **find: weight_name, subfolder, revision, token, cache_dir, local_files_only, as in
+            `from_pretrained` (for an address the token is its site's), and allow_pickle, which
+            reads an old .bin, .pt or .ckpt with `torch.load(weights_only=True)`.
+
+    Returns:
+        A LoadReport, which shows itself.
+
+    Raises:
+        FileNotFoundError: If there is no such adapter.
+        ValueError: For a pickle file, a damaged one, weights that are not finite, a name in use, or
+            an adapter made for another architecture. The pipeline is then as before.
     """
-    adapter_source = read_for(
-        pipe,
-        source,
-        allow_pickle=allow_pickle,
-        weight_name=weight_name,
-        subfolder=subfolder,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
+    adapter_source = read_for(pipe, source, **find)
     if name is not None and not isinstance(name, str):
         raise ValueError(f"an adapter's name is a text, not {name!r:.80}")
     name = module_name(name or adapter_source.name)
     if name in (*adapter_names(pipe), *fused_names(pipe)):
-        raise ValueError(
-            f"the pipeline has an adapter {name!r} already; give this one another name"
-        )
+        raise ValueError(f"the pipeline has an adapter {name!r} already; give another name")
     where = brief(adapter_source.path or f"adapter {name!r}")
     adapter = choose_components(adapter_source.adapter, components, where)
     weights = match_layers(pipe, adapter, where)
@@ -177,35 +154,29 @@ def load_adapter(
         largest = max(own.rank for layers in weights.values() for own in layers.values())
         if type(hotswap_rank) is not int or hotswap_rank < largest:
             raise ValueError(
-                f"hotswap_rank must be a whole number of at least {largest}, this adapter's rank; "
-                f"not {hotswap_rank!r}"
+                f"hotswap_rank must be a whole number of at least {largest}, not {hotswap_rank!r}"
             )
-    add_adapter(pipe, name, weights, adapter, rank=hotswap_rank, source=source)
+    add_adapter(pipe, name, weights, adapter, rank=hotswap_rank)
     return report_of(pipe, name, adapter_source, adapter)
 
 
-def read_for(pipe: DiffusionPipeline, source: object, **options) -> Source:
-    """An adapter from anywhere, its layers named as on a pipeline; options as in `read_source`."""
+def read_for(pipe: DiffusionPipeline, source: object, **find) -> Source:
+    """An adapter from anywhere, its layers named as on a pipeline; see `read_source`."""
     config = getattr(getattr(pipe, "unet", None), "config", None)
     number = getattr(config, "layers_per_block", 2)
     per_block = number if isinstance(number, int) else 2
-    adapter_source = read_source(source, layers_per_block=per_block, **options)
+    adapter_source = read_source(source, layers_per_block=per_block, **find)
     return adapter_source._replace(adapter=by_diffusers_names(pipe, adapter_source.adapter))
 
 
 def choose_components(adapter: Adapter, components: Iterable[str] | None, where: str) -> Adapter:
-    """The adapter with these components only.
-
-    Raises: ValueError for unknown components, or where none is left.
-    """
+    """The adapter with these components only; ValueError where none is left."""
     if components is None:
         return adapter
     chosen = [components] if isinstance(components, str) else list(components)
     for component in chosen:
         if component not in COMPONENTS:
-            raise ValueError(
-                f"unknown component {component!r}; the components are: {', '.join(COMPONENTS)}"
-            )
+            raise ValueError(f"unknown component {component!r}; there are: {', '.join(COMPONENTS)}")
     if not set(chosen) & adapter.layers.keys():
         raise ValueError(
             f"{where} has nothing for {', '.join(chosen)}; it has: {', '.join(adapter.layers)}"
@@ -214,13 +185,8 @@ def choose_components(adapter: Adapter, components: Iterable[str] | None, where:
 
 
 def report_of(pipe: DiffusionPipeline, name: str, source: Source, adapter: Adapter) -> LoadReport:
-    """The report of an adapter on a pipeline.
-
-    Args:
-        source: what was read.
-        adapter: the part of it that was put on.
-    """
-    layers = [layer for modules in adapter.layers.values() for layer in modules.values()]
+    """The report of an adapter on a pipeline, of which `adapter` was put on."""
+    layers = adapter.flat.values()
     omitted = source.adapter.layers.keys() - adapter.layers.keys()
     omitted_layers = [m for component in omitted for m in source.adapter.layers[component]]
     notes = [*embedding_notes(source.adapter.ignored, source.path), *adapter.notes]

@@ -10,12 +10,7 @@ from pandas import DataFrame
 from torch import Tensor
 
 from lorabook.live.fuse import keep_fused
-from lorabook.live.inject import (
-    add_adapter,
-    delete_adapter,
-    original_adapter,
-    write_weights,
-)
+from lorabook.live.inject import add_adapter, delete_adapter, original_adapter, write_weights
 from lorabook.live.layers import (
     activate,
     active_adapters,
@@ -30,7 +25,7 @@ from lorabook.live.layers import (
 )
 from lorabook.live.load import LoadReport, choose_components, read_for, report_of
 from lorabook.live.match import Weights, match_layers, why_not_swapped
-from lorabook.live.scale_schedule import set_steps
+from lorabook.live.scales import set_steps
 from lorabook.live.state import check_known, fused_names, locked, state_of
 from lorabook.live.upstream import check_weights_available, is_compiled
 from lorabook.lora.adapter import Adapter
@@ -39,20 +34,12 @@ from lorabook.show.tables import RowReport
 
 
 class AdapterTable(RowReport):
-    """The adapters on a pipeline: `table["ink"].ranks`.
-
-    Attributes:
-        table: a row an adapter, with its name, format, components, ranks, whether it is active,
-            scales (its number, or the smallest and largest), whether it is fused, megabytes and
-            device.
-    """
+    """The adapters on a pipeline, a row each: `table["ink"].ranks`; scales and ranks that occur."""
 
     row, empty = "adapter", "no adapters"
 
-    def __init__(self, rows: Iterable[tuple]):
-        columns = ["name", "format", "components", "ranks", "active"]
-        columns += ["scales", "fused", "megabytes", "device"]
-        self.table = DataFrame(rows, columns=columns)
+    def __init__(self, rows: Iterable[dict]):
+        self.table = DataFrame(rows)
 
     def cells(self) -> DataFrame:
         """The table as people read it."""
@@ -80,43 +67,46 @@ def list_adapters(pipe: DiffusionPipeline) -> AdapterTable:
     for name in adapter_names(pipe):
         if name not in fused:
             parts = layers_of(pipe, name)
-            layers = flat(parts)
-            original = original_adapter(pipe, next(iter(parts)), name)
-            form = original.format if original else "diffusers"
-            ranks = [layer.r[name] for layer in layers]
-            scales = [read_scale(layer, name) for layer in layers]
-            tensors = [
-                half[name].weight for layer in layers for half in (layer.lora_A, layer.lora_B)
+            halves = [
+                (layer.lora_A[name].weight, layer.lora_B[name].weight, read_scale(layer, name))
+                for layer in flat(parts)
             ]
-            rows.append(_row(name, form, parts, ranks, name in active, scales, False, tensors))
+            original = original_adapter(pipe, next(iter(parts)), name)
+            rows.append(_row(name, original, parts, halves, name in active, False))
+    states = {component: state_of(model) for component, model in models_of(pipe).items()}
     for name in fused:
-        states = {component: state_of(model) for component, model in models_of(pipe).items()}
         parts = {part: state.fused[name] for part, state in states.items() if name in state.fused}
-        layers = [layer for part in parts.values() for layer in part.layers.values()]
+        halves = [
+            (layer.down, layer.up, layer.scale)
+            for part in parts.values()
+            for layer in part.layers.values()
+        ]
         loaded = next(iter(parts.values())).loaded
-        form = loaded.adapter.format if loaded else "diffusers"
-        scales = [layer.scale for layer in layers]
-        tensors = [half for layer in layers for half in (layer.up, layer.down)]
         components = [*parts, *layers_of(pipe, name)]
-        ranks = [len(layer.down) for layer in layers]
-        rows.append(_row(name, form, components, ranks, True, scales, True, tensors))
+        rows.append(_row(name, loaded and loaded.adapter, components, halves, True, True))
     return AdapterTable(rows)
 
 
 def _row(
     name: str,
-    form: str,
+    original: Adapter | None,
     components: Iterable[str],
-    ranks: list[int],
+    halves: list[tuple[Tensor, Tensor, float]],
     is_active: bool,
-    scales: list[float],
     is_fused: bool,
-    tensors: list[Tensor],
-) -> tuple:
-    span = tuple(sorted({round(min(scales), 6), round(max(scales), 6)}))
-    megabytes = sum(tensor.nbytes for tensor in tensors) / 1e6
-    ranks, device = tuple(sorted(set(ranks))), str(tensors[0].device)
-    return name, form, tuple(components), ranks, is_active, span, is_fused, megabytes, device
+) -> dict[str, Any]:
+    scales = [scale for *_, scale in halves]
+    return {
+        "name": name,
+        "format": original.format if original else "diffusers",
+        "components": tuple(components),
+        "ranks": tuple(sorted({len(down) for down, *_ in halves})),
+        "active": is_active,
+        "scales": tuple(sorted({round(min(scales), 6), round(max(scales), 6)})),
+        "fused": is_fused,
+        "megabytes": sum(down.nbytes + up.nbytes for down, up, _ in halves) / 1e6,
+        "device": str(halves[0][0].device),
+    }
 
 
 @locked
@@ -176,9 +166,7 @@ def move_adapter(pipe: DiffusionPipeline, name: str, device: str | torch.device)
         reason = str(error).splitlines()[0][:120]
         raise ValueError(f"device {device!r} is not there: {reason}") from error
     if target.type == "meta":
-        raise ValueError(
-            "the meta device holds no weights; move the adapter to the CPU, or remove it"
-        )
+        raise ValueError("the meta device holds no weights; move the adapter to the CPU")
     layers = flat(layers_of(pipe, name))
     if any(device_of(layer) != target for layer in layers):
         disable_adapters(pipe, name)
@@ -197,18 +185,18 @@ def swap_adapter(
 ) -> LoadReport:
     """Put another adapter in the place of one, under its name and at its scale.
 
-    Weights are written into the layers that are there where the new adapter fits into them: it has
-        no
-    further layers and no larger ranks (see `hotswap_rank` of `load_adapter`). Then a compiled model
-    goes on without compiling anew. Else the old is taken off and the new put on.
+    Where the new adapter has no further layers and no larger ranks (see `hotswap_rank` of
+    `load_adapter`), weights are written into the layers that are there, and a compiled model goes
+    on. Else the old is taken off and the new put on, and a compiled model compiles once more, with
+    a warning.
 
     Args:
-        pipe: a pipeline with the adapter.
-        name: of the adapter to be replaced.
-        source, components, **find: as in `load_adapter`.
-    Returns: a LoadReport.
-    Raises: ValueError as `load_adapter`, or where the adapter is fused; the old adapter then stays.
-    Warns: where a compiled model will be compiled once more.
+        pipe: A pipeline with the adapter.
+        name: Of the adapter to be replaced.
+        source: As in `load_adapter`, like `components` and `find`.
+
+    Raises:
+        ValueError: As `load_adapter`, or where the adapter is fused; the old adapter then stays.
     """
     check_known(pipe, [name])
     read = read_for(pipe, source, **find)
@@ -217,20 +205,18 @@ def swap_adapter(
     weights = match_layers(pipe, adapter, where)
     reason = why_not_swapped(pipe, name, weights)
     if reason is None:
-        write_weights(pipe, name, weights, adapter, padded=True, source=source)
+        write_weights(pipe, name, weights, adapter, padded=True)
     else:
         if any(is_compiled(getattr(pipe, component)) for component in models_of(pipe)):
             warnings.warn(
                 f"the new adapter {reason}, so the model is compiled once more on its next call",
                 stacklevel=3,
             )
-        _replace(pipe, name, weights, adapter, source)
+        _replace(pipe, name, weights, adapter)
     return report_of(pipe, name, read, adapter)
 
 
-def _replace(
-    pipe: DiffusionPipeline, name: str, weights: Weights, adapter: Adapter, source: Any
-) -> None:
+def _replace(pipe: DiffusionPipeline, name: str, weights: Weights, adapter: Adapter) -> None:
     """Take the old adapter off and put the new one on, layer by layer at the old one's scale."""
     active, before = active_adapters(pipe), layers_of(pipe, name)
     first = flat(before)[0]
@@ -245,7 +231,7 @@ def _replace(
     numbers = {scale for modules in scales.values() for scale in modules.values()}
     usual = numbers.pop() if len(numbers) == 1 else 1.0
     delete_adapter(pipe, name)
-    add_adapter(pipe, name, weights, adapter, rank=rank, source=source)
+    add_adapter(pipe, name, weights, adapter, rank=rank)
     for component, modules in layers_of(pipe, name).items():
         for module, layer in modules.items():
             write_scale(layer, name, scales.get(component, {}).get(module, usual))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -16,51 +16,19 @@ from lorabook.live.upstream import check_not_quantized, check_weights_available,
 from lorabook.lora.adapter import Adapter, Layer
 from lorabook.lora.formats.keys import bare, flat_name
 from lorabook.lora.formats.read import parse
-from lorabook.lora.shapes import matrix_shape
+from lorabook.lora.shapes import as_lora, matrix_shape
+from lorabook.lowrank import inner_product
 from lorabook.upstream import quiet
 
-
-@dataclass(frozen=True)
-class LoraWeights:
-    """A layer's weights as PEFT wants them: down (rank, in, …), up (out, rank, …), alpha."""
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        """Rows of down, columns of up."""
-        return self.down.shape[0]
-
-    def padded(self, rank: int) -> "LoraWeights":
-        """The same ΔW with zeros up to a rank; alpha grows with the rank, so that ΔW stays."""
-        more = rank - self.rank
-        if more < 0:
-            raise ValueError(
-                f"an adapter of rank {self.rank} does not fit where rank {rank} was prepared; load "
-                f"the first with hotswap_rank={self.rank} or more"
-            )
-        down, up = self.down, self.up
-        down = torch.cat([down, down.new_zeros(more, *down.shape[1:])])
-        up = torch.cat([up, up.new_zeros(up.shape[0], more, *up.shape[2:])], dim=1)
-        return LoraWeights(down, up, self.alpha * rank / self.rank)
+# plain LoRA layers, shaped as PEFT wants them, by component and module name
+Weights: TypeAlias = Mapping[str, Mapping[str, Layer]]
 
 
-Weights: TypeAlias = Mapping[str, Mapping[str, LoraWeights]]  # by component and module name
-
-
-def match_layers(
-    pipe: DiffusionPipeline, adapter: Adapter, where: str
-) -> dict[str, dict[str, LoraWeights]]:
+def match_layers(pipe: DiffusionPipeline, adapter: Adapter, where: str) -> Weights:
     """An adapter's weights for the pipeline's layers, by component and the pipeline's module names.
 
-    Args:
-        pipe: nothing on it is changed.
-        adapter: of any kind; what is no plain LoRA becomes one, exactly, at the rank that needs.
-        where: what to call the adapter in errors.
-    Raises: ValueError where a layer is not the pipeline's, has another shape, or is not finite once
-        computed.
+    What is no plain LoRA becomes one, exactly, at the rank that needs. ValueError where a layer is
+    not the pipeline's, has another shape, or is not finite once computed.
     """
     models = models_of(pipe)
     modules = {component: dict(walk(model)) for component, model in models.items()}
@@ -75,13 +43,11 @@ def match_layers(
     if missing:
         raise ValueError(misfit(pipe, adapter, missing, where))
     check_weights_available(models)
-    weights: dict[str, dict[str, LoraWeights]] = {}
+    weights: dict[str, dict[str, Layer]] = {}
     for component, name, layer in matched:
         module = modules[component][name]
-        weight, shape = (
-            original_weight(models[component], name, base_weight(module)),
-            shape_of(module),
-        )
+        shape = shape_of(module)
+        weight = original_weight(models[component], name, base_weight(module))
         if layer.needs_base:
             check_not_quantized(component, weight)
         if matrix_shape(layer) != (shape[0], math.prod(shape[1:])):
@@ -92,11 +58,10 @@ def match_layers(
         if layer.magnitude is not None and layer.magnitude.numel() not in shape[:2]:
             raise ValueError(
                 f"{where}: the DoRA's magnitude of layer {name} has {layer.magnitude.numel()} "
-                f"numbers, not one for each of {shape[0]} outputs or {shape[1]} inputs; fetch it "
-                "anew"
+                f"numbers, not {shape[0]} or {shape[1]}; fetch it anew"
             )
-        own = _lora_weights(layer, weight, shape)
-        if not (own.up.isfinite().all() and own.down.isfinite().all()):
+        own = _plain(layer, weight, shape)
+        if not all(tensor.isfinite().all() for tensor in own.tensors.values()):
             raise ValueError(
                 f"{where}: layer {name} is beyond what {str(weight.dtype)[6:]} holds; load the "
                 "pipeline with dtype=torch.float32"
@@ -106,11 +71,7 @@ def match_layers(
 
 
 def why_not_swapped(pipe: DiffusionPipeline, name: str, weights: Weights) -> str | None:
-    """Why weights cannot be written into an adapter's layers, or None where they can.
-
-    Args:
-        weights: the new adapter's, from `match_layers`.
-    """
+    """Why weights cannot be written into an adapter's layers, or None where they can."""
     layers = layers_of(pipe, name)
     if any(name in layer.lora_magnitude_vector for layer in flat(layers)):
         return "takes the place of a DoRA"
@@ -131,10 +92,7 @@ def why_not_swapped(pipe: DiffusionPipeline, name: str, weights: Weights) -> str
 
 
 def base_weights(pipe: DiffusionPipeline, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
-    """The base model's own weights of the layers that an adapter has, whatever is fused.
-
-    Quantised ones are left out.
-    """
+    """The base model's own weights of an adapter's layers, whatever is fused; no quantised ones."""
     weights: dict[str, dict[str, Tensor]] = {}
     for component, model in models_of(pipe).items():
         modules = dict(walk(model))
@@ -152,30 +110,24 @@ def _own_name(modules: Mapping[str, nn.Module], module: str) -> str | None:
     return next((name for name in names if name in modules), None)
 
 
-def _lora_weights(layer: Layer, weight: Tensor, shape: tuple[int, ...]) -> LoraWeights:
-    out, *rest = shape
-    if layer.is_plain:
-        up, down, alpha = layer.tensors["up"], layer.tensors["down"], layer.alpha
-    else:
-        up, down = layer.factors(weight)
-        alpha = down.shape[0]
-    rank = down.shape[0]
+def _plain(layer: Layer, weight: Tensor, shape: tuple[int, ...]) -> Layer:
+    """A layer as a plain LoRA of a weight, in its shape, on its device and in its precision."""
     # weights that a model only keeps in 8 bits (layerwise casting) are computed with in more
     dtype = weight.dtype if weight.element_size() > 1 else torch.float32
-    return LoraWeights(
-        down.reshape(rank, *rest).to(weight.device, dtype),
-        up.reshape(out, rank, *[1] * (len(rest) - 1)).to(weight.device, dtype),
-        alpha,
-    )
+    up, down = layer.tensors.get("up"), layer.tensors.get("down")
+    if not layer.is_plain:
+        up, down = layer.factors(weight)
+    plain = as_lora(up.flatten(1), down.flatten(1), shape)
+    if layer.is_plain:
+        plain = replace(plain, scaling=layer.scaling)
+    return plain.map(lambda tensor: tensor.to(weight.device, dtype))
 
 
 def by_diffusers_names(pipe: DiffusionPipeline, adapter: Adapter) -> Adapter:
     """An adapter whose transformer's layers have the names that they have on a pipeline.
 
-    Args:
-        pipe: its class converts the names of its model's original code (`lora_state_dict`).
-        adapter: of any kind; returned as it is where the names are diffusers' already, or no
-            conversion keeps all of its ΔW.
+    The pipeline's class converts the names of its model's original code (`lora_state_dict`). Where
+    that does not keep all of ΔW, the adapter stays as it is.
     """
     model, layers = models_of(pipe).get("transformer"), adapter.layers.get("transformer", {})
     names = {flat_name(name): name for name, _ in walk(model)} if model is not None else {}
@@ -206,11 +158,8 @@ def _converted(pipe: DiffusionPipeline, adapter: Adapter, known: set[str]) -> Ma
         except Exception:  # not a spelling that this pipeline's class knows
             continue
         # a conversion splits layers and leaves out what it does not know, with a line in a log
-        if (
-            renamed
-            and renamed.keys() <= known
-            and abs(_energy(renamed) / (_energy(layers) or 1) - 1) < 1e-3
-        ):
+        is_whole = abs(_energy(renamed) / (_energy(layers) or 1) - 1) < 1e-3
+        if renamed and renamed.keys() <= known and is_whole:
             return renamed
     return layers
 
@@ -234,8 +183,5 @@ def _spellings(
 
 def _energy(layers: Mapping[str, Layer]) -> float:
     """The sum of ‖ΔW‖² over plain layers."""
-    total = 0.0
-    for layer in layers.values():
-        up, down = layer.tensors["up"].float().flatten(1), layer.tensors["down"].float().flatten(1)
-        total += float(((up.T @ up) * (down @ down.T)).sum()) * layer.scaling**2
-    return total
+    factors = [layer.factors() for layer in layers.values()]
+    return sum(inner_product(pair, pair) for pair in factors)

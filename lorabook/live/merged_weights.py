@@ -24,7 +24,14 @@ from lorabook.live.layers import (
     models_of,
     reorder,
 )
-from lorabook.live.state import FusedAdapter, keep_over_calls, lock_of, original_weight, state_of
+from lorabook.live.state import (
+    AdapterState,
+    FusedAdapter,
+    keep_over_calls,
+    lock_of,
+    original_weight,
+    state_of,
+)
 from lorabook.live.upstream import (
     LoraLayer,
     check_not_quantized,
@@ -43,13 +50,7 @@ Deltas: TypeAlias = list[tuple[Tensor, Tensor, float]]
 def merged_weight(
     weight: Tensor, deltas: Iterable[tuple[Tensor, Tensor, float]], out: Tensor | None = None
 ) -> Tensor:
-    """W + Σ s · up · down, in the weight's precision.
-
-    Args:
-        weight: (out, in) or (out, in, height, width).
-        deltas: up (out, rank, …), down (rank, in, …) and s of each adapter.
-        out: of the weight's shape, contiguous, to be written into; None makes a new tensor.
-    """
+    """W + Σ s · up · down, in the weight's precision, written to `out` where that is given."""
     total = torch.empty_like(weight, memory_format=torch.contiguous_format) if out is None else out
     sum_so_far, flat = weight.flatten(1), total.view(len(weight), -1)
     for up, down, scale in deltas:
@@ -59,16 +60,10 @@ def merged_weight(
 
 
 def exchange(pipe: DiffusionPipeline, change: Fused, *, into_weights: bool) -> int:
-    """Bring adapters from beside the weights into them, or out of them again.
+    """Bring adapters from beside the weights into them, or out again; how many weights changed.
 
     Everything that can fail for its numbers is computed first. A later error or interruption is
     undone: weights, state and adapters are then as before.
-
-    Args:
-        change: the adapters, by component and name.
-        into_weights: whether they are in the weights afterwards.
-    Returns: how many weights were changed.
-    Raises: ValueError where a weight would not be finite, or is quantised.
     """
     models = {component: models_of(pipe)[component] for component in change}
     before = {component: dict(state_of(model).fused) for component, model in models.items()}
@@ -96,17 +91,17 @@ def _merged(
             weight = base_weight(model.get_submodule(module))
             check_not_quantized(component, weight)
             weight = original_weight(model, module, weight)
-            layers = [
-                one.layers[module] for one in fused[component].values() if module in one.layers
+            layers = [one.layers.get(module) for one in fused[component].values()]
+            place = (weight.device, torch.float32)
+            deltas = [
+                (one.up.to(*place), one.down.to(*place), one.scaling) for one in layers if one
             ]
-            if layers:
-                place = (weight.device, torch.float32)
-                deltas = [(one.up.to(*place), one.down.to(*place), one.scaling) for one in layers]
+            if deltas:
                 total = merged_weight(weight.float(), deltas)
                 # 8 bits know no infinity, and cut off in silence
                 if not total.abs().max() <= torch.finfo(weight.dtype).max:
                     raise ValueError(
-                        f"fusing makes layer {module} infinite in {str(weight.dtype)[6:]}; give a "
+                        f"layer {module} would be infinite in {str(weight.dtype)[6:]}; give a "
                         "smaller scale"
                     )
                 weight = total.to(weight.dtype)
@@ -164,21 +159,16 @@ def folded(
     within the block, in one stroke, so that a thread that does not wait for the pipeline's lock
     generates the same all the while. Of a small model the sums are computed once; a large one has
     no second copy of its weights, since each sum is computed when its layer runs, and let go after.
-    Where that cannot be done (scales that change over the denoising or by sample, DoRA, a compiled,
-    quantised or offloaded model, adapters fused by diffusers, too little memory), the adapters work
-    as ever.
+    Where that cannot be done, the adapters work as ever, and False is given.
 
     Args:
-        pipe: a pipeline with adapters; their scales must not be changed inside.
+        pipe: A pipeline with adapters; their scales must not be changed inside.
         components: "unet" …; None takes all.
-        room: a dictionary to keep from call to call, for the sums to be written into again, which
-            is faster than new memory. It grows to the size of the weights that the adapters touch,
-            and to `ROOM` bytes at most.
-    Yields: whether the adapters are folded.
+        room: A dictionary to keep from call to call, for the sums to be written into again, which
+            is faster than new memory; it grows to `ROOM` bytes at most.
     """
     with lock_of(pipe):
-        layers = _foldable(pipe, components)
-        forwards = _forwards(layers, {} if room is None else room)
+        forwards = _forwards(_foldable(pipe, components), {} if room is None else room)
         try:
             for layer, forward in forwards:
                 layer.forward = forward
@@ -193,23 +183,22 @@ def _foldable(
 ) -> list[tuple[LoraLayer, Deltas]]:
     """Layers of active adapters, with up, down and scaling; none where one cannot be folded."""
     models = [getattr(pipe, component) for component in models_of(pipe)]
-    if any(is_compiled(model) or is_offloaded(model) for model in models):
-        return []
-    state = state_of(denoiser(pipe)) if denoiser(pipe) is not None else None
-    if state and (state.schedule or state.scalings_before_call):
+    state = state_of(denoiser(pipe)) if denoiser(pipe) is not None else AdapterState()
+    is_special = any(is_compiled(model) or is_offloaded(model) for model in models)
+    if is_special or state.schedule or state.scalings_before_call:
         return []
     carrying, foldable = lora_layers(pipe), []
     names = active_adapters(pipe, carrying)
     for component, layers in carrying.items():
         for layer in layers.values() if components is None or component in components else ():
             own = [name for name in names if name in layer.scaling]
+            if own and not (_is_plain(layer) and all(_is_plain_in(layer, name) for name in own)):
+                return []
+            deltas = [
+                (layer.lora_B[name].weight, layer.lora_A[name].weight, float(layer.scaling[name]))
+                for name in own
+            ]
             if own:
-                if not (_is_plain(layer) and all(_is_plain_in(layer, name) for name in own)):
-                    return []
-                deltas = [
-                    (layer.lora_B[n].weight, layer.lora_A[n].weight, float(layer.scaling[n]))
-                    for n in own
-                ]
                 foldable.append((layer, deltas))
     return foldable
 
@@ -242,10 +231,10 @@ def _forwards(
     layers: list[tuple[LoraLayer, Deltas]], room: Room
 ) -> list[tuple[LoraLayer, Callable[[Tensor], Tensor]]]:
     """What each layer computes instead; none where there is no memory for it."""
-    large = sum(layer.weight.nbytes for layer, _ in layers) > ROOM
+    is_large = sum(layer.weight.nbytes for layer, _ in layers) > ROOM
     try:
         return [
-            (layer, _forward(layer.get_base_layer(), _sum(layer, deltas, None if large else room)))
+            (layer, _forward(layer.get_base_layer(), deltas, None if is_large else room))
             for layer, deltas in layers
         ]
     except (RuntimeError, MemoryError) as error:
@@ -256,22 +245,22 @@ def _forwards(
 
 
 @torch.no_grad()
-def _sum(layer: LoraLayer, deltas: Deltas, room: Room | None) -> Callable[[], Tensor]:
-    """What gives the sum: computed now and kept in the room, or when called."""
-    weight = layer.get_base_layer().weight
-    if room is None:
-        return torch.no_grad()(partial(merged_weight, weight.detach(), deltas))
-    total = room.get(weight)
-    if total is None or (total.dtype, total.device) != (weight.dtype, weight.device):
-        total = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        room[weight] = total
-    merged_weight(weight.detach(), deltas, out=total)
-    return lambda: total
-
-
-def _forward(base: nn.Module, weight: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
+def _forward(base: nn.Module, deltas: Deltas, room: Room | None) -> Callable[[Tensor], Tensor]:
+    """A layer with the sum for its weight: computed now and kept in the room, or in each call."""
+    merged = torch.no_grad()(partial(merged_weight, base.weight.detach(), deltas))
+    if room is not None:
+        total = room.get(base.weight)
+        if total is None or (total.dtype, total.device) != (base.weight.dtype, base.weight.device):
+            total = torch.empty_like(base.weight, memory_format=torch.contiguous_format)
+            room[base.weight] = total
+        merged(out=total)
     if isinstance(base, nn.Linear):
-        return lambda x: functional.linear(x, weight(), base.bias)
+        return lambda x: functional.linear(x, merged() if room is None else total, base.bias)
     return lambda x: functional.conv2d(
-        x, weight(), base.bias, base.stride, base.padding, base.dilation
+        x,
+        merged() if room is None else total,
+        base.bias,
+        base.stride,
+        base.padding,
+        base.dilation,
     )

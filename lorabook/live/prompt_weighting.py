@@ -31,13 +31,8 @@ def parse_emphasis(prompt: str) -> list[list[tuple[str, float]]]:
 
     Round brackets multiply by 1.1, square ones divide by it, `(text:1.4)` multiplies by 1.4, all as
     deep as they nest; one that is never closed acts to the end. A backslash makes a bracket a
-    letter.
+    letter. ValueError for prompt editing ([from:to:when], [one|other]) and composed prompts.
 
-    Args:
-        prompt: without adapters' phrases.
-    Returns: a list for each part, of (text, weight); neighbours of the same weight are one.
-    Raises: ValueError for a weight that is no number, for prompt editing ([from:to:when],
-        [one|other]), and for composed prompts (one AND other).
     Source: AUTOMATIC1111/stable-diffusion-webui, modules/prompt_parser.py.
     """
     _check_syntax(prompt)
@@ -61,23 +56,14 @@ def encode(
     clip_skip: int | None = None,
     lora_scale: float | None = None,
 ) -> dict[str, Tensor]:
-    """A prompt with emphasis as a pipeline's own arguments.
+    """A prompt with emphasis as a pipeline's own arguments, each (1, chunks · 77, width).
 
     Without emphasis they are those of `encode_prompt`, to the bit. Every 75 tokens are encoded by
     themselves, multiplied by their weights and brought back to the mean they had; the shorter of
-    the two prompts goes on with empty chunks.
+    the two prompts goes on with empty chunks. SDXL's pooled vectors (1, width) are those of the
+    first chunk. Where the call is not guided, the negative prompt is not encoded.
 
-    Args:
-        pipe: a Stable Diffusion or SDXL pipeline; adapters on its text encoders act.
-        prompt, negative_prompt: texts; None is what it is to the pipeline, for SDXL zeros.
-        guided: whether the negative prompt is asked for; else it is not encoded.
-        clip_skip, lora_scale: as in `encode_prompt`; clip_skip is for the prompt alone, as there.
-    Returns: prompt_embeds and, where guided, negative_prompt_embeds of shape (1, chunks · 77,
-        width); for SDXL also pooled_prompt_embeds and negative_pooled_prompt_embeds (1, width),
-        those of the first chunk.
-    Raises: ValueError for another kind of pipeline or prompt, and as `parse_emphasis`.
-    Source: AUTOMATIC1111/stable-diffusion-webui, modules/sd_hijack_clip.py and sd_emphasis.py
-        ("Original").
+    Source: AUTOMATIC1111/stable-diffusion-webui, modules/sd_hijack_clip.py and sd_emphasis.py.
     """
     encoders = _encoders(pipe)
     prompts = _chunked(pipe, prompt, negative_prompt, guided)
@@ -89,10 +75,8 @@ def encode(
             scale_lora_layers(model, lora_scale)
         for name, chunks_by_encoder in prompts.items():
             if name == "negative_prompt" and zeros:
-                zeroed = {
-                    f"negative_{key}": torch.zeros_like(embeddings[key]) for key in embeddings
-                }
-                embeddings |= zeroed
+                for key in [*embeddings]:
+                    embeddings[f"negative_{key}"] = torch.zeros_like(embeddings[key])
                 continue
             hidden, pooled = [], None
             for encoder, chunks in zip(encoders, chunks_by_encoder, strict=True):
@@ -123,16 +107,14 @@ def _check_syntax(prompt: str) -> None:
         if _EDITING.search(match[1]):
             raise ValueError(
                 f"the prompt's {prompt[match.start() : match.end()]!r:.120} is prompt editing, "
-                "which changes the prompt while it is drawn; only emphasis is known: (word), "
-                "(word:1.4), [word]"
+                "which is not known; emphasis is: (word), (word:1.4), [word]"
             )
         text = f"{text[: match.start()]} {match[1]} {text[match.end() :]}"
     if match := _COMPOSED.search(prompt):
         near = prompt[max(0, match.start() - 50) : match.end() + 50].strip()
         raise ValueError(
-            f"the prompt's {near!r} is a composed prompt, whose parts beside AND guide one by one; "
-            "that is not known: write «and» for the word, or BREAK to keep the parts in chunks of "
-            "their own"
+            f"the prompt's {near!r} is a composed prompt, which is not known; write «and» for the "
+            "word, or BREAK to keep the parts in chunks of their own"
         )
 
 
@@ -180,8 +162,7 @@ def _encoders(pipe: DiffusionPipeline) -> list[Encoder]:
     kind = type(pipe).__name__
     if getattr(pipe, "unet", None) is None or hasattr(pipe, "text_encoder_3"):
         raise ValueError(
-            f"emphasis is for Stable Diffusion and SDXL pipelines, not {kind}; call that one "
-            "with a plain prompt"
+            f"emphasis is for Stable Diffusion and SDXL pipelines, not {kind}; give a plain prompt"
         )
     encoders = [
         (getattr(pipe, f"tokenizer{number}", None), getattr(pipe, f"text_encoder{number}", None))
@@ -220,10 +201,8 @@ def _chunks(
                 # a textual inversion of several vectors is as many words
                 text = pipe.maybe_convert_prompt(text, tokenizer)
             # without a length of its own the tokenizer would warn of what is split below
-            ids = tokenizer(
-                text, add_special_tokens=False, truncation=True, max_length=LONGEST
-            ).input_ids
-            tokens += [(token, weight) for token in ids]
+            settings = {"add_special_tokens": False, "truncation": True, "max_length": LONGEST}
+            tokens += [(token, weight) for token in tokenizer(text, **settings).input_ids]
         chunks += _split(tokens, size, comma)
     return chunks[:-1] if len(chunks) > 1 and not chunks[-1] else chunks
 

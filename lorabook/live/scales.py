@@ -6,7 +6,7 @@ from functools import cached_property
 
 from diffusers import DiffusionPipeline
 from pandas import DataFrame
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorabook.blocks import block_of, place_of
 from lorabook.live.expand import LayerScales, Steps, expand, steps_of
@@ -16,6 +16,7 @@ from lorabook.live.layers import (
     activate,
     active_adapters,
     adapter_names,
+    denoiser,
     lora_layers,
     models_of,
     read_scale,
@@ -23,22 +24,17 @@ from lorabook.live.layers import (
     write_scale,
 )
 from lorabook.live.presets import family_of, from_block_weights, preset
-from lorabook.live.scale_schedule import set_steps, steps_on
-from lorabook.live.state import check_known, keep_over_calls, locked
+from lorabook.live.state import check_known, keep_over_calls, locked, state_of
 from lorabook.show.tables import Report
 from lorabook.types import Scales
 
 
 @dataclass(frozen=True, repr=False)
 class ScaleTable(Report, Mapping):
-    """The scale of each layer: `table[adapter][component][module]` is a number.
+    """The scale of each layer: `table[adapter][component][module]` is a number."""
 
-    Attributes:
-        layers: numbers by adapter, component and module.
-        steps: (from, to, factor) over the denoising by adapter, where there are any.
-    """
-
-    layers: Mapping[str, LayerScales]
+    layers: Mapping[str, LayerScales]  # by adapter
+    # (from, to, factor) over the denoising by adapter, where there are any
     steps: Mapping[str, Steps] = field(default_factory=dict)
     empty = "no adapters"
 
@@ -91,25 +87,26 @@ def set_scales(
 ) -> ScaleTable:
     """Scale adapters: 0 is the base model, 1 the adapter as trained, below 0 its ΔW subtracted.
 
-    A scale multiplies the adapter's ΔW, whatever its kind. Every layer obeys; where the scales say
-    nothing, it is 1. Adapters that are not named keep their scale and state. Those that are named
-    are active from now on, unless all is at 0.
+    Every layer obeys; where the scales say nothing, it is 1. Adapters that are not named keep their
+    scale and state. Those that are named are active from now on, unless all is at 0.
 
     Args:
-        pipe: a pipeline with adapters.
-        scales: for each adapter's name a number; a dictionary as in diffusers, and finer (see
+        pipe: A pipeline with adapters.
+        scales: For each adapter's name a number; a dictionary as in diffusers, and finer (see
             `expand`), with "steps": [[0, 0.4, 1.0], [0.4, 1, 0.3]] for shares of the denoising; a
             preset's name (see `PRESETS`); or the 17, 12, 20 or 26 numbers of the A1111 block-weight
             extension.
-        only: switch the adapters off that are not named.
-    Returns: a ScaleTable with the number of each layer, which shows itself.
-    Raises: ValueError for an adapter, component, block or layer that is not there, a scale that is
-        not a finite number, or an adapter that is fused. Then nothing is changed.
+        only: Switch the adapters off that are not named.
+
+    Returns:
+        A ScaleTable with the number of each layer.
+
+    Raises:
+        ValueError: For an adapter, component, block or layer that is not there, a scale that is
+            not a finite number, or an adapter that is fused. Nothing is changed then.
     """
     if not isinstance(scales, Mapping):
-        raise ValueError(
-            f"scales must be a dictionary by adapter's name, as {{'ink': 0.5}}; not {scales!r:.80}"
-        )
+        raise ValueError(f"scales must be a dictionary, as {{'ink': 0.5}}; not {scales!r:.80}")
     layers, modules = lora_layers(pipe), _module_names(pipe)
     check_known(pipe, scales, layers)
     resolved = {name: resolve_scales(pipe, value, name) for name, value in scales.items()}
@@ -150,22 +147,13 @@ def scales_of(pipe: DiffusionPipeline) -> ScaleTable:
 
 
 def layer_scales(pipe: DiffusionPipeline, name: str, scales: Scales) -> LayerScales:
-    """The number that scales give each layer of an adapter, by component and module name.
-
-    Args:
-        name: the adapter's.
-        scales: as `set_scales` takes them for one adapter.
-    """
+    """The number that scales give each layer of an adapter, by component and module name."""
     resolved = resolve_scales(pipe, scales, name)
     return expand(resolved, _module_names(pipe), name, _touched(lora_layers(pipe), name))
 
 
 def resolve_scales(pipe: DiffusionPipeline, scales: Scales, name: str) -> Scales:
-    """The number or dictionary that scales stand for: presets and block weights are looked up.
-
-    Args:
-        name: the adapter's, for errors.
-    """
+    """The number or dictionary that scales stand for: presets and vectors looked up."""
     if not isinstance(scales, (str, Sequence)):
         return scales
     family, models = family_of(pipe), models_of(pipe)
@@ -180,6 +168,72 @@ def resolve_scales(pipe: DiffusionPipeline, scales: Scales, name: str) -> Scales
             f"{str(error):.300}"
         ) from None
     return {component: value for component, value in resolved.items() if component in models}
+
+
+@dataclass(frozen=True)
+class ScaleSchedule:
+    """What scales are multiplied by in shares of the run: (from, to, factor) by adapter."""
+
+    steps: Mapping[str, Steps]
+
+    def factors(self, model: nn.Module, args: tuple, kwargs: dict) -> dict[str, float]:
+        """The factor of each adapter in one call of the denoiser with these arguments.
+
+        The share of the run is that of the pipeline that `set_scales`, `generate` or `sweep` was
+        last called with: a model that several pipelines share does not know which of them calls it.
+        """
+        pipe = state_of(model).pipeline()
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        share = 1.0 if pipe is None else share_of_run(pipe, timestep)
+        if not 0 <= share < 1:
+            raise ValueError(
+                "scales over the denoising need a pipeline's own call; set them without steps, or "
+                "call the pipeline that they were set on"
+            )
+        return {
+            name: next((factor for start, end, factor in steps if start <= share < end), 1.0)
+            for name, steps in self.steps.items()
+        }
+
+
+def set_steps(pipe: DiffusionPipeline, steps: Mapping[str, Steps]) -> None:
+    """Let adapters' scales be multiplied by a factor in shares of the run; none takes that away."""
+    if (model := denoiser(pipe)) is not None:
+        by_adapter = steps_on(pipe) | dict(steps)
+        by_adapter = {name: shares for name, shares in by_adapter.items() if shares}
+        state_of(model).schedule = ScaleSchedule(by_adapter) if by_adapter else None
+
+
+def steps_on(pipe: DiffusionPipeline) -> dict[str, Steps]:
+    """The schedules of a pipeline's adapters, by name."""
+    model = denoiser(pipe)
+    if model is None:
+        return {}
+    state_of(model).end_call()  # a run that was interrupted may have left its share's factor
+    schedule = state_of(model).schedule
+    return dict(schedule.steps) if schedule else {}
+
+
+def share_of_run(pipe: DiffusionPipeline, timestep: Tensor) -> float:
+    """How much of the run lies behind, from 0 to below 1; 1 where the pipeline is not running.
+
+    Image to image runs the last timesteps of the scheduler only.
+    """
+    scheduler = pipe.scheduler
+    times, index = scheduler.timesteps, getattr(scheduler, "step_index", None)
+    is_counted = hasattr(type(pipe), "num_timesteps")
+    steps = getattr(pipe, "num_timesteps", None if is_counted else len(times))
+    if steps is None:  # the pipeline was never called
+        return 1.0
+    first = getattr(scheduler, "begin_index", None)
+    if first is None:
+        first = max(0, len(times) - steps)
+    if hasattr(scheduler, "counter"):  # PNDM's, which repeats a timestep
+        index = first + scheduler.counter
+    if index is None:  # before the first step, and with schedulers that do not count
+        places = (times[first:] == timestep.flatten()[0].to(times)).nonzero()
+        index = first + (int(places[0]) if len(places) else 0)
+    return (index - first) / max(len(times) - first, 1)
 
 
 def _module_names(pipe: DiffusionPipeline) -> dict[str, list[str]]:

@@ -43,7 +43,7 @@ class PipelineLock:
         self._next, self._lock = Lock(), RLock()  # an RLock alone does not promise the order
 
     def acquire(self, timeout: float = -1) -> bool:
-        """Take the lock; returns whether it came within `timeout` seconds, −1 being for ever."""
+        """Whether the lock came within `timeout` seconds; −1 is for ever."""
         if self.is_mine():
             return self._lock.acquire()
         if not self._next.acquire(timeout=timeout):
@@ -90,86 +90,59 @@ class PipelineRef:
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """Where an adapter on a model came from.
+    """Where an adapter on a model came from."""
 
-    Attributes:
-        config: PEFT's of this adapter; with another one, the adapter was replaced by other code.
-        adapter: as it was loaded; tensors of layers that are no plain LoRA only.
-        source: as `load_adapter` was given it, or None.
-    """
-
-    config: Any
-    adapter: Adapter
-    source: str | None = None
+    config: Any  # PEFT's of this adapter; with another one, other code has replaced the adapter
+    adapter: Adapter  # as it was loaded; tensors of layers that are no plain LoRA only
 
 
 @dataclass(frozen=True)
 class FusedLayer:
-    """An adapter in one layer's weight.
+    """An adapter in one layer's weight."""
 
-    Attributes:
-        layer: PEFT's, as it was around the weight.
-        entries: what the adapter had in it, by PEFT's attribute.
-        up, down: its halves, (out, rank, …) and (rank, in, …).
-        scale: at which it was fused; `scaling` is that times alpha / rank.
-    """
-
-    layer: LoraLayer
-    entries: Mapping[str, Any]
-    up: Tensor
-    down: Tensor
-    scale: float
-    scaling: float
+    layer: LoraLayer  # PEFT's, as it was around the weight
+    entries: Mapping[str, Any]  # what the adapter had in it, by PEFT's attribute
+    up: Tensor  # (out, rank, …)
+    down: Tensor  # (rank, in, …)
+    scale: float  # at which it was fused
+    scaling: float  # that times alpha / rank
 
 
 @dataclass(frozen=True)
 class FusedAdapter:
-    """An adapter in a model's weights, with all that puts it back beside them.
+    """An adapter in a model's weights, with all that puts it back beside them."""
 
-    Attributes:
-        layers: by module.
-        config: PEFT's.
-        loaded: where it came from, or None.
-        active: whether it was active before.
-        order: the pipeline's adapters at that time.
-    """
-
-    layers: Mapping[str, FusedLayer]
-    config: Any
+    layers: Mapping[str, FusedLayer]  # by module
+    config: Any  # PEFT's
     loaded: LoadedAdapter | None
-    active: bool
-    order: list[str]
+    active: bool  # before it was fused
+    order: list[str]  # the pipeline's adapters at that time
 
 
 @dataclass
 class AdapterState:
-    """What lorabook knows of the adapters on one model: the attribute `lorabook` of the model.
+    """What lorabook knows of the adapters on one model: the attribute `lorabook` of the model."""
 
-    Attributes:
-        loaded: where the adapters beside the weights came from, by name.
-        fused: the adapters in the weights, by name, in the order they were fused.
-        fused_for_good: adapters in the weights whose originals were let go.
-        base_weights: the original of each weight that fusing changed, by module, on the CPU.
-        schedule: an object whose `factors(model, args, kwargs)` gives each adapter's factor for one
-            call of the denoiser; None where scales stay as they are.
-        scalings_before_call: to be put back when the running call of the denoiser ends.
-        scalings: of a text encoder, as they were last set.
-        pipeline: the one that was last worked with.
-        warned_of: what is fused and a call's own scale was said to do nothing to.
-        hooks: on the denoiser, while there are adapters.
-        lock: for whoever changes adapters or weights, or generates; the denoiser's counts.
-    """
-
+    # adapters by name: beside the weights, and in them, in the order they were fused
     loaded: dict[str, LoadedAdapter] = field(default_factory=dict)
     fused: dict[str, FusedAdapter] = field(default_factory=dict)
+    # in the weights too, but their originals were let go
     fused_for_good: tuple[str, ...] = ()
+    # the original of each weight that fusing changed, by module, on the CPU
     base_weights: dict[str, Tensor] = field(default_factory=dict)
+    # a ScaleSchedule, where scales change over the denoising
     schedule: Any = None
+    # to be put back when the running call of the denoiser ends
     scalings_before_call: list[Scaling] = field(default_factory=list)
+    # of a text encoder, as they were last set
     scalings: list[Scaling] = field(default_factory=list)
+    # the one that was last worked with
     pipeline: PipelineRef = field(default_factory=PipelineRef)
+    # what is fused, so that a call's own scale does nothing to it, as was said
     warned_of: list[str] = field(default_factory=list)
+    # on the denoiser, while there are adapters
     hooks: list[RemovableHandle] = field(default_factory=list)
+    # for whoever changes adapters or weights, or generates; the denoiser's counts
     lock: PipelineLock = field(default_factory=PipelineLock)
 
     def end_call(self) -> None:
@@ -194,19 +167,12 @@ def fused_names(pipe: DiffusionPipeline) -> list[str]:
 def check_known(
     pipe: DiffusionPipeline, names: Iterable[str], layers: LoraLayers | None = None
 ) -> None:
-    """Raise ValueError for an adapter that the pipeline does not have, or that is fused.
-
-    Args:
-        layers: as in `adapter_names`.
-    """
+    """Raise ValueError for an adapter that the pipeline does not have, or that is fused."""
     layers = lora_layers(pipe) if layers is None else layers
     known, fused = adapter_names(pipe, layers), fused_names(pipe)
     for name in names:
         if name in fused:
-            raise ValueError(
-                f"adapter {name!r} is fused, so it stays as it is; call unfuse(pipe, {name!r}) "
-                "first"
-            )
+            raise ValueError(f"adapter {name!r} is fused; call unfuse(pipe, {name!r}) first")
         if name not in known:
             there = listed([f"{each:.60}" for each in known], 8)
             raise ValueError(f"the pipeline has no adapter {name!r:.80}; it has: {there}")
@@ -215,10 +181,7 @@ def check_known(
 
 
 def original_weight(model: nn.Module, module: str, weight: Tensor) -> Tensor:
-    """A layer's weight as the base model has it, whatever is fused.
-
-    Its device and precision are those of `weight`, which is the present one.
-    """
+    """A layer's weight as the base model has it, whatever is fused; `weight` is the present one."""
     original = state_of(model).base_weights.get(module)
     return weight.detach() if original is None else original.to(weight)
 
@@ -272,10 +235,7 @@ def preserve_scales(pipe: DiffusionPipeline) -> Iterator[None]:
 
 
 def lock_of(pipe: DiffusionPipeline) -> PipelineLock:
-    """The lock of a pipeline's denoiser, which all pipelines with that UNet or transformer share.
-
-    What is no pipeline gets a lock of its own.
-    """
+    """The lock of a pipeline's denoiser; what is no pipeline gets a lock of its own."""
     return _lock_of(pipe) or PipelineLock()
 
 
@@ -286,9 +246,8 @@ def locked(function: Callable) -> Callable:
     def alone(*args, **kwargs):
         locks = {lock for lock in map(_lock_of, (*args, *kwargs.values())) if lock}
         with ExitStack() as stack:
-            for lock in sorted(
-                locks, key=id
-            ):  # in one order, so that no two calls wait for each other
+            # in one order, so that no two calls wait for each other
+            for lock in sorted(locks, key=id):
                 stack.enter_context(lock)
             return function(*args, **kwargs)
 

@@ -54,22 +54,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def check_weights_available(models: Mapping[str, nn.Module]) -> None:
-    """Raise ValueError where weights of a model, or of adapters on it, cannot be read or changed.
-
-    Args:
-        models: by component.
-    """
+    """Raise ValueError where weights of a model (by component) cannot be read or changed."""
     for component, model in models.items():
         if any(weight.is_meta for weight in model.parameters()):
             raise ValueError(
-                f"the weights of {component} are offloaded, so they can be neither read nor "
-                "changed; call pipe.remove_all_hooks() first and offload again afterwards"
+                f"the weights of {component} are offloaded; call pipe.remove_all_hooks() first and "
+                "offload again afterwards"
             )
         if any(_is_on_disk(module) for module in model.modules()):
             raise ValueError(
-                f"the weights of {component} are offloaded to disk, so they can be neither read "
-                "nor changed; load the model anew, do this first and call enable_group_offload "
-                "afterwards"
+                f"the weights of {component} are offloaded to disk; load the model anew, do this "
+                "first and call enable_group_offload afterwards"
             )
 
 
@@ -78,8 +73,7 @@ def check_not_quantized(component: str, weight: Tensor) -> None:
     if is_quantized(weight):
         raise ValueError(
             f"the weights of {component} are quantised ({type(weight).__name__}, "
-            f"{str(weight.dtype)[6:]}), so no adapter can be computed into them; leave it beside "
-            "them, or fuse before quantising"
+            f"{str(weight.dtype)[6:]}); leave adapters beside them, or fuse before quantising"
         )
 
 
@@ -167,8 +161,7 @@ def _save_without_adapters(model: nn.Module, *args, **kwargs):
 def hook_calls(model: nn.Module) -> list[RemovableHandle]:
     """Register the two hooks of a denoiser that put the scalings back after each call.
 
-    Both use `model.lorabook`, an AdapterState. They do nothing where a call has no scale of its own
-    and no adapter has a schedule.
+    They do nothing where a call has no scale of its own and no adapter has a schedule.
     """
     return [
         model.register_forward_pre_hook(_begin_call, with_kwargs=True),

@@ -24,14 +24,14 @@ class Layer:
 
     Attributes:
         kind: "lora" (LoCon is LoRA on a convolution), "loha", "lokr", or "full" (the whole ΔW).
-        tensors: By role. lora: up, down, mid (Tucker form); loha: w1_a, w1_b, w2_a, w2_b, t1, t2;
-            lokr: w1 or w1_a and w1_b, w2 or w2_a and w2_b, t2; full: diff. Shapes are those of
-            LyCORIS's files.
+        tensors: By role, in the shapes of LyCORIS's files. lora: up, down, mid (Tucker form); loha:
+            w1_a, w1_b, w2_a, w2_b, t1, t2; lokr: w1 or w1_a and w1_b, w2 or w2_a and w2_b, t2;
+            full: diff.
         scaling: alpha / rank; the product of the tensors is multiplied by it once.
         rank: The rank that the file names.
-        magnitude: DoRA's, of shape (out, 1 …) or (1, in, 1 …); None where there is none.
+        magnitude: DoRA's, of shape (out, 1 …) or (1, in, 1 …).
         start: "pissa" or "olora" where PEFT began with a part of the base model's weight and took
-            it out there. ΔW is without that part. None where the factors are all of ΔW.
+            it out there; ΔW is without that part.
     """
 
     kind: str
@@ -66,21 +66,13 @@ class Layer:
     def factors(self, base: Tensor | None = None) -> Factors:
         """(up, down) in float32 with up @ down = ΔW as a matrix, exactly, scaling included.
 
-        Args:
-            base: The model's own weight, which the ΔW of DoRA, PiSSA and OLoRA depends on. The
-                factors are on its device.
-
-        Returns:
-            Shapes (out, k) and (k, rest). k is the rank that the kind needs: that of a LoRA, twice
-            it for PiSSA and OLoRA, its square for a LoHa, up to min(out, rest) for the others.
-
-        Raises:
-            ValueError: For a DoRA, PiSSA or OLoRA without its base weight.
+        Shapes (out, k) and (k, rest), on the device of `base`, the model's own weight, without
+        which a DoRA, PiSSA or OLoRA is a ValueError. k is the rank that the kind needs: that of a
+        LoRA, twice it for PiSSA and OLoRA, its square for a LoHa, up to min(out, rest) for others.
         """
         if base is None and self.needs_base:
             raise ValueError(
-                f"a {self.needs_base}'s ΔW depends on the base model's weights; "
-                "load it onto a pipeline first"
+                f"a {self.needs_base}'s ΔW depends on the base model's weights; load it onto one"
             )
         layer = self.to_float32(base)
         up, down = _FACTORS[self.kind](layer.tensors)
@@ -118,31 +110,22 @@ class Layer:
 class Adapter:
     """A whole adapter.
 
-    Attributes:
-        layers: Layer by component ("unet", "transformer", "text_encoder", "text_encoder_2") and
-            module, by the names of diffusers and transformers, those of text encoders with
-            `text_model.` before them.
-        format: "diffusers", "diffusers, old", "PEFT", "Kohya", "LyCORIS", "ComfyUI" or "OMI".
-        base_model: The model that the file says it was made for, or None.
-        trigger_words: What the file says its prompt should hold.
-        metadata: The file's.
-        keys: Number of the file's weights by component.
-        ignored: Keys that carry no weights of layers.
-        missing: What its file lacks and was assumed, a sentence each.
-        stems: By component and module, the layer's name as the file has it.
-        notes: What was passed over or ignored and why, a sentence each.
+    Its layers stand by component ("unet", "transformer", "text_encoder", "text_encoder_2") and
+    module, by the names of diffusers and transformers, those of text encoders with `text_model.`.
     """
 
     layers: Mapping[str, Mapping[str, Layer]]
-    format: str = "diffusers"
-    base_model: str | None = None
-    trigger_words: tuple[str, ...] = ()
+    format: str = "diffusers"  # or "diffusers, old", "PEFT", "Kohya", "LyCORIS", "ComfyUI", "OMI"
+    base_model: str | None = None  # that the file says it was made for
+    trigger_words: tuple[str, ...] = ()  # that the file says its prompt should hold
     metadata: Mapping[str, str] = field(default_factory=dict)
-    keys: Mapping[str, int] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
+    keys: Mapping[str, int] = field(default_factory=dict)  # number of weights by component
+    ignored: tuple[str, ...] = ()  # keys that carry no weights of layers
+    missing: tuple[str, ...] = ()  # what its file lacks and was assumed, a sentence each
+    # by component and module, the layer's name as the file has it
     stems: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was passed over or ignored and why, a sentence each
+    source: str | None = None  # path, id or address that it was read from
 
     @property
     def flat(self) -> dict[tuple[str, str], Layer]:
@@ -242,8 +225,7 @@ def _start_factors(layer: Layer, base: Tensor) -> Factors:
 def _dora_delta(base: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
     """DoRA's ΔW: the changed weight, brought to the learned magnitude, less the base.
 
-    Source: Liu et al. 2024, arXiv:2402.09353. LyCORIS calls a magnitude by input channel
-    wd_on_out=False.
+    Source: Liu et al. 2024, arXiv:2402.09353; a magnitude by input is LyCORIS's wd_on_out=False.
     """
     changed = base + delta.view_as(base)
     axis = 0 if magnitude.shape[0] == base.shape[0] else 1

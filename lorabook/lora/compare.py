@@ -24,8 +24,8 @@ class Side(NamedTuple):
     """How the subspaces of two adapters lie on one side of their layers.
 
     Attributes:
-        angle: The smallest principal angle, in radians; 0 where the subspaces of a layer share a
-            direction, as they must in one narrower than the two ranks together.
+        angle: The smallest principal angle, in radians; 0 where they must share a direction, in a
+            layer narrower than the two ranks together.
         overlap: Mean squared cosine of the principal angles, 0 to 1, the mean over the layers.
         chance: What `overlap` would be for random subspaces of those ranks.
     """
@@ -39,8 +39,7 @@ class Overlap(NamedTuple):
     """What two adapters have in common in some of the layers.
 
     Attributes:
-        cosine: Of the two ΔW, all their layers there together, -1 to 1. A layer that an adapter
-            lacks counts as zero, and the cosine with nothing but zeros is 0.
+        cosine: Of the two ΔW, all their layers there together, -1 to 1; 0 with nothing but zeros.
         shared: Number of layers that both have.
         output: The subspaces of ΔW's columns in those layers; None where there are none.
         input: The subspaces of its rows.
@@ -54,17 +53,11 @@ class Overlap(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Interference(PlottedReport):
-    """How far two adapters work in the same directions; shows itself as a table and as a figure.
+    """How far two adapters work in the same directions; shows itself as a table and a figure."""
 
-    Attributes:
-        names: What the two adapters are called.
-        total: The Overlap of all layers.
-        blocks: By block, in the model's order; each text encoder is one.
-    """
-
-    names: tuple[str, str]
-    total: Overlap
-    blocks: dict[str, Overlap]
+    names: tuple[str, str]  # what the two adapters are called
+    total: Overlap  # of all layers
+    blocks: dict[str, Overlap]  # in the model's order; each text encoder is one
     formats: ClassVar = {
         "cosine": "{:+.3f}",
         "output_angle": lambda angle: _shown(math.degrees(angle), "{:.1f}°"),
@@ -128,11 +121,8 @@ def relative_error(
 ) -> dict[str, float]:
     """The norm of a blend's difference from the weighted sum of ΔW, over the norm of the sum.
 
-    Other arguments are those of `merge`.
-
-    Returns:
-        Over all layers under "total", then under each component's name, then each block's. Where
-        the sum has cancelled out it is 0 if the blend is nothing there too, else infinity.
+    Over all layers under "total", then under each component's and each block's name. Where the sum
+    has cancelled out it is 0 if the blend is nothing there too, else infinity.
     """
     check_weights(adapters, weights)
     places = dict.fromkeys(place for a in (merged, *adapters.values()) for place in a.flat)

@@ -34,21 +34,10 @@ def fetch_adapter(
 ) -> Path:
     """The local copy of an adapter file that has an address, downloaded the first time only.
 
-    Args:
-        url: An https address, or http of this machine. Without its query, as reports and code show
-            it, it stands for the file that was fetched with one before.
-        token: For that site, and sent to no other that it hands on to. None takes CivitAI's from
-            the environment or from Colab's or Kaggle's secrets.
-        cache_dir: A folder for what is fetched; None is below the user's cache folder.
-        local_files_only: Take it from the cache or not at all.
-        allow_pickle: Fetch an old .bin, .pt or .ckpt too; it is not opened.
-
-    Returns:
-        The file, under the name that the site gives it.
-
-    Raises:
-        FileNotFoundError: If the site, or the cache, does not give it.
-        ValueError: For no address, a pickle, no adapter file, and a site that wants a token.
+    Without its query, as reports and code show it, an address stands for the file that was fetched
+    with one before. The token is sent to that site only; None takes CivitAI's from the environment
+    or from Colab's or Kaggle's secrets. FileNotFoundError where the site, or the cache, does not
+    give it; ValueError for no address, a pickle, no adapter file, and a site that wants a token.
     """
     url = checked_address(url)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorabook/adapters"
@@ -91,8 +80,8 @@ def checked_address(url: str) -> str:
         raise ValueError(f"{brief(url)}: give token= instead of a user name in the address")
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
         raise ValueError(
-            f"{brief(url)}: only https addresses are fetched, since anyone on the way can change "
-            "what comes by others; give its https address, or download the file and give its path"
+            f"{brief(url)}: only https addresses are fetched; give its https address, or download "
+            "the file and give its path"
         )
     return url
 

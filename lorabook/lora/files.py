@@ -51,10 +51,7 @@ def brief(path: str | os.PathLike, letters: int = 90) -> str:
 
 
 def shareable_address(text: str) -> str:
-    """What may be shown of where an adapter is from: an address without user, query and fragment.
-
-    A query may hold a token. Anything that is no address comes back as it is.
-    """
+    """An address without user, query and fragment, which may hold a token; other text as it is."""
     address = re.match(r"\s*([a-z][a-z0-9+.-]+:/+)(?:[^/?#]*@)?([^?#]*)", text, re.IGNORECASE)
     if address:
         return f"{address[1]}{address[2].strip()}"
@@ -104,10 +101,7 @@ def read_settings(path: Path) -> dict:
 def read_pickle(path: str | os.PathLike) -> dict[str, Tensor]:
     """The weights in an old .bin, .pt or .ckpt file, on the CPU; no code in it is run.
 
-    A checkpoint's weights may stand below "state_dict"; numbers beside them are passed over.
-
-    Raises:
-        ValueError: If it holds anything but weights, or is damaged.
+    They may stand below "state_dict". ValueError if it holds anything else, or is damaged.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -135,8 +129,8 @@ def read_pickle(path: str | os.PathLike) -> dict[str, Tensor]:
     others = [key for key, value in items if not isinstance(value, (Tensor, int, float))]
     if others:
         raise ValueError(
-            f"{path} holds other things than weights, for example {str(others[0])[:80]!r}; "
-            "get the adapter as .safetensors"
+            f"{path} holds other things than weights, for example {str(others[0])[:80]!r}; get it "
+            "as .safetensors"
         )
     return weights
 

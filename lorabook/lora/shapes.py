@@ -44,11 +44,9 @@ def matrix_shape(layer: Layer) -> tuple[int, int]:
 def shapes_of(adapter: Adapter, bases: Bases | None = None) -> dict[str, dict[str, Shape]]:
     """The shapes of all weights that an adapter changes, by component and module.
 
-    Args:
-        adapter: Any.
-        bases: The model's own weights, which tell for sure. Without them a kernel that the tensors
-            do not show is taken from the module's name. `proj_in` and `proj_out` are taken as
-            matrices in SDXL and Stable Diffusion 2, and as 1 × 1 convolutions elsewhere.
+    The model's own weights tell for sure. Without them a kernel that the tensors do not show is
+    taken from the module's name, and `proj_in` and `proj_out` are taken as matrices in SDXL and
+    Stable Diffusion 2, and as 1 × 1 convolutions elsewhere.
     """
     shapes: dict[str, dict[str, Shape]] = {}
     for component, layers in adapter.layers.items():

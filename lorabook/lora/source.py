@@ -9,7 +9,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lorabook.lora.adapter import Adapter
-from lorabook.lora.files import PICKLES, brief, open_safetensors, read_pickle, read_settings
+from lorabook.lora.files import (
+    PICKLES,
+    brief,
+    open_safetensors,
+    read_pickle,
+    read_settings,
+    shareable_address,
+)
 from lorabook.lora.find import (
     Folder,
     Repository,
@@ -36,18 +43,10 @@ class Source(NamedTuple):
 def read_source(
     source, *, layers_per_block: int = 2, weight_name=None, allow_pickle: bool = False, **find
 ) -> Source:
-    """Read an adapter from wherever it is.
+    """Read an adapter from wherever it is; `find` is as in `find_adapter`.
 
-    Args:
-        source: A file, a folder (PEFT's too, with one component or several), a bundled name, a Hub
-            id, an address, anything with an `adapter` path as a TrainingRun, weights by key, or an
-            Adapter.
-        layers_per_block: Of the UNet; see `parse`.
-        weight_name, allow_pickle, **find: See `find_adapter`.
-
-    Raises:
-        FileNotFoundError: If there is no such adapter.
-        ValueError: For a pickle, a damaged file, weights that are not finite, or none of a LoRA.
+    The source may also be PEFT's folder of several components, weights by key, or an Adapter.
+    ValueError for a pickle, a damaged file, weights that are not finite, or none of a LoRA.
     """
     check_arguments(find)
     if isinstance(source, Adapter):
@@ -84,6 +83,7 @@ def read_source(
         "format": "PEFT" if configs else adapter.format,
         "base_model": base or base_model_in(metadata, config, card),
         "trigger_words": trigger_words_in(metadata, card),
+        "source": shareable_address(path_of(source)),
     }
     name = path.stem
     if path.is_dir() or path.name in (WEIGHT_NAME, PEFT_NAME):  # which say nothing
@@ -102,10 +102,6 @@ def find_adapter(source, *, weight_name=None, allow_pickle: bool = False, **find
         weight_name: Which file, where there are several.
         allow_pickle: Take an old .bin, .pt or .ckpt too, its weights only.
         **find: subfolder, revision, token, cache_dir, local_files_only, as in `from_pretrained`.
-
-    Raises:
-        FileNotFoundError: Saying what was looked for and where.
-        ValueError: For a pickle, several files, or a name that climbs out of its folder.
     """
     place = place_of(source, weight_name, allow_pickle, **find)
     return place.get(file_in(place, weight_name, allow_pickle))
@@ -116,10 +112,9 @@ def base_model_of(source, *, weight_name: str | None = None, **find) -> str:
 
     Args:
         source: A file, a folder (PEFT's too), a bundled name, a Hub id, an address, or a
-            TrainingRun. Of a Hub repository the card is read first, and its weights are not
-            fetched where that says it.
+            TrainingRun. Of a Hub repository that says it in its card no weights are fetched.
         weight_name: Which file, where there are several.
-        **find: subfolder, revision, token, cache_dir, local_files_only, as in `from_pretrained`.
+        **find: As in `load_adapter`.
 
     Returns:
         A bundled name, a folder or a Hub id where there is one; else the name of a checkpoint.
@@ -152,17 +147,12 @@ def base_model_of(source, *, weight_name: str | None = None, **find) -> str:
         return name
     raise ValueError(
         f"adapter {brief(path_of(source))} does not say which model it was made for, neither in "
-        "its metadata nor in adapter_config.json or README.md beside it; look at the page it came "
-        "from, and give load_pipeline that model"
+        "its metadata nor in adapter_config.json or README.md; give load_pipeline that model"
     )
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights of an adapter file and its metadata, which a pickle has none of.
-
-    Raises:
-        ValueError: If it is no such file or damaged, or a weight is not finite.
-    """
+    """The weights of an adapter file and its metadata, which a pickle has none of."""
     if path.suffix.lower() in PICKLES:
         return checked(read_pickle(path), brief(path)), {}
     with open_safetensors(path) as file:
@@ -173,9 +163,7 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def checked(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """The weights, those of 8 bits as floats; ValueError for what is not finite, or no tensor."""
     if others := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
-        raise ValueError(
-            f"{where} holds something that is no tensor, for example {others[0]!r:.80}"
-        )
+        raise ValueError(f"{where} holds something that is no tensor: {others[0]!r:.80}")
     weights = {
         key: value.float() if value.is_floating_point() and value.element_size() == 1 else value
         for key, value in weights.items()

@@ -27,7 +27,7 @@ from lorabook.live.layers import (
 )
 from lorabook.live.load import load_adapter
 from lorabook.live.manage import remove_adapter
-from lorabook.live.scale_schedule import set_steps, steps_on
+from lorabook.live.scales import set_steps, steps_on
 from lorabook.live.state import lock_of, preserve_scales
 from lorabook.live.upstream import is_compiled, is_out_of_memory
 from lorabook.schedulers import scheduler_like

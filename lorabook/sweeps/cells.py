@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 from lorabook.checks import is_number, listed
 from lorabook.live.expand import steps_of
 from lorabook.live.layers import LoraLayers, active_adapters
-from lorabook.live.scale_schedule import steps_on
+from lorabook.live.scales import steps_on
 from lorabook.live.scales import layer_scales, resolve_scales, scales_of
 from lorabook.types import Scales
 

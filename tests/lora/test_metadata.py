@@ -343,7 +343,7 @@ def test_lorabooks_settings_are_told():
     assert told == {"learning_rate": "0.002", "rank": "16", "train_text_encoder": "true"}
 
 
-def test_kohyas_settings_are_told_by_plain_names():
+def test_kohyas_settings_are_told_by_its_names():
     told = training_in(
         {
             "ss_learning_rate": "0.0001",
@@ -355,7 +355,12 @@ def test_kohyas_settings_are_told_by_plain_names():
             "ss_tag_frequency": "{}",
         }
     )
-    assert told == {"rank": "32", "images": "833", "epochs": "10", "learning rate": "0.0001"}
+    assert told == {
+        "network_dim": "32",
+        "num_train_images": "833",
+        "num_epochs": "10",
+        "learning_rate": "0.0001",
+    }
 
 
 def test_tokens_and_folders_are_not_told():
@@ -390,7 +395,7 @@ def test_hub_ids_stay_whole():
 
 
 def test_long_settings_are_cut():
-    value = training_in({"ss_network_args": "x" * 500})["network settings"]
+    value = training_in({"ss_network_args": "x" * 500})["network_args"]
     assert len(value) == 120 and value.endswith("…")
 
 

@@ -99,13 +99,7 @@ class Key(NamedTuple):
 
 
 def parse_key(key: str, component: str | None = None, layers_per_block: int = 2) -> Key | None:
-    """Read a key of an adapter file; None where it is not of a weight of a layer.
-
-    Args:
-        key: As it stands in the file.
-        component: The model that the file belongs to, where the key does not say it.
-        layers_per_block: See `diffusers_name`.
-    """
+    """Read a key of an adapter file; None where it is not of a weight of a layer."""
     ending = next(filter(None, (pattern.search(key) for pattern in _ENDINGS)), None)
     if ending is None:
         return None
@@ -144,11 +138,7 @@ def form_of(keys: Iterable[str], kinds: Iterable[str], configs: Mapping) -> str:
 def diffusers_name(module: str, layers_per_block: int = 2) -> str:
     """The name of a UNet's layer in diffusers, from the one in Stability's own code.
 
-    Args:
-        module: Dotted, as "input_blocks.4.1.proj_in" for "down_blocks.1.attentions.0.proj_in". A
-            name of diffusers' comes back as it is.
-        layers_per_block: Of the UNet; 2 in Stable Diffusion and SDXL.
-
+    "input_blocks.4.1.proj_in" is "down_blocks.1.attentions.0.proj_in"; others stay as they are.
     Source: Stability-AI/generative-models, sgm/modules/diffusionmodules/openaimodel.py.
     """
     module = _STABILITY_NAMES.get(module, module)

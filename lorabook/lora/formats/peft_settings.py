@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from lorabook.checks import is_number
 from lorabook.lora.formats.keys import COMPONENTS, METADATA_KEY
 from lorabook.lora.metadata import parse_json
 from lorabook.upstream import is_targeted
@@ -35,22 +36,15 @@ def settings_of(
 ) -> tuple[dict[str | None, dict], tuple[str, ...]]:
     """The settings by component that can be relied on, and a sentence for each that cannot.
 
-    Args:
-        configs: By component, or None for all; empty where the metadata are to say them.
-        metadata: The file's, where diffusers keeps settings.
-        where: What to call the adapter in errors.
-
-    Raises:
-        ValueError: For a setting with which the weights mean something that is not read here.
+    Where there are no `configs`, diffusers' metadata are to say them. ValueError for a setting with
+    which the weights mean something that is not read here.
     """
     notes: list[str] = []
     if not configs and METADATA_KEY in metadata:
         flat = parse_json(metadata[METADATA_KEY], object)
-        if isinstance(flat, dict):
-            configs = _by_component(flat)
-        else:
-            text = metadata[METADATA_KEY]
-            notes.append(f"its {METADATA_KEY} holds no settings by name but {text:.40}")
+        configs = _by_component(flat) if isinstance(flat, dict) else {}
+        if not configs:
+            notes.append(f"its {METADATA_KEY} holds no settings by name but {flat!r:.40}")
     settings = {}
     for component, config in (configs or {}).items():
         _check_refused(config, where)
@@ -103,23 +97,22 @@ def _check_refused(config: Mapping, where: str) -> None:
     kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type") or "LORA")).upper()
     if kind not in _TYPES:
         raise ValueError(
-            f"{where} is a {kind:.40} of PEFT's, by its setting peft_type; what is read here is "
+            f"{where} is a {kind:.40} of PEFT's, by its setting peft_type; what is read is "
             f"{', '.join(_TYPES)}; load it with PEFT's own PeftModel.from_pretrained"
         )
     init = config.get(_INIT)
     if (init.lower() if isinstance(init, str) else init) not in (*_HARMLESS_INITS, *_STARTS):
         raise ValueError(
-            f"{where} belongs to a base model that its setting {_INIT}={init!r:.40} changed in a "
-            "way that cannot be computed here; where it was trained, PEFT makes an ordinary LoRA "
-            "of it: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+            f"{where} belongs to a base model that its setting {_INIT}={init!r:.40} changed; where "
+            "it was trained, PEFT makes an ordinary LoRA of it: "
+            "save_pretrained(…, path_initial_model_for_weight_conversion=…)"
         )
     for setting in _REFUSED.split():
         value = config.get(setting)
         if value and (setting, value) != ("bias", "none"):
             raise ValueError(
                 f"{where}: its setting {setting}={value!r:.60} changes more than the low-rank "
-                "weights say, which is not read here; load it with PEFT's own "
-                "PeftModel.from_pretrained"
+                "weights say; load it with PEFT's own PeftModel.from_pretrained"
             )
 
 
@@ -164,16 +157,13 @@ def _is_valid(value: object, kind: str) -> bool:
     if kind == "yes or no":
         return isinstance(value, bool)
     if kind in ("rank", "number"):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        is_alpha = is_number and abs(value) < 1e30  # which none is beyond, and NaN is not below
+        is_alpha = is_number(value) and abs(value) < 1e30  # which none is beyond
         return is_alpha and (kind == "number" or value == int(value) > 0)
     if kind.startswith("table"):
         kind = "rank" if "ranks" in kind else "number"
-        if not isinstance(value, dict):
-            return False
         try:
             return all(re.compile(key) and _is_valid(entry, kind) for key, entry in value.items())
-        except (re.error, RecursionError, OverflowError):
+        except (AttributeError, re.error, RecursionError, OverflowError):
             return False
     entries = value if isinstance(value, (list, tuple, set)) else [value]
     return all(isinstance(entry, str if kind == "list of names" else int) for entry in entries)

@@ -33,17 +33,9 @@ def parse(
 ) -> Adapter:
     """Read an adapter from its weights; without base model and trigger words.
 
-    Args:
-        weights: By the keys of diffusers (now and before PEFT), PEFT, Kohya, A1111, LyCORIS,
-            ComfyUI or OMI.
-        metadata: The file's.
-        configs: What PEFT's adapter_config.json holds, by component or None for all.
-        layers_per_block: See `diffusers_name`.
-        where: What to call the adapter in errors.
-
-    Raises:
-        ValueError: Where there are no weights of layers, a layer lacks some, or something that is
-            not read here would change the image.
+    `configs` is what PEFT's adapter_config.json holds, by component or None for all. ValueError
+    where there are no weights of layers, a layer lacks some, or something that is not read here
+    would change the image.
     """
     metadata = dict(metadata or {})
     settings, notes = settings_of(configs, metadata, where)
@@ -135,8 +127,7 @@ def _grouped(
         )
     if twice:
         raise ValueError(
-            f"{where} has a layer twice, as {twice[0]:.100} and as {twice[1]:.100}; give its "
-            "weights without one of the two"
+            f"{where} has a layer twice, as {twice[0]:.100} and as {twice[1]:.100}; leave out one"
         )
     return groups, ignored
 
@@ -151,9 +142,7 @@ def _layer(module: str, group: _Group, config: Mapping, where: str) -> tuple[Lay
         raise ValueError(f"{where} is incomplete: layer {module} lacks {lacking}; fetch it anew")
     rank = _rank(kind, tensors, config, module)
     if kind != "full" and not rank:
-        raise ValueError(
-            f"{where}: layer {module} has rank 0, so it holds nothing; the rank must be 1 or more"
-        )
+        raise ValueError(f"{where}: layer {module} has rank 0, so it holds nothing; fetch it anew")
     if kind == "lora" and "mid" not in tensors and tensors["up"].shape[1] != rank:
         raise ValueError(
             f"{where}: layer {module} has {rank} rows in one half and "
@@ -166,9 +155,7 @@ def _layer(module: str, group: _Group, config: Mapping, where: str) -> tuple[Lay
             f"{'no' if use_dora else 'a'} magnitude; one of them is wrong: fetch it anew"
         )
     if alpha is not None and alpha.numel() != 1:
-        raise ValueError(
-            f"{where}: the alpha of layer {module} has {alpha.numel()} numbers; it must be one"
-        )
+        raise ValueError(f"{where}: the alpha of {module} has {alpha.numel()} numbers, not one")
     # LyCORIS gives a LoKr without low-rank halves no scale; PEFT's settings do
     is_whole_lokr = kind == "lokr" and {"w1", "w2"} <= tensors.keys() and not config
     if kind == "full" or is_whole_lokr:

@@ -10,6 +10,9 @@ from lorabook.lora.formats.keys import names_a_layer
 
 _LONGEST = 400  # letters of a sentence
 _SECOND_ENCODER = ", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2"
+# how files for SDXL call a word's vectors, and the encoder that those are for
+_SDXL_WORDS = {"clip_l": "", "text_encoders_0": "", "clip_g": _SECOND_ENCODER}
+_SDXL_WORDS["text_encoders_1"] = _SECOND_ENCODER
 READ = "LoRA, LoCon, LoHa, LoKr, DoRA and whole differences"
 _UNREAD = (
     (r"\.(w_norm|b_norm)$", "trained norms"),
@@ -30,16 +33,9 @@ _EMBEDDING = re.compile(
 )
 
 
-def _file(model: str) -> str:
-    return f"diffusers.{model}.from_single_file({{path}})"
-
-
-def _folder(model: str) -> str:
-    return f"diffusers.{model}.from_pretrained({{folder}})"
-
-
 # What one of the keys begins with, what the file then is, and what loads it; the first that fits
-# counts. {path}, {folder}, {name} and {word} are of the file, {weights} is what reads it.
+# counts. {path}, {folder}, {name} and {word} are of the file, {weights} is what reads it; a class
+# of diffusers stands for its `from_single_file`, or with {folder} its `from_pretrained`.
 _KINDS = (
     (
         r"image_proj\.|ip_adapter\.|ip_adapter_proj_model|.*\.ip_adapter_\w+_(k|v)_proj",
@@ -48,38 +44,34 @@ _KINDS = (
     ),
     (r"lllite_", "a ControlNet-LLLite, for which diffusers has no loader", None),
     (r"lora_controlnet$", "a Control-LoRA, for which diffusers has no loader", None),
-    (r"control_model\.|input_hint_block|zero_convs", "a ControlNet", _file("ControlNetModel")),
-    (
-        r"controlnet_(cond_embedding|down_blocks|mid_block|blocks|x_embedder)",
-        "a ControlNet",
-        _folder("ControlNetModel"),
-    ),
-    (r"(adapter\.)?body\.\d", "a T2I-Adapter", _folder("T2IAdapter")),
+    (r"control_model\.|input_hint_block|zero_convs", "a ControlNet", "ControlNetModel({path})"),
+    (r"controlnet_(cond_|down_|mid_|blocks|x_)", "a ControlNet", "ControlNetModel({folder})"),
+    (r"(adapter\.)?body\.\d", "a T2I-Adapter", "T2IAdapter({folder})"),
     (
         r".*\.to_([kvq]|out)_custom_diffusion",
         "a Custom Diffusion",
         "pipe.unet.load_attn_procs({folder}, weight_name={name})",
     ),
-    (r"conditioner\.", "a whole checkpoint", _file("StableDiffusionXLPipeline")),
+    (r"conditioner\.", "a whole checkpoint", "StableDiffusionXLPipeline({path})"),
     (
         r"model\.diffusion_model\.|cond_stage_model\.",
         "a whole checkpoint",
-        _file("StableDiffusionPipeline"),
+        "StableDiffusionPipeline({path})",
     ),
     (
         r"down_blocks\.\d+\.motion_modules\.",
         "a motion module of AnimateDiff",
-        _file("MotionAdapter"),
+        "MotionAdapter({path})",
     ),
-    (r"(first_stage_model\.)?(en|de)coder\.(down|up|mid)\.", "a VAE", _file("AutoencoderKL")),
-    (r"(en|de)coder\.(conv_in|(down|up)_blocks|mid_block)", "a VAE", _folder("AutoencoderKL")),
+    (r"(first_stage_model\.)?(en|de)coder\.(down|up|mid)\.", "a VAE", "AutoencoderKL({path})"),
+    (r"(en|de)coder\.(conv_in|(down|up)_b|mid_b)", "a VAE", "AutoencoderKL({folder})"),
     (r"((double_|joint_|transformer_)?blocks|layers)\.\d+\.", "a whole transformer", None),
     (
         r"(conv_in|time_embedding\.linear_1)\.weight",
         "a whole UNet",
-        _folder("UNet2DConditionModel"),
+        "UNet2DConditionModel({folder})",
     ),
-    (r"(time_embed\.0|input_blocks\.0\.0)\.weight", "a whole UNet", _file("UNet2DConditionModel")),
+    (r"(time_embed\.0|input_blocks\.0\.0)\.", "a whole UNet", "UNet2DConditionModel({path})"),
     (
         r"(text_model\.)?(encoder\.layers|embeddings)\.",
         "a whole text encoder",
@@ -137,11 +129,7 @@ def notes_on_unread(weights: Mapping[str, Tensor], ignored: Iterable[str], where
 
 
 def embedding_notes(ignored: Iterable[str], path: Path | None) -> tuple[str, ...]:
-    """A sentence on the textual inversions in an adapter's file, with the calls that load them.
-
-    Args:
-        ignored: The file's keys that are of no layer.
-        path: The file; None for weights in memory.
+    """A sentence on the textual inversions among ignored keys, with the calls that load them.
 
     Source: the keys of lycoris/tools in KohakuBlueleaf/LyCORIS, as OneTrainer and A1111 have them.
     """
@@ -170,6 +158,9 @@ def embedding_notes(ignored: Iterable[str], path: Path | None) -> tuple[str, ...
 
 def _call_for(template: str, path: Path) -> str:
     """The call that loads a file, or weights in memory where the path has no suffix."""
+    if template[0].isupper():
+        how = "from_single_file" if "{path}" in template else "from_pretrained"
+        template = f"diffusers.{template.replace('(', f'.{how}(')}"
     read = f"load_file({str(path)!r})" if path.suffix else "weights"
     has_encoder = (path.parent / "image_encoder").is_dir()
     call = template.format(
@@ -195,16 +186,11 @@ def _textual_inversion(weights: Mapping[str, Tensor]) -> tuple[str, str] | None:
     numbers = sum(value.dim() == 0 for value in weights.values())
     if not 0 < len(words) <= 64 or len(words) < len(weights) - numbers:
         return None
-    calls = [
-        f"pipe.load_textual_inversion(e['{key}'], token={{word}}{encoder})"
-        for keys, encoder in (
-            ("clip_l text_encoders_0", ""),
-            ("clip_g text_encoders_1", _SECOND_ENCODER),
-        )
-        for key in keys.split()
-        if key in words
-    ]
-    if calls:
+    if sdxls := [key for key in _SDXL_WORDS if key in words]:
+        calls = [
+            f"pipe.load_textual_inversion(e['{key}'], token={{word}}{_SDXL_WORDS[key]})"
+            for key in sdxls
+        ]
         return "a textual inversion", "; ".join(["e = {weights}", *calls])
     if words in (["emb_params"], ["string_to_param.*"]):
         return "a textual inversion", "pipe.load_textual_inversion({path}, token={word})"
