@@ -157,19 +157,6 @@ def test_a_pickle_file_is_refused(tmp_path, ending):
             find_adapter(source)
 
 
-def test_a_damaged_file_is_named(tmp_path):
-    save_file({"a": torch.ones(100)}, tmp_path / "a.safetensors")
-    (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:200])
-    with pytest.raises(ValueError, match="a.safetensors cannot be read"):
-        read_adapter(tmp_path / "a.safetensors")
-
-
-def test_weights_that_are_not_finite_are_named(tmp_path):
-    save_file({"unet.x.lora_A.weight": torch.tensor([float("nan")])}, tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match="not finite.*unet.x.lora_A.weight"):
-        read_adapter(tmp_path / "a.safetensors")
-
-
 def test_a_written_file_holds_weights_and_metadata(tmp_path):
     path = write_adapter(
         tmp_path / "new" / "a.safetensors",

@@ -387,13 +387,6 @@ def test_tokens_and_folders_are_not_told():
     }
 
 
-def test_hub_ids_stay_whole():
-    assert (
-        shareable("stable-diffusion-v1-5/stable-diffusion-v1-5")
-        == "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    )
-
-
 def test_long_settings_are_cut():
     value = training_in({"ss_network_args": "x" * 500})["network_args"]
     assert len(value) == 120 and value.endswith("…")
