@@ -155,7 +155,9 @@ def _layer(module: str, group: _Group, config: Mapping, where: str) -> tuple[Lay
             f"{'no' if use_dora else 'a'} magnitude; one of them is wrong: fetch it anew"
         )
     if alpha is not None and alpha.numel() != 1:
-        raise ValueError(f"{where}: the alpha of {module} has {alpha.numel()} numbers, not one")
+        raise ValueError(
+            f"{where}: the alpha of layer {module} has {alpha.numel()} numbers, not one"
+        )
     # LyCORIS gives a LoKr without low-rank halves no scale; PEFT's settings do
     is_whole_lokr = kind == "lokr" and {"w1", "w2"} <= tensors.keys() and not config
     if kind == "full" or is_whole_lokr:
