@@ -206,8 +206,8 @@ def to_block_weights(scales: Mapping[str, Mapping[str, float]], count: int) -> l
                 expected, where = weights.setdefault(name, scale), f"in {name}, as its first layer"
             if not math.isclose(scale, expected, rel_tol=1e-9, abs_tol=1e-12):
                 raise ValueError(
-                    f"{layer} is at {scale:g}, where {count} block weights have {expected:g} for "
-                    f"all that is {where}; give all of it that scale, or try 26 of them"
+                    f"block weights have one number for all that is {where}, {expected:g} of "
+                    f"{count}, where {layer} is at {scale:g}; try 26 of them"
                 )
     return [float(weights.get(name, 1.0)) for name in NAMES[count]]
 

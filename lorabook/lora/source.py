@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ def read_source(
     """
     check_arguments(find)
     if isinstance(source, Adapter):
-        return Source(source, None, "adapter", {})
+        return Source(replace(source, source=None), None, "adapter", {})  # it may have changed
     if isinstance(source, Mapping):
         weights = checked(source, "the state dict")
         adapter = parse(weights, layers_per_block=layers_per_block, where="the state dict")

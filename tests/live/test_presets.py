@@ -200,16 +200,20 @@ def test_an_adapter_without_layers_in_a_block_gives_one_there():
         (
             {"unet": {"mid_block.attentions.0.proj_in": 1, "mid_block.resnets.1.conv1": 0}},
             17,
-            "unet.mid_block.resnets.1.conv1 is at 0, where 17 block weights have 1 .*in MID",
+            "in MID, as its first layer, 1 of 17, where unet.mid_block.resnets.1.conv1 is at 0",
         ),
         ({"text_encoder": {"a.b": 1}, "text_encoder_2": {"a.b": 0.5}}, 12, "in BASE"),
-        ({"unet": {"conv_out": 0.5}}, 26, "unet.conv_out is at 0.5, .* 1 .* outside the blocks"),
+        (
+            {"unet": {"conv_out": 0.5}},
+            26,
+            "outside the blocks, 1 of 26, where unet.conv_out is at 0.5",
+        ),
         (
             {"unet": {"down_blocks.0.downsamplers.0.conv": 1.0}},
             17,
-            "is at 1, where 17 block weights have 0 .* in IN03; .* try 26",
+            "in IN03, 0 of 17, where .* is at 1; try 26",
         ),
-        ({"unet": {"up_blocks.2.resnets.0.conv1": 1.0}}, 12, "have 0 .* in OUT06"),
+        ({"unet": {"up_blocks.2.resnets.0.conv1": 1.0}}, 12, "in OUT06, 0 of 12"),
         ({}, 16, "12, 17, 20 or 26 numbers, not 16"),
     ],
 )
