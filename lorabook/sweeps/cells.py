@@ -8,8 +8,7 @@ from diffusers import DiffusionPipeline
 from lorabook.checks import is_number, listed
 from lorabook.live.expand import steps_of
 from lorabook.live.layers import LoraLayers, active_adapters
-from lorabook.live.scales import steps_on
-from lorabook.live.scales import layer_scales, resolve_scales, scales_of
+from lorabook.live.scales import layer_scales, resolve_scales, scales_of, steps_on
 from lorabook.types import Scales
 
 SWEEP_ADAPTER = "swept"  # the name of an adapter that a sweep itself puts on the pipeline
