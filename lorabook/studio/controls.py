@@ -1,14 +1,13 @@
 """The studio's smallest pieces, for ipywidgets 7.7 and 8: sliders, buttons, menus, texts."""
 
 import html
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 
 import ipywidgets as widgets
 from PIL import Image
-
-from lorabook.show.display import png_of
 
 _NONE = ""  # a Dropdown takes the value None for no choice at all
 _NEAR = 1e-6  # a slider computes 0.30000000000000004; writing 0.3 into it would fight the hand
@@ -17,6 +16,7 @@ _BESIDE = {
     "text_encoder": "text encoder",
     "text_encoder_2": "text encoder 2",
 }
+_SHORT = {"attentions": "transformer", "resnets": "resnet"}
 _SHIFT = 12  # pixels from one row of the U to the next
 
 
@@ -43,22 +43,20 @@ class ScaleSlider(widgets.HBox):
         toggle_class(self, "lorabook-moved", abs(event["new"] - 1) > _NEAR)
 
 
-def block_sliders(
-    name: str, touched: Iterable[str], moved: Callable[[str, float], None]
-) -> dict[str, ScaleSlider]:
+def block_sliders(name: str, touched: Iterable[str], changed: Callable) -> dict[str, ScaleSlider]:
     """A slider for each block that an adapter touches, of DOM class `lorabook-scale`."""
     sliders = {}
     for block in touched:
         label = _BESIDE.get(block, block)
         kind = "beside-one" if block in _BESIDE else block.split(".")[0]
-        about = f"{name}: {label}"
-        sliders[block] = ScaleSlider(label, partial(moved, block), about, f"lorabook-{kind}")
+        moved = partial(lambda block, scale: changed(blocks={block: scale}), block)
+        sliders[block] = ScaleSlider(label, moved, f"{name}: {label}", f"lorabook-{kind}")
         dom_class = f"lorabook-block-{block.replace('.', '-')}"
         classes(sliders[block].slider, "lorabook-scale", dom_class)
     return sliders
 
 
-def block_map_of(sliders: Mapping[str, ScaleSlider], blocks: Sequence[str]) -> widgets.VBox:
+def block_map_of(sliders: dict[str, ScaleSlider], blocks: Sequence[str]) -> widgets.VBox:
     """The sliders as the UNet's U: blocks of one resolution side by side, the middle below."""
     down, up = (sorted(b for b in blocks if b.startswith(side)) for side in ("down", "up"))
     levels, cells = list(zip_longest(down, reversed(up), fillvalue="")), []
@@ -80,12 +78,29 @@ def block_map_of(sliders: Mapping[str, ScaleSlider], blocks: Sequence[str]) -> w
     return stack(*rows)
 
 
-def _cell(block: str, sliders: Mapping[str, ScaleSlider], margin: str) -> widgets.Widget:
+def _cell(block: str, sliders: dict[str, ScaleSlider], margin: str) -> widgets.Widget:
     """A block's slider, or a dotted frame where the adapter does not touch it."""
     words = f"{block} · untouched" if block else ""
     cell = sliders[block] if block in sliders else text(words, "lorabook-untouched")
     cell.layout.margin = margin
     return cell
+
+
+def part_sliders(
+    name: str, groups: Mapping[str, Sequence[str]], changed: Callable
+) -> tuple[dict[str, ScaleSlider], widgets.VBox]:
+    """A slider for each kind of layer and each part of a block, and all of them in a box."""
+    sliders, boxes = {}, []
+    for group, parts in groups.items():
+        for part in parts:
+            what, _, index = part.rpartition(".")[2].partition("_")
+            label = f"{_SHORT.get(what, what)} {index}".strip()
+            moved = partial(lambda part, scale: changed(parts={part: scale}), part)
+            sliders[part] = ScaleSlider(label, moved, f"{name}: {part}")
+        title = text(group or "kinds of layers, in all blocks", "lorabook-title")
+        cells = row(*(sliders[part] for part in parts), kind="lorabook-cells")
+        boxes += [stack(title, cells)] if parts else []
+    return sliders, stack(*boxes, kind="lorabook-parts")
 
 
 def slider(kind: type, label: str, moved: Callable, about: str, low, high, step=1, value=None):
@@ -149,10 +164,11 @@ def picture(*kinds: str, **layout) -> widgets.Image:
     return classes(widgets.Image(format="png", layout=layout), *kinds)
 
 
-def draw(place: widgets.Image, image: Image.Image) -> widgets.Image:
-    """Let a place show an image."""
-    place.value = png_of(image, compress_level=1)
-    return place
+def png(image: Image.Image) -> bytes:
+    """An image's bytes, as the browser gets them."""
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
 
 
 def put(control: widgets.Widget, value) -> None:
@@ -182,10 +198,11 @@ def toggle_class(control: widgets.DOMWidget, name: str, on: bool) -> None:
     (control.add_class if on else control.remove_class)(name)
 
 
-def _control(kind: type, label: str, about: str, layout: Mapping[str, str] = {}, **traits):
+def _control(kind: type, label: str, about: str, layout: dict | None = None, **more):
+    layout = {"width": "auto"} | (layout or {})
     if kind not in (widgets.Button, widgets.ToggleButton):
-        traits["style"] = {"description_width": "initial"}
-    control = kind(description=label, layout={"width": "auto", **layout}, **traits)
+        more["style"] = {"description_width": "initial"}
+    control = kind(description=label, layout=layout, **more)
     # the trait's name changed from ipywidgets 7 to 8
     tooltip = "tooltip" if control.has_trait("tooltip") else "description_tooltip"
     setattr(control, tooltip, about)

@@ -1,6 +1,7 @@
 """The shelf: adapter files that a click loads."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,13 +10,14 @@ import ipywidgets as widgets
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 from lorabook.live.layers import module_name
-from lorabook.live.prompt_syntax import find_adapters
 from lorabook.studio import controls as ui
 from lorabook.studio.settings import StudioSettings
 
 MOST_CARDS = 24
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-_PREVIEWS = [*_ENDINGS, *(f".preview{ending}" for ending in _ENDINGS)]
+_PREVIEWS = [
+    middle + end for middle in ("", ".preview") for end in (".png", ".jpg", ".jpeg", ".webp")
+]
+_PLAIN_NAMES = ("pytorch_lora_weights", "adapter_model")
 
 
 class Shelf(widgets.VBox):
@@ -34,15 +36,18 @@ class Shelf(widgets.VBox):
         for name, file in list(files.items())[:MOST_CARDS]:
             about = f"load {name}, {file.stat().st_size / 1e6:.1f} MB"
             self.cards[name] = ui.button(name, about, partial(self._press, name))
-            place = ui.draw(ui.picture(width="84px", height="84px"), thumbnail(name, file))
+            place = ui.picture(width="84px", height="84px")
+            place.value = thumbnail(name, file)
             boxes.append(ui.stack(place, self.cards[name], kind="lorabook-card"))
-        note, more = "" if files else "no adapter files here", len(files) - MOST_CARDS
-        if more > 0:
-            note = f"{more} more; type a name below to load it"
+        more = len(files) - MOST_CARDS
+        words = f"{more} more; type a name below to load it" if more > 0 else ""
         about = "a file, a folder, a Hub id or an address"
         self.other = ui.line("other", self._type, f"{about}; Enter loads it", about)
         press = ui.button("load", "load what stands beside", lambda: self._type(self.other.value))
-        wall = ui.row(*boxes, kind="lorabook-wall")
+        wall, note = (
+            ui.row(*boxes, kind="lorabook-wall"),
+            words if files else "no adapter files here",
+        )
         super().__init__([wall, ui.text(note), ui.row(self.other, press)])
         ui.classes(self, "lorabook-stack")
 
@@ -65,27 +70,39 @@ class Shelf(widgets.VBox):
 
 
 def adapter_files(folder: str | os.PathLike) -> dict[str, Path]:
-    """The adapters in a folder and in the folders inside it, by the first of their names."""
-    names: dict[Path, str] = {}
-    for name, file in find_adapters(folder).items():
-        names.setdefault(file, name)
-    files = {name: file for file, name in names.items()}
+    """The adapters in a folder and in the folders inside it, by name.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder} to show adapters from")
+    files = {}
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]:
+        files[path.parent.name if path.stem in _PLAIN_NAMES else path.stem] = path
     return dict(sorted(files.items(), key=lambda item: item[0].lower()))
 
 
-def thumbnail(name: str, file: Path) -> Image.Image:
-    """A small image for an adapter's file: the picture beside it, else a tile with two letters."""
+def thumbnail(name: str, file: Path) -> bytes:
+    """A small PNG for an adapter's file: the picture beside it, else a tile with its first letters.
+
+    That picture has the file's name before its ending or before ".preview"; any "image_….png" of a
+    folder with one adapter will do too.
+    """
     beside = [file.with_name(file.stem + end) for end in _PREVIEWS]
     if len(list(file.parent.glob("*.safetensors"))) == 1:
         beside += sorted(file.parent.glob("image_*"))
     for path in beside:
         try:
             with Image.open(path) as image:
-                return ImageOps.fit(image.convert("RGB"), (128, 128))
+                return ui.png(ImageOps.fit(image.convert("RGB"), (128, 128)))
         except (OSError, ValueError, Image.DecompressionBombError):
             continue  # no picture, or a damaged one: no reason to hide the adapter
+    words = re.findall(r"[^\W_]+", name) or ["?"]
+    letters = "".join(word[0] for word in words[:3]) if len(words) > 1 else words[0][:2]
     hue = sum(map(ord, name)) * 37 % 360
     tile = Image.new("RGB", (128, 128), ImageColor.getrgb(f"hsl({hue}, 35%, 80%)"))
     font, middle = ImageFont.load_default(44), (64, 64)
-    ImageDraw.Draw(tile).text(middle, name[:2].upper(), (60, 60, 66), font, anchor="mm")
-    return tile
+    ImageDraw.Draw(tile).text(middle, letters.upper(), (60, 60, 66), font, anchor="mm")
+    return ui.png(tile)

@@ -1,34 +1,38 @@
 """The sliders: a pipeline's adapters in a person's hands, and the picture that follows."""
 
 import io
-import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
-from PIL import Image, ImageChops
+from PIL import Image
 
-from lorabook.live.blend import blend
+from lorabook.checks import listed
+from lorabook.live.layers import adapter_names
 from lorabook.live.load import LoadReport, load_adapter
 from lorabook.live.manage import remove_adapter
-from lorabook.live.save import SaveReport, save_adapter
-from lorabook.live.state import check_known, lock_of, preserve_scales
+from lorabook.live.save import SaveReport
+from lorabook.live.state import lock_of
 from lorabook.pipelines import world_of
-from lorabook.show.block_plot import plot_blocks
-from lorabook.show.display import KEY, bundle, png_of, write
+from lorabook.show import display
 from lorabook.show.grid import ImageGrid
+from lorabook.studio import export
 from lorabook.studio.adapters import touched_blocks
 from lorabook.studio.code import as_code
-from lorabook.studio.generate import StudioGenerator, StudioImages, first_settings, side_of
+from lorabook.studio.generate import (
+    StudioGenerator,
+    StudioImages,
+    first_settings,
+    side_of,
+)
 from lorabook.studio.settings import History, StudioSettings
 from lorabook.studio.shelf import adapter_files
-from lorabook.studio.view import View
+from lorabook.studio.view import SEVERAL, View
 from lorabook.studio.worker import Renderer
-from lorabook.sweeps.cells import Present
 from lorabook.worlds import BUNDLED, DATA
 
 _PATIENCE = 120  # seconds to wait for an image that is asked for
-_SUM = "studio_sum"  # the adapter that several are saved as
 
 
 class ScaleStudio:
@@ -70,23 +74,25 @@ class ScaleStudio:
                 adapters_folder = DATA / "adapters"
             files = adapter_files(adapters_folder) if adapters_folder else {}
             self._history = History(first_settings(pipe, prompt, **settings))
-            self.widget = View(self, files, side_of(pipe))
-            self._renderer = Renderer(
-                self._generator.generate, self._show, self._fail, lambda: lock_of(pipe)
-            )
+            self.widget = View(self, self._generator, files, side_of(pipe))
+            self._renderer = self._new_renderer()
             self._follow()
 
     @property
     def settings(self) -> StudioSettings:
-        """All that decides the picture; set it, and the sliders and the picture follow.
-
-        Raises:
-            ValueError: For adapters that are not loaded.
-        """
+        """All that decides the picture; set it, and the sliders and the picture follow."""
         return self._history.present
 
     @settings.setter
     def settings(self, settings: StudioSettings) -> None:
+        self.put(settings)
+
+    def put(self, settings: StudioSettings) -> None:
+        """Let the sliders and the picture follow these settings.
+
+        Raises:
+            ValueError: For adapters that are not loaded.
+        """
         if not isinstance(settings, StudioSettings):
             raise ValueError(
                 f"settings must be StudioSettings, not {settings!r:.80}; change them as "
@@ -94,18 +100,27 @@ class ScaleStudio:
             )
         if new := settings.adapters.keys() - self.settings.adapters.keys():
             with lock_of(self.pipe):
-                check_known(self.pipe, new)
+                known = {*self.settings.adapters, *adapter_names(self.pipe)}
+            if new - known:
+                raise ValueError(
+                    f"the pipeline has no adapter {min(new - known)!r:.80}; it has: "
+                    f"{listed(sorted(known), 8)}; load it first with studio.load(file)"
+                )
         self._history.push(settings)
         self._follow()
 
+    def change(self, how: Callable[[StudioSettings], StudioSettings]) -> None:
+        """Go on to what a function makes of the present settings."""
+        self.put(how(self.settings))
+
     def undo(self) -> None:
         """Go back to the settings before."""
-        self._history.undo()
+        self._history.go(-1)
         self._follow()
 
     def redo(self) -> None:
         """Go forth to what was undone."""
-        self._history.redo()
+        self._history.go(1)
         self._follow()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -124,7 +139,7 @@ class ScaleStudio:
     @property
     def grid(self) -> ImageGrid:
         """The present images: a row for each seed where base, now and difference are compared."""
-        return self._present().grid
+        return _grid(self._present())
 
     def keep(self) -> StudioImages:
         """Put the present images into the gallery, with their settings."""
@@ -141,7 +156,7 @@ class ScaleStudio:
         """Code that generates the present picture elsewhere.
 
         Args:
-            dialect: "lorabook" or "diffusers".
+            dialect: "lorabook", "diffusers", or "a1111" for the prompt of A1111.
         """
         with lock_of(self.pipe):
             return as_code(self.settings, dialect, self.pipe)
@@ -152,10 +167,21 @@ class ScaleStudio:
         Raises:
             ValueError: As `load_adapter`. Pipeline, settings and sliders are then as before.
         """
+        self._renderer.close()  # which stops what runs; the next one begins with the new adapter
+        self._renderer, before, report = self._new_renderer(), self.settings, None
         with lock_of(self.pipe):
-            report = load_adapter(self.pipe, source)
-            self.settings = self.settings.with_adapter(report.name)
-            self.widget.adapter.choose(report.name)
+            try:
+                report = load_adapter(self.pipe, source)
+                self._generator.ranks.forget(report.name)
+                self.put(before.with_adapter(report.name))
+                self.widget.adapter.choose(report.name)
+            except BaseException:
+                if report is not None:
+                    remove_adapter(self.pipe, report.name)
+                if self.settings != before:
+                    self._history.drop()
+                self._renderer.request(before)
+                raise
         return report
 
     def save_adapter(self, path: str | os.PathLike) -> SaveReport:
@@ -163,76 +189,41 @@ class ScaleStudio:
         self.wait(_PATIENCE)
         with lock_of(self.pipe):
             self._generator.apply(self.settings)
-            present = Present.of(self.pipe)
-            if not present.active:
-                raise ValueError(
-                    "no adapter takes part, so there is nothing to save; switch one on"
-                )
-            if len(present.active) == 1:
-                return save_adapter(self.pipe, path, name=present.active[0], bake_scales=True)
-            scales = {name: present.scales_of(name) for name in present.active}
-            with preserve_scales(self.pipe):
-                blend(self.pipe, scales, new_name=_SUM, across_bases=True)
-                try:
-                    return save_adapter(self.pipe, path, name=_SUM)
-                finally:
-                    remove_adapter(self.pipe, _SUM)
+            return export.write_adapter(self.pipe, self.settings, path)
 
     def save_picture(self, path: str | os.PathLike) -> Path:
         """Write the present picture as a PNG, its settings inside; several as a grid."""
         images = self._present()
         several = len(images.images) > 1 or images.base is not None
-        image = images.grid.picture() if several else images.picture
-        return write(path, png_of(image, {"studio": images.settings.to_dict()}))
+        image = _grid(images).picture() if several else images.images[0]
+        return export.write_picture(image, images.settings, path)
 
     @staticmethod
     def settings_in(png: str | os.PathLike) -> StudioSettings:
         """The settings in a picture of `save_picture`. Raises ValueError where there are none."""
-        if not Path(png).is_file():
-            raise FileNotFoundError(f"there is no picture {png}")
-        try:
-            with Image.open(png) as picture:
-                return StudioSettings.from_dict(json.loads(picture.info[KEY])["studio"])
-        except (KeyError, TypeError, OSError, ValueError) as error:
-            raise ValueError(
-                f"{png} holds no settings of a studio ({type(error).__name__}); "
-                "ScaleStudio.save_picture writes such files"
-            ) from None
+        return export.read_settings(png)
 
     def close(self) -> None:
-        """End the studio: widgets close, scales stay as they are."""
+        """End the studio: widgets close, blends and smaller ranks go; scales stay as they are."""
         self._renderer.close()
+        self._generator.close()
         self.widget.close_all()
 
     def static(self) -> Image.Image:
-        """The images, and on their right a map of the blocks of each active adapter."""
-        parts, gap = [self._images.grid.picture(smallest=256)] if self._images else [], 20
-        active = [name for name, adapter in self.settings.adapters.items() if adapter.on]
-        for name in active[:3]:
-            adapter = self.settings.adapters[name]
-            with lock_of(self.pipe):
-                touched = touched_blocks(self.pipe, name)
-            if values := {b: adapter.scale * adapter.blocks.get(b, 1.0) for b in touched}:
-                plot = plot_blocks(values, title=f"{name:.60}: scale by block")
-                with Image.open(io.BytesIO(plot._repr_png_())) as drawn:
-                    part = drawn.convert("RGB")
-                parts.append(part.crop(ImageChops.invert(part).getbbox()))
-        parts = parts or [Image.new("RGB", (320, 32), "white")]
-        width = sum(part.width + gap for part in parts) + gap
-        height, left = max(part.height for part in parts) + 2 * gap, gap
-        sheet = Image.new("RGB", (width, height), "white")
-        for part in parts:
-            sheet.paste(part, (left, (height - part.height) // 2))
-            left += part.width + gap
-        return sheet
+        """The images, and where the sliders stand, as one picture."""
+        grid = _grid(self._images, enlarge=True).picture() if self._images else None
+        with lock_of(self.pipe):
+            touched = {name: touched_blocks(self.pipe, name) for name in self.settings.adapters}
+        return export.static_picture(grid, self.settings, touched)
 
     def __repr__(self):
         return f"ScaleStudio: {self.settings.in_words()} · {self.settings.prompt!r}"
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         self.wait(_PATIENCE)
-        static = self.static().quantize(256, dither=Image.Dither.NONE)
-        data, metadata = bundle(png_of(static, optimize=True), repr(self))
+        encoded = io.BytesIO()
+        self.static().quantize(256, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
+        data, metadata = display.bundle(encoded.getvalue(), repr(self))
         model = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
         widget = {"application/vnd.jupyter.widget-view+json": model}
         return data | widget | {"text/plain": repr(self)}, metadata
@@ -257,7 +248,11 @@ class ScaleStudio:
         self._error = None
         # first, since it stops what runs, and the view may wait for the pipeline
         self._renderer.request(self.settings)
-        self.widget.show(self._history)
+        self.widget.show(self.settings, self._history.can_undo, self._history.can_redo)
+
+    def _new_renderer(self) -> Renderer:
+        lock = lambda: lock_of(self.pipe)  # noqa: E731
+        return Renderer(self._generator.generate, self._show, self._fail, lock)
 
     def _show(self, images: StudioImages) -> None:
         self._images = images
@@ -266,3 +261,17 @@ class ScaleStudio:
     def _fail(self, sentence: str) -> None:
         self._error = sentence
         self.widget.say(sentence, wrong=True)
+
+
+def _grid(images: StudioImages, enlarge: bool = False) -> ImageGrid:
+    """Images labelled; small ones enlarged pixel for pixel to the size they have on a screen."""
+    rows = [list(row.values()) for row in images.rows]
+    zoom = max(1, -(-SEVERAL // rows[0][0].width)) if enlarge else 1
+    if zoom > 1:
+        size = (rows[0][0].width * zoom, rows[0][0].height * zoom)
+        rows = [[image.resize(size, Image.NEAREST) for image in row] for row in rows]
+    seeds = [f"seed {seed}" for seed in images.settings.seeds]
+    title = images.settings.prompt
+    if images.base is None:
+        return ImageGrid([[image for row in rows for image in row]], columns=seeds, title=title)
+    return ImageGrid(rows, columns=list(images.rows[0]), rows=seeds, title=title)

@@ -1,16 +1,19 @@
 """The studio's widgets put together: the bar, the images, and the panels in tabs."""
 
+import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import ipywidgets as widgets
 
+from lorabook.schedulers import SCHEDULERS
 from lorabook.studio import controls as ui
-from lorabook.studio.code import DIALECTS
-from lorabook.studio.generate import StudioImages
-from lorabook.studio.panels import AdapterPanel, PromptPanel
-from lorabook.studio.settings import History, StudioSettings
+from lorabook.studio.export import ExportPanel
+from lorabook.studio.generate import NOW, StudioGenerator, StudioImages
+from lorabook.studio.panels import AdapterPanel, Change, Mixer
+from lorabook.studio.settings import StudioSettings
 from lorabook.studio.shelf import Shelf
 from lorabook.studio.worker import sentence_of
 
@@ -20,11 +23,16 @@ _SCRIPT = Path(__file__).with_name("studio.js")
 
 
 class Stage(widgets.HBox):
-    """The present images with a caption each; where one compares, a row for each seed."""
+    """The present images with a caption each; where one compares, a row for each seed.
+
+    Attributes:
+        now: The images of DOM class `lorabook-now`.
+    """
 
     def __init__(self):
         super().__init__()
         ui.classes(self, "lorabook-stage")
+        self.now: list[widgets.Image] = []
         self._figures: dict[tuple[str, int], widgets.VBox] = {}
         self._rows: list[list[widgets.VBox]] = []
 
@@ -41,7 +49,7 @@ class Stage(widgets.HBox):
                     self._figures[what, number] = ui.stack(place, caption, kind="lorabook-figure")
                 figures.append(self._figures[what, number])
                 place, caption = figures[-1].children
-                ui.draw(place, image)
+                place.value = ui.png(image)
                 zoom = max(1, -(-least // image.width))
                 place.layout.width = f"{min(image.width * zoom, MOST)}px"
                 seed = f"seed {seeds[number]}" if len(seeds) > 1 or len(row) == 1 else ""
@@ -52,6 +60,7 @@ class Stage(widgets.HBox):
             if images.base is not None:
                 rows = [[ui.row(*figures, kind="lorabook-compared")] for figures in rows]
             self.children = tuple(figure for row in rows for figure in row)
+        self.now = [self._figures[NOW, number].children[0] for number in range(len(seeds))]
 
 
 class Gallery(widgets.VBox):
@@ -75,7 +84,8 @@ class Gallery(widgets.VBox):
         self._nothing.layout.display = "none" if gallery else None
 
     def _card(self, one: StudioImages) -> widgets.VBox:
-        place = ui.draw(ui.picture("lorabook-picture", width="112px"), one.picture)
+        place = ui.picture("lorabook-picture", width="112px")
+        place.value = ui.png(one.picture)
         caption = ui.text(one.settings.in_words(), "lorabook-caption")
         about = "set everything as it was for this picture"
         back = ui.button("back to this", about, lambda: self._go_back(one.settings))
@@ -84,72 +94,117 @@ class Gallery(widgets.VBox):
         return ui.stack(place, caption, ui.row(back, drop), kind="lorabook-card")
 
 
-class ExportPanel(widgets.VBox):
-    """The settings as code, and names to save the adapter and the image by.
+class PromptPanel(widgets.VBox):
+    """What the pipeline's call is given; the prompts stand apart, in `words`.
 
     Attributes:
-        dialect, code: The menu and the text.
+        controls: By the setting's name.
     """
 
-    def __init__(self, code: Callable, save_adapter: Callable, save_picture: Callable):
-        self._code = code
-        self.dialect = ui.menu("as", [*DIALECTS], lambda _: self.refresh(), "whose code")
-        copy = ui.button("copy", "copy the code", lambda: None, "lorabook-copy")  # see studio.js
-        traits = {"layout": {"width": "auto"}, "style": {"description_width": "0"}}
-        self.code = widgets.Textarea(description="code", rows=11, **traits)
-        ui.classes(self.code, "lorabook-code")
-        about = "folder or .safetensors file to write"
-        adapter = _path_row("adapter", "studio-adapter", about, save_adapter)
-        picture = _path_row("picture", "studio.png", "PNG file to write", save_picture)
-        note = "Scales are baked into the adapter; the settings are kept inside the picture."
-        super().__init__([ui.row(self.dialect, copy), self.code, ui.text(note), adapter, picture])
-        ui.classes(self, "lorabook-take")
+    def __init__(self, change: Change, side: int):
 
-    def refresh(self) -> None:
-        """Let the code say what the settings are now."""
-        self.code.value = self._code(self.dialect.value)
+        def to(name: str, read: Callable = lambda value: value) -> Callable:
+            return lambda value: change(lambda settings: settings.with_(**{name: read(value)}))
+
+        karras = [f"{name} karras" for name in SCHEDULERS if name.startswith("dpm")]
+        schedulers = [("the model's own", None), *SCHEDULERS, *karras]
+        shares = (0.5, 0.75, 1, 1.25, 1.5)
+        pixels = sorted({max(16, round(side * share / 8) * 8) for share in shares})
+        sizes = [("own", None), *((str(size), size) for size in pixels)]
+        what, out = "what to draw", "what to keep out"
+        prompt = ui.line("prompt", to("prompt"), what, what, "2 1 260px")
+        without = to("negative_prompt")
+        negative = ui.line("without", without, f"negative prompt: {out}", out, "1 1 160px")
+        about = "one picture for each, as 0, 1, 2"
+        seeds = ui.line("seeds", to("seeds", seeds_in), about, flex="1 1 80px")
+        new_seed = partial(random.randrange, 10_000)
+        another = ui.button("another", "a new seed", lambda: ui.put(seeds, str(new_seed())))
+        about, change_steps = "denoising steps of the full picture", to("num_inference_steps")
+        steps = ui.slider(widgets.IntSlider, "steps", change_steps, about, 1, 50)
+        about, change_guidance = "how closely to follow the prompt", to("guidance_scale")
+        guidance = ui.slider(
+            widgets.FloatSlider, "guidance", change_guidance, about, 0.0, 15.0, 0.5
+        )
+        about = "how noise is taken away"
+        scheduler = ui.menu("scheduler", schedulers, to("scheduler"), about)
+        width = ui.menu("width", sizes, to("width"), "pixels across")
+        height = ui.menu("height", sizes, to("height"), "pixels down")
+        self.controls = {
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "seeds": seeds,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "scheduler": scheduler,
+            "width": width,
+            "height": height,
+        }
+        self.words = ui.row(prompt, negative, kind="lorabook-words")
+        rows = (seeds, another), (steps,), (guidance,), (scheduler,), (width, height)
+        super().__init__([ui.row(*controls) for controls in rows])
+        ui.classes(self, "lorabook-call")
+
+    def show(self, settings: StudioSettings) -> None:
+        """Let all controls stand as the settings say."""
+        for name, control in self.controls.items():
+            value = getattr(settings, name)
+            ui.put(control, ", ".join(map(str, value)) if name == "seeds" else value)
+
+
+def seeds_in(words: str) -> tuple[int, ...]:
+    """The seeds that a person typed, as "0, 1, 2".
+
+    Raises:
+        ValueError: For what is no whole number.
+    """
+    seeds = [seed for seed in re.split(r"[,;\s]+", words.strip()) if seed]
+    for seed in seeds:
+        if not re.fullmatch(r"-?\d{1,20}", seed):
+            raise ValueError(f"seeds are whole numbers, as 0, 1, 2; not {seed!r:.60}")
+    return tuple(map(int, seeds))
 
 
 class View(widgets.VBox):
     """All of the studio's widgets.
 
-    It keeps no settings: what a person moves becomes other `studio.settings`, and `show` lets all
-    controls stand as they say.
+    It keeps no settings: what a person moves becomes a call of `studio.change`, and `show` lets all
+    controls stand as the settings say.
     """
 
-    def __init__(self, studio, files: Mapping[str, Path], side: int):
+    def __init__(self, studio, generator: StudioGenerator, files: Mapping[str, Path], side: int):
         self._is_showing = False
 
         def change(how: Callable[[StudioSettings], StudioSettings]) -> None:
-            def follow() -> None:
-                studio.settings = how(studio.settings)
-
             if not self._is_showing:
-                self._try(follow)
+                self._try(studio.change, how)
 
         def tried(act: Callable, done: str = "") -> Callable:
             return partial(self._try, act, done=done)
 
         self.stage, self.prompts = Stage(), PromptPanel(change, side)
-        self.adapter = AdapterPanel(studio.pipe, change)
+        self.adapter, self.mixer = AdapterPanel(generator, change), Mixer(change)
         self.shelf = Shelf(files, tried(studio.load), self.adapter.choose)
-        self.gallery = Gallery(lambda settings: change(lambda _: settings), tried(studio.drop))
+        self.gallery = Gallery(tried(studio.put), tried(studio.drop))
         written = "{}: written, its settings inside"
         self.take = ExportPanel(
             studio.code, tried(studio.save_adapter, "{}"), tried(studio.save_picture, written)
         )
         about = "back to the settings before"
         self.undo = ui.button("undo", about, tried(studio.undo), "lorabook-undo")
-        about = "forth to what was undone"
-        self.redo = ui.button("redo", about, tried(studio.redo), "lorabook-redo")
+        self.redo = ui.button(
+            "redo", "forth to what was undone", tried(studio.redo), "lorabook-redo"
+        )
         about = "put the present picture into the gallery, with its settings"
         self.keep = ui.button("keep", about, tried(studio.keep, "kept, in the gallery"))
-        about = "the base model's picture and the difference beside"
-        compare = lambda on: change(lambda settings: settings.with_(compare=on))  # noqa: E731
-        self.compare = ui.switch("compare", compare, about)
+        self.compare = ui.switch(
+            "compare",
+            lambda on: change(lambda settings: settings.with_(compare=on)),
+            "the base model's picture and the difference beside",
+        )
         self.status = ui.text(kind="lorabook-status")
         panels = {
             "blocks": self.adapter,
+            "mix": self.mixer,
             "shelf": self.shelf,
             "gallery": self.gallery,
             "take away": self.take,
@@ -164,18 +219,23 @@ class View(widgets.VBox):
         left = ui.stack(self.stage, self.prompts, kind="lorabook-left")
         right = ui.stack(self.tabs, kind="lorabook-right")
         self._body = ui.row(left, right, kind="lorabook-body")
+        script = {"application/javascript": _SCRIPT.read_text()}
+        output = {"output_type": "display_data", "data": script, "metadata": {}}
+        style = widgets.HTML(f"<style>{_STYLE.read_text()}</style>")
+        hidden = ui.row(style, widgets.Output(outputs=(output,)))
+        hidden.layout.display = "none"
         bar = ui.row(*bar, kind="lorabook-bar")
-        super().__init__([_style_and_script(), bar, self.prompts.words, self._body])
+        super().__init__([hidden, bar, self.prompts.words, self._body])
         ui.classes(self, "lorabook-studio")
 
-    def show(self, history: History) -> None:
-        """Let all controls stand as the present settings say; nothing comes back from that."""
+    def show(self, settings: StudioSettings, can_undo: bool, can_redo: bool) -> None:
+        """Let all controls stand as the settings say; nothing comes back from that."""
         before, self._is_showing = self._is_showing, True
         try:
-            for panel in (self.prompts, self.adapter, self.shelf):
-                panel.show(history.present)
-            ui.put(self.compare, history.present.compare)
-            self.undo.disabled, self.redo.disabled = not history.past, not history.undone
+            for panel in (self.prompts, self.adapter, self.mixer, self.shelf):
+                panel.show(settings)
+            ui.put(self.compare, settings.compare)
+            self.undo.disabled, self.redo.disabled = not can_undo, not can_redo
             self._refresh_code()
         finally:
             self._is_showing = before
@@ -183,6 +243,7 @@ class View(widgets.VBox):
     def show_images(self, images: StudioImages) -> None:
         """Show images, and how long they took."""
         self.stage.show(images)
+        self.adapter.show_energy()
         is_wide = len(images.images) > 1 or images.base is not None
         ui.toggle_class(self._body, "lorabook-wide", is_wide)
         steps = images.settings.num_inference_steps
@@ -217,20 +278,3 @@ class View(widgets.VBox):
         """Write the code, where it is seen."""
         if self.tabs.selected_index == len(self.tabs.children) - 1:
             self.take.refresh()
-
-
-def _path_row(label: str, path: str, about: str, save: Callable) -> widgets.HBox:
-    """A line for a path, and a button that saves there."""
-    line = ui.line(label, lambda _: None, about)
-    line.value = path
-    return ui.row(line, ui.button(f"save {label}", f"write the {label}", lambda: save(line.value)))
-
-
-def _style_and_script() -> widgets.HBox:
-    """What a page needs to show the studio as it should be; not seen itself."""
-    script = {"application/javascript": _SCRIPT.read_text()}
-    output = {"output_type": "display_data", "data": script, "metadata": {}}
-    style = widgets.HTML(f"<style>{_STYLE.read_text()}</style>")
-    hidden = ui.row(style, widgets.Output(outputs=(output,)))
-    hidden.layout.display = "none"
-    return hidden

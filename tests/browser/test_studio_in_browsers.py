@@ -173,12 +173,20 @@ def switch_and_choose(hand, expected):
     hand.choose("preset", "style blocks")
     hand.sees(expected(ink="style blocks"))
     hand.press("all to 1")
-    hand.choose("adapter", "creatures")
-    hand.handle(hand.studio.locator(".widget-slider", has_text="scale").first).focus()
-    hand.page.keyboard.press("ArrowLeft")
-    hand.sees(expected(creatures=0.95))
+    hand.press("single layers")
+    expect(hand.studio.locator(".lorabook-parts")).to_be_visible()
+    hand.shot("6-single-layers")
+    hand.press("single layers")
+    hand.turn_to("mix")
+    fade = hand.studio.locator(
+        ".widget-slider", has=hand.page.locator("label", has_text=re.compile("^crossfade$"))
+    )
+    hand.handle(fade).focus()
+    hand.page.keyboard.press("ArrowRight")
+    hand.sees(expected(ink=0.45, creatures=0.55))
+    hand.shot("7-mix")
+    hand.turn_to("blocks")
     hand.press("undo", exact=False)
-    hand.choose("adapter", "ink")
     hand.sees(expected())
 
 
@@ -187,7 +195,7 @@ def keep_and_go_back(hand, expected):
     hand.drag(hand.slider("up.2"), -30)
     hand.sees(expected(ink={"unet": {"up": {"block_2": hand.value("up.2")}}}))
     hand.turn_to("gallery")
-    hand.shot("6-gallery")
+    hand.shot("8-gallery")
     hand.press("back to this")
     hand.sees(expected())
     hand.studio.get_by_title("drop this picture from the gallery").locator("visible=true").click()
@@ -203,22 +211,22 @@ def load_from_the_shelf(hand, expected):
     hand.sees(expected(mosaic=1.0))
     hand.is_well()
     expect(hand.studio.get_by_role("button", name="✓ mosaic")).to_be_visible()
-    hand.shot("7-shelf")
+    hand.shot("9-shelf")
 
 
 def take_it_away(hand, folder):
     hand.turn_to("take away")
     code = hand.studio.locator(".lorabook-code textarea")
     expect(code).to_have_value(re.compile("mosaic"))
-    hand.choose("as", "diffusers")
-    expect(code).to_have_value(re.compile("load_lora_weights.*mosaic"))
+    hand.choose("as", "A1111 prompt")
+    expect(code).to_have_value(re.compile("<lora:mosaic"))
     hand.press("copy")
     expect(hand.studio.get_by_text("copied")).to_be_visible()
     hand.press("save picture")
     expect(hand.status).to_contain_text("studio.png")
     hand.press("save adapter")
     expect(hand.status).to_contain_text("studio-adapter")
-    hand.shot("8-take-away")
+    hand.shot("10-take-away")
     assert set(lb.ScaleStudio.settings_in(folder / "studio.png").adapters) == {
         "ink",
         "creatures",
@@ -229,7 +237,7 @@ def take_it_away(hand, folder):
 
 def find_every_control_named(hand):
     """A control has a label beside it, words on it, or a tooltip."""
-    for tab in ("blocks", "shelf", "gallery", "take away"):
+    for tab in ("blocks", "mix", "shelf", "gallery", "take away"):
         hand.turn_to(tab)
         assert hand.studio.evaluate(_NAMELESS) == []
 
@@ -240,4 +248,4 @@ def look_at_it_narrow(hand):
     hand.studio.scroll_into_view_if_needed()
     expect(hand.slider("down.3")).to_be_visible()
     hand.page.wait_for_timeout(500)
-    hand.shot("9-narrow")
+    hand.shot("11-narrow")

@@ -1,4 +1,5 @@
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -7,8 +8,10 @@ import torch
 import lorabook as lb
 from adapter_files import add_random
 from conftest import tiny_sdxl
-from lorabook.live.layers import active_adapters, lora_layers
+from lorabook.live.layers import active_adapters, adapter_names, lora_layers
 from lorabook.live.scales import scales_of
+from lorabook.live.state import lock_of
+from lorabook.studio.adapters import BLEND
 from lorabook.studio.generate import STEPS, Stopped, StudioGenerator, first_settings
 from lorabook.sweeps.batched import generate_image
 
@@ -62,8 +65,9 @@ def test_it_begins_with_what_the_pipeline_has(two):
     [
         {"scale": -0.5},
         {"blocks": {"up.1": 0.2, "down.0": 2}},
-        {"layers": {"unet": {"cross-attention": 0, "up": {"block_1": {"resnets_0": 0}}}}},
+        {"parts": {"cross-attention": 0, "up.1.resnets_0": 0}},
         {"on": False},
+        {"rank": 2},
     ],
 )
 def test_pictures_are_those_of_ordinary_calls_afterwards(two, settings, change):
@@ -200,12 +204,59 @@ def test_scales_of_a_text_encoder_are_obeyed(pipe):
         assert max(differences(result.images, ordinary(pipe, settings))) <= 1
 
 
+def test_a_rank_is_cut_and_put_back_exactly(two, settings):
+    generator = StudioGenerator(two)
+    weights = [layer.lora_B["ink"].weight.clone() for layer in lora_layers(two)["unet"].values()]
+    generator.generate(settings.with_adapter("ink", rank=1), preview=True)
+    small = np.linalg.matrix_rank(
+        next(iter(lora_layers(two)["unet"].values())).lora_B["ink"].weight.detach().flatten(1)
+    )
+    shares = []
+    for rank in (1, 4):
+        generator.apply(settings.with_adapter("ink", rank=rank))
+        shares.append(generator.ranks.energy["ink"])
+    assert small == 1 and 0 < shares[0] < shares[1] < 1
+    generator.generate(
+        settings.with_adapter("ink", rank=generator.ranks.largest("ink")), preview=True
+    )
+    assert all(
+        (layer.lora_B["ink"].weight == before).all()
+        for layer, before in zip(lora_layers(two)["unet"].values(), weights, strict=True)
+    )
+
+
+def test_a_blend_stands_for_its_adapters_until_it_is_undone(two, settings):
+    generator = StudioGenerator(two)
+    blended = generator.generate(settings.with_(blend_method="ties").with_adapter("ink", scale=0.5))
+    assert active_adapters(two) == [BLEND] and scales_of(two)[BLEND]
+    assert max(differences(blended.images, ordinary(two, settings))) <= 1
+    lb.remove_adapter(two, BLEND)
+    lb.blend(two, {"creatures": 1, "ink": 0.5}, method="ties", new_name="mine")
+    assert max(differences(blended.images, ordinary(two, settings))) <= 1
+    lb.remove_adapter(two, "mine")
+    generator.generate(settings.with_(blend_method="cat"), preview=True)
+    assert adapter_names(two) == active_adapters(two) == ["creatures", "ink"]
+
+
+def test_closing_takes_blends_and_ranks_back(two, settings):
+    before, generator = lora_layers(two)["unet"], StudioGenerator(two)
+    weights = {name: layer.lora_A["ink"].weight.clone() for name, layer in before.items()}
+    generator.generate(settings.with_(blend_method="svd").with_adapter("ink", rank=1), preview=True)
+    generator.close()
+    assert adapter_names(two) == ["creatures", "ink"] == active_adapters(two)
+    assert all(
+        (layer.lora_A["ink"].weight == weights[name]).all()
+        for name, layer in lora_layers(two)["unet"].items()
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (lambda s: s.with_adapter("inc"), "no adapter 'inc'"),
         (lambda s: s.with_adapter("ink", blocks={"up.7": 0}), "no 'block_7'"),
         (lambda s: s.with_(scheduler="eula"), "unknown scheduler 'eula'"),
+        (lambda s: s.with_(blend_method="tie"), "unknown method 'tie'"),
         (
             lambda s: s.with_adapter("ink", blocks={"text_encoder_2": 0}),
             "'text_encoder_2' is no component",
@@ -284,13 +335,25 @@ def test_nothing_of_the_base_is_held_twice_once_a_picture_is_there(two, settings
         return {
             value.data_ptr(): value.nbytes
             for value in gc.get_objects()
-            if type(value) in (torch.Tensor, torch.nn.Parameter) and value.shape in shapes
+            if issubclass(type(value), torch.Tensor) and value.shape in shapes
         }
 
     before, generator = held(), StudioGenerator(two)
-    generator.generate(settings.with_adapter("ink", scale=0.5))
+    generator.generate(settings.with_adapter("ink", rank=2))
     after = held()
     more = sum(after[place] for place in after.keys() - before)
     assert not generator._room and more < 0.01 * sum(
         value.nbytes for value in two.unet.parameters()
     )
+
+
+def test_ranks_are_known_without_waiting_after_the_first_time(two, settings):
+    generator = StudioGenerator(two)
+    first = generator.ranks.largest("ink")
+    generator.generate(settings.with_adapter("ink", rank=2), preview=True)
+    found = []
+    with lock_of(two):
+        other = threading.Thread(target=lambda: found.append(generator.ranks.largest("ink")))
+        other.start()
+        other.join(10)
+    assert found == [first]
