@@ -109,9 +109,15 @@ def load_adapter(
     source: object,
     name: str | None = None,
     *,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | None = None,
+    local_files_only: bool = False,
+    allow_pickle: bool = False,
     components: Iterable[str] | None = None,
     hotswap_rank: int | None = None,
-    **find,
 ) -> LoadReport:
     """Load an adapter onto a pipeline, at scale 1, beside those that are there.
 
@@ -125,13 +131,13 @@ def load_adapter(
         source: A file, a folder (PEFT's too), a bundled name ("creatures"), a Hub id, an https
             address, a TrainingRun, or weights by key.
         name: The adapter's name; None takes the file's or folder's, with dots replaced.
+        weight_name, subfolder, revision, token, cache_dir, local_files_only: As in
+            `from_pretrained`; for an address the token is its site's.
+        allow_pickle: Read an old .bin, .pt or .ckpt with `torch.load(weights_only=True)`.
         components: Which of "unet", "transformer", "text_encoder", "text_encoder_2" to take; None
             takes all the file has.
         hotswap_rank: The largest rank that `swap_adapter` will bring; prepares a model to be
             compiled once.
-        **find: weight_name, subfolder, revision, token, cache_dir, local_files_only, as in
-            `from_pretrained` (for an address the token is its site's), and allow_pickle, which
-            reads an old .bin, .pt or .ckpt with `torch.load(weights_only=True)`.
 
     Returns:
         A LoadReport, which shows itself.
@@ -141,7 +147,17 @@ def load_adapter(
         ValueError: For a pickle file, a damaged one, weights that are not finite, a name in use, or
             an adapter made for another architecture. The pipeline is then as before.
     """
-    adapter_source = read_for(pipe, source, **find)
+    adapter_source = read_for(
+        pipe,
+        source,
+        weight_name=weight_name,
+        subfolder=subfolder,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        allow_pickle=allow_pickle,
+    )
     if name is not None and not isinstance(name, str):
         raise ValueError(f"an adapter's name is a text, not {name!r:.80}")
     name = module_name(name or adapter_source.name)
