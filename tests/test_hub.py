@@ -83,8 +83,9 @@ def test_what_was_pushed_comes_back_and_loads(tmp_path):
             text=True,
         )
     assert not done.stderr
-    url, report = done.stdout.splitlines()
-    assert url == f"{hub.url}/{OWNER}/mine" and report.startswith("adapter 'mine': format")
+    url, name, form, *_ = done.stdout.splitlines()
+    assert url == f"{hub.url}/{OWNER}/mine"
+    assert name.split() == ["adapter", "mine"] and form.split()[0] == "format"
     assert hub.repos["someone/mine"][WEIGHT_NAME] == CREATURES.read_bytes()
 
 
