@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from lorabook.blocks import block_map, block_of, kind_of, place_of
-from lorabook.live.inject import adapter_of, source_of, write_weights
+from lorabook.live.inject import adapter_of, write_weights
 from lorabook.live.layers import (
     active_adapters,
     adapter_names,
@@ -167,8 +167,7 @@ class Ranks:
         weights = match_layers(self.pipe, adapter, f"adapter {name!r}")
         scalings = [layer.scaling[name] for layer in flat(layers_of(self.pipe, name))]
         padded = isinstance(scalings[0], Tensor)  # prepared for swapping under torch.compile
-        source = source_of(self.pipe, name)
-        write_weights(self.pipe, name, weights, adapter, padded=padded, source=source)
+        write_weights(self.pipe, name, weights, adapter, padded=padded)
         self._ranks[name] = rank
 
     def forget(self, name: str) -> None:

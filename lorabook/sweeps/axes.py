@@ -146,8 +146,7 @@ class FactorAxis(Axis):
         if not adapter_names(self.pipe):
             raise ValueError(
                 f"{self.place}: {self.name!r:.60} cannot vary, since the pipeline has no adapter; "
-                "load_adapter(pipe, …) loads one. Without, what can vary is: "
-                "prompt, negative_prompt, seed, guidance_scale, num_inference_steps, scheduler"
+                f"load_adapter(pipe, …) loads one. Without, what can vary is: {_OF_CALLS}"
             )
 
     def apply(self, cell: Cell, value: float) -> Cell:
@@ -248,6 +247,7 @@ KINDS = {
     "method": MethodAxis,
     "scale": FactorAxis,
 }  # and, by an adapter's name, ScaleAxis and RatioAxis
+_OF_CALLS = ", ".join(list(KINDS)[: list(KINDS).index("adapter")])
 
 
 def check_seed(value: object, what: str) -> None:

@@ -35,6 +35,8 @@ from lorabook.sweeps.cells import SWEEP_ADAPTER, Cell, LayerScales, Present
 from lorabook.upstream import execution_device, without_progress_bar
 
 AT_ONCE = 8 * 64 * 64  # places of latents in the first pass: eight images of 512 pixels
+# What each image of a pass has of its own, and what is set on the pipeline before one.
+_OWN, _ON_PIPELINE = {"prompt", "negative_prompt", "seed"}, {"scheduler"}
 # Arguments that hold for a batch as for an image; others are left to ordinary calls.
 _SHARED = {"height", "width", "eta", "guidance_rescale", "cross_attention_kwargs", "clip_skip"}
 
@@ -104,8 +106,7 @@ class Passes:
         activate(pipe, active, layers)
         if not self.can_batch:
             return [self._generate_alone(cells[0], scales[0], layers)]
-        shared = {key: cells[0].call[key] for key in ("num_inference_steps", "guidance_scale")}
-        call = shared | self.call
+        call = _arguments(cells[0]) | self.call
         embeddings = self._embeddings(cells, scales, layers, call)
         _write_sample_scales(pipe, layers["unet"], scales, 2 if is_guided(pipe, call) else 1)
         call.pop("clip_skip", None)
@@ -117,13 +118,12 @@ class Passes:
     def _generate_alone(self, cell: Cell, scales: Mapping, layers: LoraLayers) -> Image.Image:
         """The image of a cell by an ordinary call of any pipeline."""
         _write_scales(layers, scales)
-        call = {**cell.call, **self.call}
-        seed, prompts = call.pop("seed"), (call.pop("prompt"), call.pop("negative_prompt", None))
-        call.pop("scheduler", None)
+        call = _arguments(cell) | self.call
+        prompts = cell.call["prompt"], cell.call.get("negative_prompt")
         call |= prompt_arguments(self.pipe, *prompts, call)
         if "callback_on_step_end" in inspect.signature(type(self.pipe).__call__).parameters:
             call.setdefault("callback_on_step_end", self._counting(1))
-        return generate_image(self.pipe, seed=seed, **call)
+        return generate_image(self.pipe, seed=cell.call["seed"], **call)
 
     def _counting(self, count: int) -> Callable:
         """A callback that counts each step of so many images."""
@@ -162,16 +162,20 @@ class Passes:
 
     def _group_of(self, cell: Cell) -> Hashable:
         """What the cells of one pass have in common."""
-        same = ("guidance_scale", "num_inference_steps", "scheduler")
         prompts = cell.call["prompt"], cell.call["negative_prompt"]
         return (
-            *(cell.call.get(key) for key in same),
+            repr({key: value for key, value in cell.call.items() if key not in _OWN}),
             chunks_of(self.pipe, *prompts, cell.call | self.call),
             None if cell.source is None else id(cell.source),
             cell.method,
             repr(self.present.weights(cell)),
             repr(self.present.schedule_in(cell)),
         )
+
+
+def _arguments(cell: Cell) -> dict[str, object]:
+    """The arguments of the pipeline's call that all cells of a pass have in common."""
+    return {key: value for key, value in cell.call.items() if key not in _OWN | _ON_PIPELINE}
 
 
 def _write_scales(layers: LoraLayers, scales: Mapping[str, LayerScales]) -> None:

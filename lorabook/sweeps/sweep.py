@@ -180,6 +180,9 @@ def _check_call(pipe: DiffusionPipeline, call: Mapping, axes: Sequence[str]) -> 
         raise ValueError(
             "latents are the noise, which the axis 'seed' varies; leave one of them out"
         )
+    if twice := call.keys() & set(axes):
+        name = min(twice)
+        raise ValueError(f"{name}={call[name]!r:.60} is what an axis varies; leave it out")
     check_call(pipe, call, "sweep", OTHER_PROMPTS)
 
 

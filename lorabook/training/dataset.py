@@ -216,8 +216,9 @@ class EncodedImages:
             moments = self.family.encode_images(torch.stack(pixels))
             return (moments.unflatten(0, (len(rows), len(flips))),)
 
-        scaling = vae.config.scaling_factor
-        key = fingerprint("moments", images_hash(images), vae, scaling, vars(transform))
+        kind, config = type(self.family).__name__, vae.config  # each family scales in its own way
+        scaling = config.scaling_factor, config.get("shift_factor")
+        key = fingerprint("moments", images_hash(images), vae, kind, scaling, vars(transform))
         size = max(1, min(32, PIXELS_AT_ONCE // transform.resolution**2 // len(flips)))
         return encode_once("images", images, encode, folder / f"{key}.arrow", size)[0]
 
@@ -233,7 +234,8 @@ class EncodedImages:
         def encode(rows: list[int]) -> tuple[Tensor, ...]:
             return self.family.encode_prompts([self.texts[row] for row in rows])
 
-        key = fingerprint("prompts", self.texts, *encoders, masks, tokens)
+        kind = type(self.family).__name__
+        key = fingerprint("prompts", kind, self.texts, *encoders, masks, tokens)
         texts = datasets.Dataset.from_dict({"text": self.texts})
         return encode_once("prompts", texts, encode, folder / f"{key}.arrow", PROMPTS_AT_ONCE)
 

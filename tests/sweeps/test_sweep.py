@@ -11,6 +11,7 @@ from peft import LoraConfig
 import lorabook as lb
 from adapter_files import ALL, WRITERS, add_random, plain
 from conftest import quick_config, tiny_sdxl
+from lorabook.sweeps.axes import KINDS, GuidanceAxis
 
 QUICK = dict(num_inference_steps=2)
 
@@ -83,6 +84,23 @@ def test_prompts_guidance_and_steps_can_vary(pipe):
     ]
     steps = lb.sweep(pipe, "a red cat", columns={"num_inference_steps": [1, 3]})
     assert not np.array_equal(*steps.images[0])
+
+
+def test_an_argument_of_the_call_varies_by_an_entry_in_kinds(pipe, monkeypatch):
+    monkeypatch.setitem(KINDS, "guidance_rescale", GuidanceAxis)
+    seen, values = count_passes(pipe), [0.0, 0.7]
+    grid = lb.sweep(
+        pipe,
+        "a red cat",
+        columns={"guidance_rescale": values},
+        rows={"seed": [1, 2]},
+        guidance_scale=4.0,
+        **QUICK,
+    )
+    assert seen == [4] * 4  # two seeds, with and without the prompt, in two passes of two steps
+    for seed, row in zip((1, 2), grid.images, strict=True):
+        for value, image in zip(values, row, strict=True):
+            assert apart(image, plainly(pipe, "a red cat", seed, guidance_rescale=value)) <= 1
 
 
 def test_six_scales_are_drawn_in_one_pass_and_equal_six_calls(pipe):
@@ -513,6 +531,12 @@ def test_an_axis_that_does_not_fit_the_adapters_is_one_sentence(pipe, columns, r
 def test_an_axis_is_a_dictionary_with_one_entry(pipe, columns):
     with pytest.raises(ValueError, match="one entry|no name"):
         lb.sweep(pipe, "a red cat", columns=columns)
+
+
+def test_what_an_axis_varies_is_not_given_beside_it(pipe, monkeypatch):
+    monkeypatch.setitem(KINDS, "guidance_rescale", GuidanceAxis)
+    with pytest.raises(ValueError, match="^guidance_rescale=0.9 is what an axis varies; leave"):
+        lb.sweep(pipe, "a cat", columns={"guidance_rescale": [0, 0.7]}, guidance_rescale=0.9)
 
 
 def test_a_prompt_is_needed(pipe):
