@@ -235,3 +235,9 @@ def test_the_bundled_adapters_are_found():
 def test_no_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere to look for adapters in"):
         find_adapters(tmp_path / "nowhere")
+
+
+def test_scripts_of_0_5_find_the_parser_by_its_old_name():
+    from lorabook.adapters.prompts import parse_prompt as by_its_old_name
+
+    assert by_its_old_name is parse_prompt
