@@ -75,8 +75,13 @@ def scheduler_named(name: str) -> tuple[type, dict]:
 
 
 def scheduler_like(config: Mapping, name: str):
-    """A scheduler by name, for a model whose own scheduler has this config."""
+    """A scheduler by name, for a model whose own scheduler has this config.
+
+    DDIM, DDPM and LCM clip to ±1 where a config does not say; latents are not clipped.
+    """
     scheduler, options = scheduler_named(name)
+    if "clip_sample" in inspect.signature(scheduler.__init__).parameters:
+        options.setdefault("clip_sample", config.get("clip_sample", False))
     return scheduler.from_config(config, **options)
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from diffusers import (
     AutoPipelineForText2Image,
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     LMSDiscreteScheduler,
@@ -95,6 +96,19 @@ def test_a_scheduler_by_a1111s_name(name, kind, options):
     )
     assert {option: made.config[option] for option in options} == options
     assert usual_name(scheduler_name(made)) == scheduler_name(made)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DDPM", "LCM"])
+def test_a_scheduler_clips_no_latents_unless_the_model_says_so(name):
+    config = dict(DPMSolverMultistepScheduler().config)
+    assert not scheduler_like(config, name).config.clip_sample
+    assert scheduler_like(config | {"clip_sample": True}, name).config.clip_sample
+    assert not scheduler_like(config | {"clip_sample": False}, name).config.clip_sample
+
+
+def test_upstream_still_clips_where_a_config_does_not_say():
+    """Else `scheduler_like` needs no default of its own."""
+    assert DDIMScheduler.from_config(DPMSolverMultistepScheduler().config).config.clip_sample
 
 
 @pytest.mark.parametrize(

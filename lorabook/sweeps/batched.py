@@ -145,7 +145,8 @@ class Passes:
                 for name, named in adapters.items()
             }
             prompts = cell.call["prompt"], cell.call.get("negative_prompt")
-            key = *prompts, repr(text_scales), is_guided(self.pipe, call)
+            is_guided_call = is_guided(self.pipe, call)
+            key = *prompts, repr(text_scales), is_guided_call, self._adapters_of(cell)
             if key not in self.encoded:
                 _write_scales(layers, text_scales)
                 self.encoded[key] = prompt_arguments(self.pipe, *prompts, call)
@@ -166,11 +167,14 @@ class Passes:
         return (
             repr({key: value for key, value in cell.call.items() if key not in _OWN}),
             chunks_of(self.pipe, *prompts, cell.call | self.call),
-            None if cell.source is None else id(cell.source),
-            cell.method,
-            repr(self.present.weights(cell)),
+            self._adapters_of(cell),
             repr(self.present.schedule_in(cell)),
         )
+
+    def _adapters_of(self, cell: Cell) -> Hashable:
+        """Which adapters a cell puts on the pipeline; those of two cells may share a name."""
+        source = None if cell.source is None else id(cell.source)
+        return source, cell.method, repr(self.present.weights(cell))
 
 
 def _arguments(cell: Cell) -> dict[str, object]:

@@ -237,6 +237,15 @@ def test_adapters_one_at_a_time_on_the_pipeline_and_from_files(pipe):
     assert apart(grid.images[0][2], plainly(pipe, "a red cat", 0)) <= 1
 
 
+def test_adapters_from_files_each_have_their_own_text_encoder(pipe):
+    names = ["patch_cat", "patch_cat_no_prior"]
+    grid = lb.sweep(pipe, "a drawing of sks cat", columns={"adapter": names}, **QUICK)
+    for name, image in zip(names, grid.images[0], strict=True):
+        lb.load_adapter(pipe, name)
+        assert apart(image, plainly(pipe, "a drawing of sks cat", 0)) <= 1
+        lb.unload_adapters(pipe)
+
+
 def test_the_checkpoints_of_a_run(pipe, tmp_path):
     run = lb.train_text_to_image(
         quick_config(output_dir=str(tmp_path / "run"), checkpointing_steps=2)
