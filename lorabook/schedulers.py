@@ -74,14 +74,20 @@ def scheduler_named(name: str) -> tuple[type, dict]:
     return scheduler, {option: value for option, value in all_options.items() if option in takes}
 
 
-def scheduler_like(config: Mapping, name: str):
-    """A scheduler by name, for a model whose own scheduler has this config.
+def scheduler_options(config: Mapping, name: str) -> tuple[type, dict]:
+    """`scheduler_named` for a model whose own scheduler has this config.
 
     DDIM, DDPM and LCM clip to ±1 where a config does not say; latents are not clipped.
     """
     scheduler, options = scheduler_named(name)
     if "clip_sample" in inspect.signature(scheduler.__init__).parameters:
         options.setdefault("clip_sample", config.get("clip_sample", False))
+    return scheduler, options
+
+
+def scheduler_like(config: Mapping, name: str):
+    """A scheduler by name, for a model whose own scheduler has this config."""
+    scheduler, options = scheduler_options(config, name)
     return scheduler.from_config(config, **options)
 
 

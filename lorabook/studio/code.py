@@ -19,7 +19,7 @@ from lorabook.live.layers import layers_of, models_of
 from lorabook.live.presets import to_block_weights
 from lorabook.live.scales import layer_scales
 from lorabook.pipelines import find_model
-from lorabook.schedulers import scheduler_name, scheduler_named, usual_name
+from lorabook.schedulers import scheduler_name, scheduler_named, scheduler_options, usual_name
 from lorabook.studio.generate import read_prompts, side_of, size_of
 from lorabook.studio.settings import StudioSettings
 from lorabook.worlds import DATA, bundled
@@ -94,7 +94,9 @@ def _diffusers_code(settings: StudioSettings, pipe: DiffusionPipeline) -> str:
     half = f", torch_dtype={dtype}" if str(dtype) != "torch.float32" else ""
     device = f".to({pipe.device.type!r})" if pipe.device.type != "cpu" else ""
     model = f"AutoPipelineForText2Image.from_pretrained({find_model(_model(pipe))!r}{half}){device}"
-    kind, options = scheduler_named(settings.scheduler) if settings.scheduler else (None, {})
+    kind, options = None, {}
+    if settings.scheduler:
+        kind, options = scheduler_options(pipe.scheduler.config, settings.scheduler)
     names = f"AutoPipelineForText2Image, {kind.__name__}" if kind else "AutoPipelineForText2Image"
     lines = ["import torch", f"from diffusers import {names}", "", f"pipe = {model}"]
     if kind:
